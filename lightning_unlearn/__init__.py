@@ -1,0 +1,1 @@
+"""Targeted unlearning for control agents."""

@@ -1,0 +1,1 @@
+"""Where data is born: environments, stepped E at a time."""

@@ -1,0 +1,82 @@
+"""The contract between environments that compute in numpy and the TorchRL environment over them.
+
+Shapes: E environments, O observation size, A action size.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+
+
+@dataclass(slots=True)
+class Step:
+    """What one step of E environments returns; the arrays belong to the caller."""
+
+    observation: np.ndarray
+    """Observation after the step and before any reset. Shape: (E, O), float64."""
+    reward: np.ndarray
+    """Shape: (E,), float64."""
+    costs: dict[str, np.ndarray]
+    """Every `cost_*` the task reports, `cost_sum` always among them. Shape of each: (E,), float64."""
+    terminated: np.ndarray
+    """The task itself ended the episode. Shape: (E,), bool."""
+    truncated: np.ndarray
+    """The time limit, or a failed simulator, cut the episode. Shape: (E,), bool."""
+    failed: np.ndarray
+    """The simulator failed or left a non-finite state: truncated without bootstrap. Shape: (E,), bool."""
+    goal_met: np.ndarray
+    """The task's goal was reached in this step. Shape: (E,), bool."""
+
+
+@dataclass(frozen=True, slots=True)
+class TopView:
+    """Positions of what a map of the scene shows, in the task's own plane."""
+
+    positions: dict[str, np.ndarray] = field(default_factory=dict)
+    """Kind ("agent", "goal", "hazards", ...) → xy of each object of it. Shape of each: (E, n, 2), float64."""
+    radii: dict[str, float] = field(default_factory=dict)
+    """Kind → radius in metres, for those that are drawn as discs."""
+
+
+class Simulator(Protocol):
+    """E independent copies of one task. It never resets an environment by itself."""
+
+    env_id: str
+    num_envs: int
+    observation_size: int
+    observation_layout: Mapping[str, slice]
+    """Name of each part of the observation ("hazards_lidar", ...) → its slice."""
+    action_low: np.ndarray
+    """Shape: (A,), float64."""
+    action_high: np.ndarray
+    """Shape: (A,), float64."""
+    cost_keys: tuple[str, ...]
+    """Names in `Step.costs`, in a fixed order; `cost_sum` is the step's cost."""
+    max_episode_steps: int
+
+    def reset(self, mask: np.ndarray | None = None, seeds: Sequence[int] | None = None) -> np.ndarray:
+        """Reset the environments of `mask` (all without one) and return every current observation.
+
+        Args:
+            mask: Which environments to reset. Shape: (E,), bool.
+            seeds: One seed per environment, used for those that are reset; without it each
+                environment goes on with its own random stream.
+
+        Returns:
+            Observations, a fresh array. Shape: (E, O), float64.
+        """
+        ...
+
+    def step(self, actions: np.ndarray) -> Step:
+        """Advance every environment by one action. Shape: (E, A); clipped to the bounds."""
+        ...
+
+    def top_view(self) -> TopView:
+        """Where things are now."""
+        ...
+
+    def close(self) -> None:
+        """Release worker threads and memory."""
+        ...
