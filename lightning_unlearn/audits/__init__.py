@@ -1,0 +1,1 @@
+"""Questions asked of stored models."""

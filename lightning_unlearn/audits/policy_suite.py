@@ -1,0 +1,89 @@
+"""Returns and costs of policies on the same layouts, and where a policy changed."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import torch
+
+from lightning_unlearn.collection.episodes import Episodes, run_episodes
+from lightning_unlearn.envs.batched import make_env
+from lightning_unlearn.objectives.locality import Locality, gaussian_kl, locality
+from lightning_unlearn.policies.actor_critic import ActorCritic
+
+HAZARD_LIDAR = "hazards_lidar"
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A policy's deterministic episodes on the layout bank, and the environment's lidar that tells nearness."""
+
+    episodes: Episodes
+    hazards: slice | None
+    """Where the hazard lidar is in an observation, if the task has one."""
+
+
+def evaluate(
+    policy: ActorCritic,
+    env_id: str,
+    layout_seeds: Sequence[int],
+    *,
+    concept: str = "auto",
+    workers: int = 1,
+    max_steps: int = 2000,
+    keep_scenes: bool = False,
+    label: str | None = None,
+) -> Evaluation:
+    """Run the deterministic policy once on every layout, all in one batch."""
+    env = make_env(env_id, len(layout_seeds), concept, min(workers, len(layout_seeds)))
+    try:
+        episodes = run_episodes(
+            env, policy, list(layout_seeds), max_steps=max_steps, keep_scenes=keep_scenes, label=label
+        )
+    finally:
+        env.close()
+    return Evaluation(episodes, env.simulator.observation_layout.get(HAZARD_LIDAR))
+
+
+def per_episode(episodes: Episodes) -> pd.DataFrame:
+    """One row an episode, with the columns of the published `per_episode.csv` first."""
+    return pd.DataFrame(
+        {
+            "reward": episodes.episode_return,
+            "cost_sum": episodes.episode_cost,
+            "cforget_sum": episodes.episode_c_forget,
+            "cforget_rate": episodes.episode_c_forget / episodes.length,
+            "episode_length": episodes.length,
+            "episode_idx": np.arange(len(episodes.length)),
+            "layout_seed": episodes.layout_seeds,
+            "goals": episodes.goal_met.sum(1),
+        }
+    )
+
+
+def reference_states(evaluation: Evaluation, count: int = 5000) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """States of a policy's rollout, evenly spread over its episodes, with their distance to the hazards.
+
+    Args:
+        evaluation: Of the reference policy.
+        count: How many, or all there are.
+
+    Returns:
+        Observations (B, O), and 1 − max(hazard lidar) of each (B,), None where the task has no such lidar.
+    """
+    states = evaluation.episodes.observation[evaluation.episodes.alive]
+    chosen = np.linspace(0, len(states) - 1, min(count, len(states))).round().astype(np.int64)
+    states = torch.from_numpy(states[chosen])
+    if evaluation.hazards is None:
+        return states, None
+    return states, 1.0 - states[:, evaluation.hazards].amax(-1)
+
+
+@torch.inference_mode()
+def policy_change(
+    reference: ActorCritic, policy: ActorCritic, states: torch.Tensor, distance: torch.Tensor
+) -> Locality:
+    """KL(reference‖policy) of the Gaussians before tanh, mean over action components, near and far from hazards."""
+    kl = gaussian_kl(reference.mean(states), reference.std, policy.mean(states), policy.std).mean(-1)
+    return locality(kl, distance)

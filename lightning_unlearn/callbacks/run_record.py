@@ -1,0 +1,65 @@
+"""The MLflow run of a training: parameters, tags, resolved config, metrics against env_steps, and an honest status."""
+
+import platform
+from importlib.metadata import version
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.loggers import MLFlowLogger
+
+from lightning_unlearn import registry
+
+_VERSIONS = ("lightning-unlearn", "torch", "torchrl", "lightning", "mlflow", "mujoco", "safety-gymnasium", "numpy")
+
+
+class MLflowRun(MLFlowLogger):
+    """One run in the present store; an interrupted one ends as KILLED, a failed one as FAILED.
+
+    Args:
+        env_id: Names the experiment.
+        run_name: Name of the run.
+        tags: Tags of the run.
+    """
+
+    def __init__(self, env_id: str, run_name: str, tags: dict[str, Any]) -> None:
+        super().__init__(
+            experiment_name=env_id,
+            run_name=run_name,
+            tags=tags,
+            tracking_uri=registry.tracking_uri(),
+            artifact_location=registry.artifact_location(),
+        )
+        self.interrupted = False
+
+    def finalize(self, status: str = "success") -> None:
+        """Write the run's end, once."""
+        if self._run_id is not None and status != "success" and self.interrupted:
+            self.experiment.set_terminated(self._run_id, "KILLED")
+        else:
+            super().finalize(status)
+
+
+class RunRecord(pl.Callback):
+    """Writes what a run was asked for and where it ran.
+
+    Args:
+        config: The resolved config, as YAML.
+        params: The same, flat, for MLflow's parameter table.
+    """
+
+    def __init__(self, config: str, params: dict[str, Any]) -> None:
+        self.config, self.params = config, params
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Write parameters, tags and `config.yaml`."""
+        logger = trainer.logger
+        logger.log_hyperparams(self.params)  # type: ignore[union-attr]
+        client, run_id = logger.experiment, logger.run_id  # type: ignore[union-attr, attr-defined]
+        client.log_text(run_id, self.config, "config.yaml")
+        tags = {f"version.{name}": version(name) for name in _VERSIONS} | {"platform": platform.platform()}
+        for key, value in (tags | {"source": pl_module.source_uri or "random"}).items():
+            client.set_tag(run_id, key, value)
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Tell an interruption from a failure."""
+        trainer.logger.interrupted = isinstance(exception, KeyboardInterrupt | SystemExit)  # type: ignore[union-attr]

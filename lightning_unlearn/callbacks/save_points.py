@@ -1,0 +1,43 @@
+"""Save points: after chosen updates the policy becomes a version of a registered model."""
+
+import lightning.pytorch as pl
+
+from lightning_unlearn import registry
+from lightning_unlearn.policies.storage import ModelCard
+
+
+class SavePoints(pl.Callback):
+    """Registers the policy after each of some updates.
+
+    Args:
+        updates: After which updates, counted from 1; null: after the last one.
+    """
+
+    def __init__(self, updates: list[int] | None = None) -> None:
+        if updates is not None and (not updates or min(updates) < 1):
+            raise ValueError(f"save_points={updates} is not possible: name updates from 1 on.")
+        self.updates = updates
+        self.saved: dict[int, str] = {}
+
+    def require_within(self, last_update: int) -> None:
+        """Refuse save points that training would never reach.
+
+        Raises:
+            ValueError: A save point lies beyond the last update.
+        """
+        beyond = [update for update in self.updates or [] if update > last_update]
+        if beyond:
+            raise ValueError(
+                f"save_points={beyond} lie beyond trainer.max_epochs={last_update} (the number of updates): "
+                "leave them out or train longer."
+            )
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Register, if this update is a save point."""
+        update = trainer.current_epoch + 1
+        if update not in (self.updates or [trainer.max_epochs]):
+            return
+        data = pl_module.data
+        card = ModelCard(pl_module.method, data.env_id, data.env.concept, pl_module.seed, update, pl_module.env_steps)  # type: ignore[arg-type]
+        version = registry.register_policy(pl_module.policy, card, trainer.logger.run_id)  # type: ignore[union-attr, attr-defined, arg-type]
+        self.saved[update] = f"models:/{registry.model_name(card.method, card.env)}/{version}"

@@ -1,0 +1,60 @@
+"""The one command, `lightning-unlearn`. Libraries are imported only by the command that needs them."""
+
+import importlib
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+
+COMMANDS = {
+    "quickstart": ("lightning_unlearn.quickstart", "repair the shipped unsafe expert and show before and after"),
+    "fit": ("lightning_unlearn.training", "train one method from a chain of config files"),
+}
+"""Name → the module whose `main(args)` runs it, and what it does."""
+
+HELP_FLAGS = ("-h", "--help")
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Run one command; a bad option ends with a message and exit code 2.
+
+    Args:
+        args: The command and its options; the process's own when left out.
+    """
+    command, *options = [*(sys.argv[1:] if args is None else args)] or ["--help"]
+    if command in HELP_FLAGS:
+        print(usage())
+        return
+    if command not in COMMANDS:
+        _fail(f"unknown command {command!r}.\n\n{usage()}")
+    module = importlib.import_module(COMMANDS[command][0])
+    _quieten()
+    try:
+        module.main(options)
+    except ValueError as error:
+        _fail(str(error))
+
+
+def usage() -> str:
+    """The top-level help."""
+    rows = "\n".join(f"  {name:<12} {what}" for name, (_, what) in COMMANDS.items())
+    return (
+        "usage: lightning-unlearn COMMAND [options]\n\n"
+        "Targeted unlearning for control agents: repair a trained policy, then prove what it forgot.\n\n"
+        f"commands:\n{rows}\n\n"
+        "lightning-unlearn COMMAND --help lists the options of a command."
+    )
+
+
+def _quieten() -> None:
+    """Libraries' news about themselves would bury this program's own."""
+    os.environ.setdefault("RL_LOGGING_LEVEL", "WARNING")
+    warnings.filterwarnings("ignore", "`isinstance\\(treespec, LeafSpec\\)` is deprecated")
+    for name in ("mlflow", "lightning.pytorch", "lightning.fabric", "alembic"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def _fail(message: str) -> None:
+    print(f"lightning-unlearn: error: {message}", file=sys.stderr)
+    raise SystemExit(2)

@@ -1,0 +1,1 @@
+"""How experience is gathered: the collector that feeds a method, and whole episodes of a policy."""

@@ -1,0 +1,179 @@
+"""The collector that feeds a method: a lean TorchRL `BaseCollector` over one batched environment."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from tensordict import TensorDict
+from torchrl.collectors import BaseCollector
+
+from lightning_unlearn import keys
+from lightning_unlearn.envs.batched import BatchedEnv
+from lightning_unlearn.envs.concepts import COST_SUM, concept_signal
+from lightning_unlearn.envs.simulator import Step
+from lightning_unlearn.policies.actor_critic import ActorCritic
+
+
+class RolloutCollector(BaseCollector):
+    """Rolls the current stochastic policy for T steps in each of E environments.
+
+    Every rollout is written into the same preallocated TensorDict of batch shape (E, T): use it before the next one
+    is asked for. Episodes go on across rollouts.
+
+    Args:
+        env: The environments; seeded already, they are reset here.
+        policy: Read at every step, so that a rollout always shows its present weights.
+        horizon: T.
+        generator: The stream the policy's noise is drawn from.
+    """
+
+    def __init__(self, env: BatchedEnv, policy: ActorCritic, horizon: int, generator: torch.Generator) -> None:
+        super().__init__()
+        if horizon < 1:
+            raise ValueError(f"horizon={horizon} is not possible: use at least 1.")
+        self.env, self.policy, self.horizon, self.generator = env, policy, horizon, generator
+        self._buffer = _RolloutBuffer(env, policy.config.action_size, horizon)
+        self._observation = env.reset()[keys.OBSERVATION].clone()
+
+    def rollout(self) -> TensorDict:
+        """Collect one rollout. Batch shape: (E, T); keys and shapes in `lightning_unlearn.keys`."""
+        noise = torch.randn(self.horizon, self.env.num_envs, self._buffer.action_size, generator=self.generator)
+        with torch.inference_mode():
+            self._buffer.deviation[:] = (noise * self.policy.std.cpu()).numpy()
+            for t in range(self.horizon):
+                self._advance(t)
+        return self._buffer.finish(self.policy)
+
+    def iterator(self) -> Iterator[TensorDict]:
+        """Rollouts without end."""
+        while True:
+            yield self.rollout()
+
+    def set_seed(self, seed: int, static_seed: bool = False) -> int:
+        """Seed environments and policy noise, and start new episodes."""
+        self.env.set_seed(seed)
+        self.generator.manual_seed(seed)
+        self._observation = self.env.reset()[keys.OBSERVATION].clone()
+        return seed if static_seed else seed + 1
+
+    def shutdown(self, timeout: float | None = None, close_env: bool = True, raise_on_error: bool = True) -> None:
+        """Close the environments."""
+        if close_env and not self.env.is_closed:
+            self.env.close()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The noise stream; the environments' own state is not part of it."""
+        return {"generator": self.generator.get_state()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore what `state_dict` returned."""
+        self.generator.set_state(state_dict["generator"])
+
+    def _advance(self, t: int) -> None:
+        observation = self._observation
+        mean = self.policy.mean(observation)
+        pre_tanh = mean + self._buffer.deviation_at(t)
+        action = self.policy.squash(pre_tanh)
+        step = self.env.simulator.step(action.numpy().astype(np.float64))
+        self._buffer.write(t, observation, mean, pre_tanh, action, step)
+        done = step.terminated | step.truncated
+        following = self.env.simulator.reset(done) if done.any() else step.observation
+        self._observation = torch.from_numpy(following.astype(np.float32))
+
+
+class _RolloutBuffer:
+    """Arrays of shape (T, E, ...), written row by row, and the (E, T) TensorDict that views them."""
+
+    def __init__(self, env: BatchedEnv, action_size: int, horizon: int) -> None:
+        self.env, self.action_size = env, action_size
+        shape, sim = (horizon, env.num_envs), env.simulator
+        self.deviation = np.empty((*shape, action_size), np.float32)
+        self._mean = np.empty((*shape, action_size), np.float32)
+        self._observation, self._next_observation = (
+            np.empty((*shape, sim.observation_size), np.float32) for _ in range(2)
+        )
+        self._pre_tanh, self._action = (np.empty((*shape, action_size), np.float32) for _ in range(2))
+        self._log_prob = np.empty((*shape, 1), np.float32)
+        self._scalars = {k: np.empty((*shape, 1), np.float32) for k in _SCALARS}
+        self._flags = {k: np.empty((*shape, 1), bool) for k in _FLAGS}
+        self._costs = {k: np.empty((*shape, 1), np.float32) for k in sim.cost_keys}
+        self._return, self._cost = np.zeros(env.num_envs), np.zeros(env.num_envs)
+        self._rollout = self._views()
+
+    def deviation_at(self, t: int) -> torch.Tensor:
+        """The scaled noise of one step. Shape: (E, A)."""
+        return torch.from_numpy(self.deviation[t])
+
+    def write(
+        self,
+        t: int,
+        observation: torch.Tensor,
+        mean: torch.Tensor,
+        pre_tanh: torch.Tensor,
+        action: torch.Tensor,
+        step: Step,
+    ) -> None:
+        """Keep one step of all environments."""
+        self._observation[t], self._mean[t] = observation.numpy(), mean.numpy()
+        self._pre_tanh[t], self._action[t] = pre_tanh.numpy(), action.numpy()
+        self._next_observation[t] = step.observation
+        self._write_signals(t, step)
+
+    def finish(self, policy: ActorCritic) -> TensorDict:
+        """Add the log-probabilities and return the rollout."""
+        with torch.no_grad():
+            self._log_prob[..., 0] = policy.log_prob(
+                *(torch.from_numpy(a).to(policy.log_std.device) for a in (self._mean, self._pre_tanh))
+            ).cpu()
+        return self._rollout
+
+    def _write_signals(self, t: int, step: Step) -> None:
+        done = step.terminated | step.truncated
+        cost = step.costs[COST_SUM]
+        self._return += step.reward
+        self._cost += cost
+        values = {
+            keys.REWARD: step.reward,
+            keys.COST: cost,
+            keys.C_FORGET: concept_signal(self.env.concept, step.costs),
+            keys.EPISODE_RETURN: self._return,
+            keys.EPISODE_COST: self._cost,
+        }
+        flags = {
+            keys.DONE: done,
+            keys.TERMINATED: step.terminated,
+            keys.TRUNCATED: step.truncated,
+            keys.FAILED: step.failed,
+            keys.GOAL_MET: step.goal_met,
+        }
+        for arrays, news in ((self._scalars, values), (self._flags, flags), (self._costs, step.costs)):
+            for key, array in arrays.items():
+                array[t, :, 0] = news[key]
+        self._return[done], self._cost[done] = 0.0, 0.0
+
+    def _views(self) -> TensorDict:
+        horizon, num_envs = self.deviation.shape[:2]
+        following = {k: _swap(v) for k, v in {**self._scalars, **self._flags}.items()}
+        following[keys.OBSERVATION] = _swap(self._next_observation)
+        following[keys.COSTS] = TensorDict({k: _swap(v) for k, v in self._costs.items()}, (num_envs, horizon))
+        return TensorDict(
+            {
+                keys.OBSERVATION: _swap(self._observation),
+                keys.ACTION: _swap(self._action),
+                keys.PRE_TANH: _swap(self._pre_tanh),
+                keys.LOG_PROB: _swap(self._log_prob),
+                keys.NEXT: TensorDict(following, (num_envs, horizon)),
+            },
+            (num_envs, horizon),
+            names=[None, "time"],
+        )
+
+
+_SCALARS = (keys.REWARD, keys.COST, keys.C_FORGET, keys.EPISODE_RETURN, keys.EPISODE_COST)
+_FLAGS = (keys.DONE, keys.TERMINATED, keys.TRUNCATED, keys.FAILED, keys.GOAL_MET)
+
+
+def _swap(array: np.ndarray) -> torch.Tensor:
+    """(T, E, ...) → a view of shape (E, T, ...)."""
+    return torch.from_numpy(array).transpose(0, 1)

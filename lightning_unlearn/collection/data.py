@@ -1,0 +1,86 @@
+"""Rollouts as Lightning sees them: one epoch is one rollout."""
+
+from collections.abc import Iterator
+from typing import Literal
+
+import lightning.pytorch as pl
+from tensordict import TensorDict
+from torch.utils.data import IterableDataset
+
+from lightning_unlearn.collection.collector import RolloutCollector
+from lightning_unlearn.envs.batched import BatchedEnv, make_env
+from lightning_unlearn.policies.actor_critic import ActorCritic
+from lightning_unlearn.seeds import SeedStreams, torch_generator, training_seeds
+
+
+class Rollouts(IterableDataset):
+    """Exactly one rollout an epoch. It has a length, so that Lightning collects nothing ahead of the update."""
+
+    def __init__(self, collector: RolloutCollector) -> None:
+        self.collector = collector
+
+    def __iter__(self) -> Iterator[TensorDict]:
+        yield self.collector.rollout()
+
+    def __len__(self) -> int:
+        return 1
+
+
+class RolloutData(pl.LightningDataModule):
+    """The environments a method is trained in.
+
+    Args:
+        env: A Safety-Gymnasium navigation task, or `ToyLine-v0`.
+        num_envs: Environments stepped side by side (E).
+        horizon: Steps of each environment in a rollout (T).
+        concept: What to forget: `auto` (`cost_hazards` where the task has it, else any cost) or the info key of a cost.
+        workers: Threads that step the physics; results do not depend on it.
+        seed: The run's seed.
+    """
+
+    def __init__(
+        self,
+        env: str = "SafetyPointGoal1-v0",
+        num_envs: int = 8,
+        horizon: int = 1024,
+        concept: str = "auto",
+        workers: int = 2,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if horizon < 1:
+            raise ValueError(f"horizon={horizon} is not possible: use at least 1.")
+        self.env_id, self.num_envs, self.horizon, self.seed = env, num_envs, horizon, seed
+        self.concept, self.workers = concept, workers
+        self._env: BatchedEnv | None = None
+        self._collector: RolloutCollector | None = None
+
+    @property
+    def env(self) -> BatchedEnv:
+        """The training environments, built and seeded at first use."""
+        if self._env is None:
+            self._env = make_env(self.env_id, self.num_envs, self.concept, min(self.workers, self.num_envs))
+            self._env.seed_environments(training_seeds(SeedStreams.of(self.seed).environments, self.num_envs))
+        return self._env
+
+    @property
+    def steps_per_update(self) -> int:
+        """B = T·E, environment steps in one rollout."""
+        return self.num_envs * self.horizon
+
+    def collector(self, policy: ActorCritic) -> RolloutCollector:
+        """The collector of a policy, built at first use."""
+        if self._collector is None:
+            noise = torch_generator(SeedStreams.of(self.seed).policy_noise)
+            self._collector = RolloutCollector(self.env, policy, self.horizon, noise)
+        return self._collector
+
+    def train_dataloader(self) -> Rollouts:
+        """See `Rollouts`."""
+        return Rollouts(self.collector(self.trainer.lightning_module.policy))  # type: ignore[union-attr, arg-type]
+
+    def teardown(self, stage: Literal["fit", "validate", "test", "predict"] | str) -> None:
+        """Close the environments."""
+        if self._env is not None and not self._env.is_closed:
+            self._env.close()
+        self._env, self._collector = None, None

@@ -1,0 +1,134 @@
+"""Config files and options: where files are found, short names of options, and errors that say what was meant."""
+
+import difflib
+import inspect
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from jsonargparse import ActionConfigFile
+from lightning.pytorch.cli import LightningArgumentParser
+
+SHORT_NAMES = {
+    "env": "data.env",
+    "seed": "seed_everything",
+    "n_envs": "data.num_envs",
+    "horizon": "data.horizon",
+    "updates": "trainer.max_epochs",
+    "unsafe_updates": "model.unsafe_updates",
+    "lr": "model.lr",
+    "ent_coef": "model.ent_coef",
+    "ppo_epochs": "model.ppo_epochs",
+    "batch_size": "model.batch_size",
+    "kp": "pid.kp",
+    "ki": "pid.ki",
+    "kd": "pid.kd",
+    "lambda_init": "pid.lambda_init",
+    "lambda_max": "pid.lambda_max",
+    "integral_max": "pid.integral_max",
+    "target_cost": "pid.target_cost",
+}
+"""Options of the published training scripts, by the name they have there."""
+
+
+class ConfigParser(LightningArgumentParser):
+    """Refuses abbreviations, and names the nearest valid key when one is unknown."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **{"allow_abbrev": False, **kwargs})
+
+    def add_config_option(self) -> None:
+        """The option that names config files."""
+        self.add_argument("-c", "--config", action=ActionConfigFile, help="a YAML file; later ones win")
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Report a bad option or file.
+
+        Raises:
+            ValueError: At the top; the parser's own trials of nested values end as it wants them to.
+        """
+        if not self.exit_on_error:
+            super().error(message, ex)
+        raise ValueError(message + self._suggestion(message)) from ex
+
+    def _suggestion(self, message: str) -> str:
+        for key in re.findall(r"(?:--|[\"'])([\w.]+)", message):
+            near = difflib.get_close_matches(key, self._known(), n=1, cutoff=0.7)
+            if near and near[0] != key:
+                return f"\nDid you mean {near[0]}?"
+        return ""
+
+    def _known(self) -> list[str]:
+        from lightning_unlearn.callbacks.pid_lagrangian import PIDLagrangian
+        from lightning_unlearn.methods.dual_head_ppo import DualHeadPPO
+
+        keys = [action.dest for action in self._actions] + list(SHORT_NAMES)
+        for group, cls in (("model", DualHeadPPO), ("pid", PIDLagrangian)):
+            names = list(inspect.signature(cls).parameters)
+            keys += [f"{group}.{name}" for name in names] + names
+        return keys + [key.rpartition(".")[2] for key in keys]
+
+
+def expand(args: Sequence[str]) -> list[str]:
+    """Options as the parser wants them: short names in full, save points as one list, config files where they are."""
+    expanded: list[str] = []
+    values = iter(_split_equals(args))
+    for arg in values:
+        if arg in ("-c", "--config"):
+            expanded += [arg, str(find_config(next(values, "")))]
+        elif arg.startswith("--"):
+            expanded.append("--" + SHORT_NAMES.get(arg[2:], arg[2:]))
+        else:
+            expanded.append(arg)
+    return _join_save_points(expanded)
+
+
+def find_config(name: str) -> Path:
+    """A config file: on disk, else the one that the package ships under this name.
+
+    Raises:
+        ValueError: There is no such file.
+    """
+    places = [Path(name), shipped_configs() / name, shipped_configs() / name.removeprefix("configs/")]
+    for place in places:
+        if place.is_file():
+            return place
+    shipped = ", ".join(sorted(str(p.relative_to(shipped_configs())) for p in shipped_configs().rglob("*.yaml")))
+    raise ValueError(f"--config {name} was not found, neither here nor among the shipped ones: {shipped}.")
+
+
+def shipped_configs() -> Path:
+    """The folder of shipped configs: inside an installed package, beside the package in a clone."""
+    package = Path(__file__).parent
+    return package / "configs" if (package / "configs").is_dir() else package.parent / "configs"
+
+
+def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested keys joined with dots, without the names of the config files themselves."""
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{key}.")
+        elif f"{prefix}{key}" != "config":
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def _split_equals(args: Sequence[str]) -> Iterator[str]:
+    for arg in args:
+        if arg.startswith("--") and "=" in arg:
+            yield from arg.split("=", 1)
+        else:
+            yield arg
+
+
+def _join_save_points(args: list[str]) -> list[str]:
+    """`--save_points 50 100` → `--save_points [50,100]`."""
+    if "--save_points" not in args:
+        return args
+    start = args.index("--save_points") + 1
+    stop = start
+    while stop < len(args) and args[stop].isdigit():
+        stop += 1
+    return args[:start] + ([f"[{','.join(args[start:stop])}]"] if stop > start else []) + args[stop:]

@@ -1,0 +1,154 @@
+"""E environments as one TorchRL environment."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from tensordict import TensorDict, TensorDictBase
+from torchrl.data import Bounded, Categorical, Composite, Unbounded
+from torchrl.envs import EnvBase
+
+from lightning_unlearn import keys
+from lightning_unlearn.envs import concepts, toy
+from lightning_unlearn.envs.simulator import Simulator, Step
+from lightning_unlearn.seeds import training_seeds
+
+
+def make_env(env_id: str, num_envs: int, concept: str = concepts.AUTO, workers: int = 1) -> "BatchedEnv":
+    """E copies of a task.
+
+    Args:
+        env_id: A Safety-Gymnasium navigation task, or `ToyLine-v0`.
+        num_envs: E.
+        concept: The behaviour to forget, see `concepts.concept_key`.
+        workers: Threads that step the physics; results do not depend on it.
+
+    Raises:
+        ValueError: An unknown task, concept or an impossible number.
+    """
+    for name, value in (("num_envs", num_envs), ("workers", workers)):
+        if value < 1:
+            raise ValueError(f"{name}={value} is not possible: use at least 1.")
+    if workers > num_envs:
+        raise ValueError(f"workers={workers} is more than num_envs={num_envs}: use at most one worker an environment.")
+    return BatchedEnv(_simulator(env_id, num_envs, workers), concept)
+
+
+def _simulator(env_id: str, num_envs: int, workers: int) -> Simulator:
+    if env_id == toy.ENV_ID:
+        return toy.ToySimulator(num_envs)
+    from lightning_unlearn.envs.navigation import NavigationSimulator  # MuJoCo waits until a task needs it
+
+    return NavigationSimulator(env_id, num_envs, workers)
+
+
+class BatchedEnv(EnvBase):
+    """A `Simulator` as a TorchRL environment of batch shape (E,).
+
+    Observations, rewards and costs are handed over as float32. A step reports, under `next`: observation (true final
+    one at an episode's end), reward, cost, every cost by name, C_forget, goal_met, done, terminated, truncated and
+    simulator_failed. It is TorchRL that resets what is done, through the `_reset` mask.
+    """
+
+    def __init__(self, simulator: Simulator, concept: str = concepts.AUTO) -> None:
+        super().__init__(device="cpu", batch_size=[simulator.num_envs])
+        self.simulator = simulator
+        self.concept = concepts.concept_key(concept, simulator.cost_keys)
+        self._seeds: Sequence[int] | None = None
+        self._make_specs()
+
+    @property
+    def num_envs(self) -> int:
+        """E."""
+        return int(self.batch_size[0])
+
+    def seed_environments(self, seeds: Sequence[int]) -> None:
+        """Give each environment its own seed, used by the next reset of all."""
+        if len(seeds) != self.num_envs:
+            raise ValueError(f"{len(seeds)} seeds for {self.num_envs} environments: give one each.")
+        self._seeds = list(seeds)
+
+    def close(self, *, raise_if_closed: bool = True) -> None:
+        """Release the simulator."""
+        if not self.is_closed:
+            self.simulator.close()
+        super().close(raise_if_closed=raise_if_closed)
+
+    def _make_specs(self) -> None:
+        sim, shape = self.simulator, (self.num_envs,)
+        low, high = (
+            torch.as_tensor(b, dtype=torch.float32).expand(*shape, -1) for b in (sim.action_low, sim.action_high)
+        )
+        self.observation_spec = Composite(
+            {
+                keys.OBSERVATION: Unbounded((*shape, sim.observation_size), dtype=torch.float32),
+            },
+            shape=shape,
+        )
+        self.action_spec = Bounded(low, high, dtype=torch.float32)
+        column = Unbounded((*shape, 1), dtype=torch.float32)
+        self.reward_spec = Composite(
+            {
+                keys.REWARD: column,
+                keys.COST: column.clone(),
+                keys.C_FORGET: column.clone(),
+                keys.GOAL_MET: _flag(shape),
+                keys.FAILED: _flag(shape),
+                keys.COSTS: Composite({key: column.clone() for key in sim.cost_keys}, shape=shape),
+            },
+            shape=shape,
+        )
+        self.full_done_spec = Composite(
+            {key: _flag(shape) for key in (keys.DONE, keys.TERMINATED, keys.TRUNCATED)}, shape=shape
+        )
+
+    def _set_seed(self, seed: int | None) -> None:
+        self.seed_environments(training_seeds(np.random.SeedSequence(seed), self.num_envs))
+
+    def _reset(self, tensordict: TensorDictBase | None = None, **_: object) -> TensorDict:
+        mask = None
+        if tensordict is not None and "_reset" in tensordict.keys():  # noqa: SIM118 (a TensorDict is no dict)
+            mask = tensordict.get("_reset").view(-1).numpy()
+        seeds, self._seeds = (self._seeds, None) if mask is None or mask.all() else (None, self._seeds)
+        observation = self.simulator.reset(mask, seeds)
+        done = torch.zeros(self.num_envs, 1, dtype=torch.bool)
+        return TensorDict(
+            {
+                keys.OBSERVATION: _float32(observation),
+                keys.DONE: done,
+                keys.TERMINATED: done.clone(),
+                keys.TRUNCATED: done.clone(),
+            },
+            batch_size=self.batch_size,
+        )
+
+    def _step(self, tensordict: TensorDictBase) -> TensorDict:
+        step = self.simulator.step(tensordict.get(keys.ACTION).numpy().astype(np.float64))
+        return TensorDict(self.step_tensors(step), batch_size=self.batch_size)
+
+    def step_tensors(self, step: Step) -> dict[str, torch.Tensor | dict[str, torch.Tensor]]:
+        """A simulator's step as the tensors that belong under `next`."""
+        return {
+            keys.OBSERVATION: _float32(step.observation),
+            keys.REWARD: _column(step.reward),
+            keys.COST: _column(step.costs[concepts.COST_SUM]),
+            keys.COSTS: {key: _column(step.costs[key]) for key in self.simulator.cost_keys},
+            keys.C_FORGET: _column(concepts.concept_signal(self.concept, step.costs)),
+            keys.GOAL_MET: torch.from_numpy(step.goal_met).unsqueeze(-1),
+            keys.FAILED: torch.from_numpy(step.failed).unsqueeze(-1),
+            keys.TERMINATED: torch.from_numpy(step.terminated).unsqueeze(-1),
+            keys.TRUNCATED: torch.from_numpy(step.truncated).unsqueeze(-1),
+            keys.DONE: torch.from_numpy(step.terminated | step.truncated).unsqueeze(-1),
+        }
+
+
+def _float32(array: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(array.astype(np.float32))
+
+
+def _column(array: np.ndarray) -> torch.Tensor:
+    return _float32(array).unsqueeze(-1)
+
+
+def _flag(shape: tuple[int, ...]) -> Categorical:
+    return Categorical(2, shape=(*shape, 1), dtype=torch.bool)

@@ -1,0 +1,1 @@
+"""Pure tensor functions and losses: no logger, no trainer, no MLflow."""

@@ -1,0 +1,70 @@
+"""Generalised advantage estimation, normalisation, and the combination of reward and cost advantages."""
+
+from typing import Literal
+
+import torch
+
+AdvantageForm = Literal["sum", "convex"]
+
+
+def generalised_advantage(
+    signal: torch.Tensor,
+    value: torch.Tensor,
+    next_value: torch.Tensor,
+    *,
+    bootstrap: torch.Tensor,
+    done: torch.Tensor,
+    gamma: float,
+    gae_lambda: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """GAE of one or several signals at once.
+
+    δ_t = signal_t + γ·bootstrap_t·V(s'_t) − V(s_t), where s'_t is the true next observation (the final one at an
+    episode's end); A_t = δ_t + γλ·(1 − done_t)·A_{t+1}.
+
+    Args:
+        signal: Rewards or C_forget. Shape: (E, T, K) for K signals.
+        value: Values of the observations. Shape: (E, T, K).
+        next_value: Values of the true next observations. Shape: (E, T, K).
+        bootstrap: False where nothing comes after: terminated, or the simulator failed. Shape: (E, T, 1), bool.
+        done: True where the episode ended, for whatever reason. Shape: (E, T, 1), bool.
+        gamma: Discount per step.
+        gae_lambda: λ of GAE.
+
+    Returns:
+        Advantages, and value targets (advantage + value). Shape of each: (E, T, K).
+
+    Source: Schulman et al. 2016, equation 16; time limits after Pardo et al. 2018.
+    """
+    _require_same_shape(signal=signal, value=value, next_value=next_value)
+    _require_same_shape(bootstrap=bootstrap, done=done, signal=signal[..., :1])
+    delta = signal + gamma * bootstrap * next_value - value
+    decay = gamma * gae_lambda * (~done).to(signal.dtype)
+    advantage = torch.empty_like(signal)
+    running = torch.zeros_like(signal[:, 0])
+    for t in reversed(range(signal.shape[1])):
+        running = delta[:, t] + decay[:, t] * running
+        advantage[:, t] = running
+    return advantage, advantage + value
+
+
+def normalise(advantage: torch.Tensor) -> torch.Tensor:
+    """(A − mean) / std over the whole batch; only the mean is taken off where std < 1e-8. Any shape."""
+    centred = advantage - advantage.mean()
+    std = advantage.std(correction=0)
+    return centred if std < 1e-8 else centred / std
+
+
+def combine(
+    reward_advantage: torch.Tensor, cost_advantage: torch.Tensor, cost_weight: float, form: AdvantageForm
+) -> torch.Tensor:
+    """`sum`: A_r − λ·A_c; `convex`: (A_r − λ·A_c)/(1 + λ) (OmniSafe's form). λ is `cost_weight`. Any equal shapes."""
+    _require_same_shape(reward_advantage=reward_advantage, cost_advantage=cost_advantage)
+    difference = reward_advantage - cost_weight * cost_advantage
+    return difference if form == "sum" else difference / (1.0 + cost_weight)
+
+
+def _require_same_shape(**tensors: torch.Tensor) -> None:
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    if len(set(shapes.values())) > 1:
+        raise ValueError(f"shapes differ, and nothing is broadcast silently here: {shapes}")

@@ -1,0 +1,62 @@
+"""The PID controller that moves the Lagrange multiplier λ."""
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+
+@dataclass(frozen=True)
+class PIDGains:
+    """Gains and limits, in units of C_forget per step."""
+
+    kp: float
+    ki: float
+    kd: float
+    target: float
+    lambda_max: float = 200.0
+    integral_max: float = 5.0
+    form: Literal["incremental", "positional"] = "incremental"
+    smoothing: float = 0.0
+    """Share of the past in the positional form's smoothed error, in [0, 1)."""
+
+
+class PIDState(NamedTuple):
+    """Everything the controller remembers."""
+
+    cost_weight: float
+    """λ."""
+    integral: float = 0.0
+    previous_error: float = 0.0
+
+
+class PIDTerms(NamedTuple):
+    """What one step was made of, each already times its gain."""
+
+    error: float
+    proportional: float
+    integral: float
+    derivative: float
+
+
+def pid_step(gains: PIDGains, state: PIDState, rate: float) -> tuple[PIDState, PIDTerms]:
+    """Move λ after a rollout with mean C_forget `rate`.
+
+    e = rate − target. `incremental`: I ← clip(I + e, ±integral_max),
+    λ ← clip(λ + Kp·e + Ki·I + Kd·(e − e_prev), 0, λ_max). `positional` (Stooke et al. 2020, algorithm 1):
+    I ← clip(I + e, 0, integral_max), ē ← s·ē_prev + (1 − s)·e,
+    λ = clip(Kp·ē + Ki·I + Kd·max(0, ē − ē_prev), 0, λ_max).
+    """
+    error = rate - gains.target
+    positional = gains.form == "positional"
+    integral = _clip(state.integral + error, 0.0 if positional else -gains.integral_max, gains.integral_max)
+    smoothed = gains.smoothing * state.previous_error + (1.0 - gains.smoothing) * error if positional else error
+    change = smoothed - state.previous_error
+    terms = PIDTerms(
+        error, gains.kp * smoothed, gains.ki * integral, gains.kd * (max(0.0, change) if positional else change)
+    )
+    start = 0.0 if positional else state.cost_weight
+    weight = _clip(start + terms.proportional + terms.integral + terms.derivative, 0.0, gains.lambda_max)
+    return PIDState(weight, integral, smoothed), terms
+
+
+def _clip(x: float, low: float, high: float) -> float:
+    return min(max(x, low), high)

@@ -1,0 +1,1 @@
+"""What acts: the actor-critic, its latent editor, and how they are stored."""

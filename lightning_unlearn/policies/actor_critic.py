@@ -1,0 +1,181 @@
+"""A Gaussian policy over a shared trunk, with a reward critic and a cost critic.
+
+Shapes: B observations, O observation size, A action size, H latent size.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+LOG_STD_RANGE = (-5.0, 1.0)
+_LOG_SQRT_TWO_PI = 0.5 * math.log(2.0 * math.pi)
+_ACTIVATIONS = {"tanh": nn.Tanh, "relu": nn.ReLU, "elu": nn.ELU}
+
+
+@dataclass(frozen=True)
+class PolicyConfig:
+    """The shape of a policy; the JSON description that travels with its weights holds exactly these fields."""
+
+    observation_size: int
+    """O."""
+    action_low: list[float]
+    """Lower bound of each action component, length A."""
+    action_high: list[float]
+    """Upper bound of each action component, length A."""
+    hidden_sizes: list[int] = field(default_factory=lambda: [64, 64])
+    """Widths of the trunk's layers; the last one is the latent size H."""
+    activation: Literal["tanh", "relu", "elu"] = "tanh"
+    """Non-linearity after each layer of the trunk."""
+    squash: Literal["tanh", "none"] = "tanh"
+    """`tanh`: the Gaussian draw goes through tanh, scaled to the bounds; `none`: it is clipped to them."""
+    critics: Literal["shared", "separate"] = "shared"
+    """Whether the value heads read the policy's trunk, or one of their own of the same shape."""
+    normalise_observation: bool = False
+    """Whether observations are normalised by statistics that are part of the policy."""
+
+    def __post_init__(self) -> None:
+        """Refuse impossible shapes."""
+        if len(self.action_low) != len(self.action_high) or not self.action_low:
+            raise ValueError(f"action_low={self.action_low} and action_high={self.action_high} must pair up.")
+        for name, sizes in (("observation_size", [self.observation_size]), ("hidden_sizes", self.hidden_sizes)):
+            if not sizes or min(sizes) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} is not possible: use sizes of at least 1.")
+
+    @property
+    def action_size(self) -> int:
+        """A."""
+        return len(self.action_low)
+
+    @property
+    def latent_size(self) -> int:
+        """H."""
+        return self.hidden_sizes[-1]
+
+
+class PolicyOutput(NamedTuple):
+    """One pass of the network."""
+
+    mean: torch.Tensor
+    """Mean of the Gaussian before squashing. Shape: (B, A)."""
+    reward_value: torch.Tensor
+    """Shape: (B,)."""
+    cost_value: torch.Tensor
+    """Shape: (B,)."""
+
+
+class ObservationNormaliser(nn.Module):
+    """(observation − mean) / √(variance + ε), clipped to ±10; the statistics are buffers and so travel with the policy."""
+
+    mean: torch.Tensor
+    variance: torch.Tensor
+
+    def __init__(self, observation_size: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(observation_size))
+        self.register_buffer("variance", torch.ones(observation_size))
+
+    def forward(self, observation: torch.Tensor) -> torch.Tensor:
+        """Normalise. Shape: (B, O) → (B, O)."""
+        return ((observation - self.mean) / (self.variance + 1e-8).sqrt()).clamp(-10.0, 10.0)
+
+
+class ActorCritic(nn.Module):
+    """Trunk O → H, Gaussian action head with a state-independent log-std, two linear value heads."""
+
+    action_low: torch.Tensor
+    action_high: torch.Tensor
+
+    def __init__(self, config: PolicyConfig, generator: torch.Generator | None = None) -> None:
+        super().__init__()
+        self.config = config
+        self.normaliser = ObservationNormaliser(config.observation_size) if config.normalise_observation else None
+        self.trunk = _mlp(config)
+        self.critic_trunk = _mlp(config) if config.critics == "separate" else None
+        self.action_mean = nn.Linear(config.latent_size, config.action_size)
+        self.log_std = nn.Parameter(torch.zeros(config.action_size))
+        self.reward_value = nn.Linear(config.latent_size, 1)
+        self.cost_value = nn.Linear(config.latent_size, 1)
+        self.register_buffer("action_low", torch.tensor(config.action_low), persistent=False)
+        self.register_buffer("action_high", torch.tensor(config.action_high), persistent=False)
+        if generator is not None:
+            _initialise(self, generator)
+
+    @property
+    def std(self) -> torch.Tensor:
+        """Standard deviation before squashing. Shape: (A,)."""
+        return self.log_std.clamp(*LOG_STD_RANGE).exp()
+
+    def latent(self, observation: torch.Tensor) -> torch.Tensor:
+        """The trunk's output. Shape: (B, O) → (B, H)."""
+        return self.trunk(self._normalised(observation))
+
+    def mean(self, observation: torch.Tensor) -> torch.Tensor:
+        """Mean of the Gaussian before squashing. Shape: (B, O) → (B, A)."""
+        return self.action_mean(self.latent(observation))
+
+    def forward(self, observation: torch.Tensor) -> PolicyOutput:
+        """Mean and both values from one pass. Shape: (B, O) in."""
+        latent = self.latent(observation)
+        critic_latent = latent if self.critic_trunk is None else self.critic_trunk(self._normalised(observation))
+        return PolicyOutput(
+            self.action_mean(latent),
+            self.reward_value(critic_latent).squeeze(-1),
+            self.cost_value(critic_latent).squeeze(-1),
+        )
+
+    def squash(self, pre_tanh: torch.Tensor) -> torch.Tensor:
+        """From the Gaussian draw to the action, inside the bounds. Shape: (B, A) → (B, A)."""
+        if self.config.squash == "none":
+            return pre_tanh.clamp(self.action_low, self.action_high)
+        half_range = 0.5 * (self.action_high - self.action_low)
+        return self.action_low + half_range * (pre_tanh.tanh() + 1.0)
+
+    def act(self, observation: torch.Tensor) -> torch.Tensor:
+        """The deterministic action: the squashed mean. Shape: (B, O) → (B, A)."""
+        return self.squash(self.mean(observation))
+
+    def log_prob(self, mean: torch.Tensor, pre_tanh: torch.Tensor) -> torch.Tensor:
+        """Log-density of the action that the draw `pre_tanh` becomes. Shape: (B, A), (B, A) → (B,).
+
+        Σ_a [ log N(u; mean, std) − log |∂action/∂u| ]; without squashing the density is that of the draw itself.
+        """
+        log_std = self.log_std.clamp(*LOG_STD_RANGE)
+        gaussian = -0.5 * ((pre_tanh - mean) / log_std.exp()).square() - log_std - _LOG_SQRT_TWO_PI
+        return (gaussian - self._log_squash_slope(pre_tanh)).sum(-1)
+
+    def entropy(self) -> torch.Tensor:
+        """Entropy of the Gaussian before squashing, Σ_a (½ + log √(2π) + log std). Shape: ()."""
+        return (0.5 + _LOG_SQRT_TWO_PI + self.log_std.clamp(*LOG_STD_RANGE)).sum()
+
+    def _log_squash_slope(self, pre_tanh: torch.Tensor) -> torch.Tensor:
+        """log of the half range times 1 − tanh²u, written so that it stays finite for large |u|."""
+        if self.config.squash == "none":
+            return torch.zeros_like(pre_tanh)
+        log_slope = 2.0 * (math.log(2.0) - pre_tanh - F.softplus(-2.0 * pre_tanh))
+        return log_slope + (0.5 * (self.action_high - self.action_low)).log()
+
+    def _normalised(self, observation: torch.Tensor) -> torch.Tensor:
+        return observation if self.normaliser is None else self.normaliser(observation)
+
+
+def _mlp(config: PolicyConfig) -> nn.Sequential:
+    sizes: Sequence[int] = [config.observation_size, *config.hidden_sizes]
+    layers: list[nn.Module] = []
+    for wide, narrow in zip(sizes[:-1], sizes[1:], strict=True):
+        layers += [nn.Linear(wide, narrow), _ACTIVATIONS[config.activation]()]
+    return nn.Sequential(*layers)
+
+
+def _initialise(policy: ActorCritic, generator: torch.Generator) -> None:
+    """PyTorch's default for linear layers, U(−1/√fan_in, 1/√fan_in), drawn from the run's own stream."""
+    for layer in policy.modules():
+        if isinstance(layer, nn.Linear):
+            bound = 1.0 / math.sqrt(layer.in_features)
+            for parameter in (layer.weight, layer.bias):
+                with torch.no_grad():
+                    parameter.uniform_(-bound, bound, generator=generator)

@@ -1,0 +1,203 @@
+"""Where models are stored and found: MLflow's model registry, its runs and artifacts, files, and the shipped zoo.
+
+The only file that knows MLflow's registry and artifact paths. A model is asked for by one of
+
+- `models:/concept.SafetyPointGoal1-v0@update-150`, `models:/<name>/<version>` or `models:/<name>/latest`,
+- `runs:/<run id>/update-150`,
+- `zoo:unsafe.SafetyPointGoal1-v0`, a model shipped with the package,
+- a path: a folder with `policy.safetensors` and `policy.json`, or a `.pt` file of the published layout.
+"""
+
+import os
+import sys
+import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from lightning_unlearn.policies.actor_critic import ActorCritic
+from lightning_unlearn.policies.storage import ModelCard, StoredPolicy, save_policy
+from lightning_unlearn.policies.storage import load_policy as load_policy_files
+
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("MLFLOW_UV_AUTO_DETECT", "false")
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+
+import mlflow  # noqa: E402 (the switches above are read at import)
+from mlflow.exceptions import MlflowException  # noqa: E402
+from mlflow.models import Model, ModelSignature  # noqa: E402
+from mlflow.types import Schema, TensorSpec  # noqa: E402
+
+DEFAULT_TRACKING_URI = "sqlite:///mlruns/mlflow.db"
+ZOO = Path(__file__).parent / "zoo"
+_POLICY_FOLDER = "policy"
+_SQLITE = "sqlite:///"
+
+
+def open_store(tracking_uri: str = DEFAULT_TRACKING_URI) -> None:
+    """Make MLflow use this store from here on; a SQLite store is made at first use.
+
+    Raises:
+        ValueError: The store cannot be written.
+    """
+    if tracking_uri.startswith(_SQLITE):
+        _require_writable(Path(tracking_uri.removeprefix(_SQLITE)))
+    mlflow.set_tracking_uri(tracking_uri)
+    mlflow.set_registry_uri(tracking_uri)
+    try:
+        mlflow.MlflowClient().search_experiments(max_results=1)
+    except MlflowException as error:
+        raise ValueError(f"tracking_uri={tracking_uri} cannot be opened: {error.message}") from error
+
+
+def tracking_uri() -> str:
+    """The present store."""
+    return str(mlflow.get_tracking_uri())
+
+
+def artifact_location() -> str | None:
+    """Where a new experiment keeps its artifacts: beside a SQLite database; elsewhere the server decides."""
+    uri = mlflow.get_tracking_uri()
+    if not uri.startswith(_SQLITE):
+        return None
+    return (Path(uri.removeprefix(_SQLITE)).resolve().parent / "artifacts").as_uri()
+
+
+def ui_command() -> str:
+    """The shell command that opens the present store in the MLflow UI."""
+    return f"{sys.executable} -m mlflow server --backend-store-uri {mlflow.get_tracking_uri()} --port 5000 --workers 1"
+
+
+def model_name(method: str, env_id: str) -> str:
+    """Name of a registered model."""
+    return f"{method}.{env_id}"
+
+
+def expert_uri(env_id: str, seed: int) -> str:
+    """The unsafe expert that a method starts from by default: the store's of this seed, else the shipped one.
+
+    Raises:
+        ValueError: There is neither.
+    """
+    name = model_name("unsafe", env_id)
+    versions = mlflow.MlflowClient().search_model_versions(f"name='{name}' and tags.seed='{seed}'")
+    if versions:
+        return f"models:/{name}/{max(int(v.version) for v in versions)}"
+    if (ZOO / name).is_dir():
+        return f"zoo:{name}"
+    raise ValueError(
+        f"There is no unsafe expert of {env_id} with seed {seed} in the store, and none is shipped. "
+        "Train one with configs/method/unsafe.yaml, or name a model with --model.source."
+    )
+
+
+def load_policy(uri: str) -> StoredPolicy:
+    """Read a policy from wherever it is; executes nothing that comes with it.
+
+    Raises:
+        ValueError: Nothing is there, or it is not a policy.
+    """
+    try:
+        if uri.startswith("zoo:"):
+            return load_policy_files(_zoo_folder(uri))
+        if uri.startswith(("models:", "runs:")):
+            with _downloaded(uri) as folder:
+                return load_policy_files(folder / "data" / _POLICY_FOLDER)
+        return load_policy_files(Path(uri))
+    except FileNotFoundError as error:
+        raise ValueError(f"model {uri} was not found: {error}") from error
+
+
+def register_policy(policy: ActorCritic, card: ModelCard, run_id: str) -> str:
+    """Store a save point as the next version of `<method>.<env>`; returns the version.
+
+    The version carries the tags method, env, seed and update, and the aliases `update-<n>` and `seed-<s>-update-<n>`.
+    """
+    name = model_name(card.method, card.env)
+    with tempfile.TemporaryDirectory() as scratch, warnings.catch_warnings():
+        folder = Path(scratch) / _POLICY_FOLDER
+        save_policy(folder, policy, card)
+        warnings.filterwarnings("ignore", ".*An input example was not provided")
+        info = Model.log(
+            artifact_path=None,
+            name=f"update-{card.update}",
+            flavor=mlflow.pyfunc,
+            registered_model_name=name,
+            run_id=run_id,
+            step=card.env_steps,
+            loader_module=f"{__package__}.registry",
+            data_path=str(folder),
+            signature=_signature(policy),
+            pip_requirements=["lightning-unlearn"],
+        )
+    version = str(info.registered_model_version)
+    _mark(name, version, card)
+    return version
+
+
+class PyfuncPolicy:
+    """The deterministic policy as MLflow's generic model: observations (N, O) float32 in, actions (N, A) out."""
+
+    def __init__(self, policy: ActorCritic) -> None:
+        self._policy = policy
+
+    def predict(self, model_input: np.ndarray, params: dict[str, Any] | None = None) -> np.ndarray:
+        """Deterministic actions, inside the environment's bounds. Shape: (N, O) → (N, A)."""
+        with torch.inference_mode():
+            return self._policy.act(torch.as_tensor(np.asarray(model_input, np.float32))).numpy()
+
+
+def _load_pyfunc(path: str) -> PyfuncPolicy:
+    """Called by `mlflow.pyfunc.load_model`, with the folder that `register_policy` stored."""
+    return PyfuncPolicy(load_policy_files(Path(path)).policy)
+
+
+def _mark(name: str, version: str, card: ModelCard) -> None:
+    client = mlflow.MlflowClient()
+    for key in ("method", "env", "seed", "update"):
+        client.set_model_version_tag(name, version, key, str(getattr(card, key)))
+    for alias in (f"update-{card.update}", f"seed-{card.seed}-update-{card.update}"):
+        client.set_registered_model_alias(name, alias, version)
+
+
+def _signature(policy: ActorCritic) -> ModelSignature:
+    size = policy.config.observation_size, policy.config.action_size
+    observations, actions = (Schema([TensorSpec(np.dtype(np.float32), (-1, n))]) for n in size)
+    return ModelSignature(inputs=observations, outputs=actions)
+
+
+@contextmanager
+def _downloaded(uri: str) -> Iterator[Path]:
+    with tempfile.TemporaryDirectory() as scratch:
+        try:
+            yield Path(mlflow.artifacts.download_artifacts(uri, dst_path=scratch))
+        except MlflowException as error:
+            raise ValueError(f"model {uri} was not found: {error.message}") from error
+
+
+def _zoo_folder(uri: str) -> Path:
+    name = uri.removeprefix("zoo:")
+    shipped = sorted(folder.name for folder in ZOO.iterdir() if folder.is_dir())
+    if name not in shipped:
+        raise ValueError(f"model {uri} was not found: the package ships {', '.join(shipped)}.")
+    return ZOO / name
+
+
+def _require_writable(database: Path) -> None:
+    try:
+        database.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=database.parent) as probe:
+            probe.write(b"\0" * 65536)
+        if database.exists():
+            with database.open("ab"):
+                pass
+    except OSError as error:
+        raise ValueError(
+            f"The store at {database.parent} cannot be written ({error.strerror}): free some space or "
+            "change its permissions, or choose another with --tracking_uri sqlite:///FOLDER/mlflow.db."
+        ) from error

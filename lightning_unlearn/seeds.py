@@ -1,0 +1,50 @@
+"""Random streams: one `SeedSequence` per run, spawned, so that runs with seeds 0, 1, 2 share no stream.
+
+Layout seeds below `TRAINING_SEED_FLOOR` are reserved for evaluation; no training environment ever gets one of them.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+TRAINING_SEED_FLOOR = 2**31
+EVALUATION_BANK = 10_000
+"""First layout seed of the bank that results are reported on."""
+VALIDATION_BANK = 20_000
+"""First layout seed of the bank that choices (save points, settings) are made on."""
+
+
+@dataclass(frozen=True)
+class SeedStreams:
+    """The independent streams of one run."""
+
+    weights: np.random.SeedSequence
+    environments: np.random.SeedSequence
+    policy_noise: np.random.SeedSequence
+    minibatches: np.random.SeedSequence
+    evaluation: np.random.SeedSequence
+
+    @classmethod
+    def of(cls, seed: int) -> "SeedStreams":
+        """The streams of a run's seed."""
+        if seed < 0:
+            raise ValueError(f"seed={seed} is not possible: use 0 or more.")
+        return cls(*np.random.SeedSequence(seed).spawn(5))
+
+
+def torch_generator(stream: np.random.SeedSequence) -> torch.Generator:
+    """A CPU generator that draws from one stream."""
+    return torch.Generator().manual_seed(int(stream.generate_state(1, np.uint64)[0] >> 1))
+
+
+def training_seeds(stream: np.random.SeedSequence, num_envs: int) -> list[int]:
+    """One seed per environment, each in [2³¹, 2³²): never an evaluation layout's."""
+    return [TRAINING_SEED_FLOOR + int(s) % 2**31 for s in stream.generate_state(num_envs)]
+
+
+def evaluation_layouts(episodes: int, first: int = EVALUATION_BANK) -> list[int]:
+    """The fixed bank of layouts that every compared model is evaluated on, one seed an episode."""
+    if not 1 <= episodes <= VALIDATION_BANK - EVALUATION_BANK:
+        raise ValueError(f"episodes={episodes} is not possible: use 1 to {VALIDATION_BANK - EVALUATION_BANK}.")
+    return list(range(first, first + episodes))

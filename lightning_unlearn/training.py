@@ -1,0 +1,129 @@
+"""From a chain of config files to a finished run: the one path that `fit`, `quickstart` and studies share."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+
+from lightning_unlearn import registry
+from lightning_unlearn.callbacks.pid_lagrangian import PIDLagrangian
+from lightning_unlearn.callbacks.progress import Progress
+from lightning_unlearn.callbacks.run_record import MLflowRun, RunRecord
+from lightning_unlearn.callbacks.save_points import SavePoints
+from lightning_unlearn.callbacks.throughput import Throughput
+from lightning_unlearn.collection.data import RolloutData
+from lightning_unlearn.configuration import ConfigParser, expand, flatten
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """What a training leaves behind."""
+
+    run_id: str
+    """The MLflow run."""
+    env_id: str
+    """The environment it was trained in."""
+    saved: dict[int, str]
+    """Update → URI of the registered model."""
+
+
+class TrainingCLI(LightningCLI):
+    """LightningCLI with this project's options; parses and builds, and leaves training to `train`."""
+
+    def __init__(self, args: Sequence[str]) -> None:
+        super().__init__(
+            pl.LightningModule,
+            RolloutData,
+            subclass_mode_model=True,
+            save_config_callback=None,
+            auto_configure_optimizers=False,
+            seed_everything_default=0,
+            args=expand(args),
+            run=False,
+        )
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse what was given to this class; the process's own options are somebody else's."""
+        self.config = parser.parse_args(args)
+
+    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
+        """A parser that suggests the nearest key."""
+        parser = ConfigParser(prog="lightning-unlearn fit", description="Train one method from a chain of configs.")
+        parser.add_config_option()
+        return parser
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """The store, save points, the multiplier; and one seed for all."""
+        parser.add_argument("--tracking_uri", type=str, default=registry.DEFAULT_TRACKING_URI, help="MLflow store")
+        parser.add_argument("--save_points", type=list[int] | None, default=None, help="updates that are registered")
+        parser.add_argument("--pid", type=PIDLagrangian | None, default=None, help="moves λ; null: λ stays 0")
+        parser.add_argument("--torch_threads", type=int, default=1, help="threads of PyTorch")
+        for target in ("data.seed", "model.init_args.seed"):
+            parser.link_arguments("seed_everything", target, compute_fn=int)
+
+    def before_instantiate_classes(self) -> None:
+        """Set what is global to the process, once the config is known to be sound."""
+        if self.config.torch_threads < 1:
+            raise ValueError(f"torch_threads={self.config.torch_threads} is not possible: use at least 1.")
+        torch.set_num_threads(self.config.torch_threads)
+        registry.open_store(self.config.tracking_uri)
+
+    def instantiate_trainer(self, **_: Any) -> pl.Trainer:
+        """A trainer with this project's callbacks after the config's own, and its MLflow run."""
+        self.save_points = SavePoints(self.config_init.save_points)
+        ours = [
+            self.config_init.pid,
+            self.save_points,
+            Throughput(),
+            Progress(),
+            RunRecord(self._dump(), self._params()),
+        ]
+        theirs = self.config_init.trainer.callbacks or []
+        callbacks = [*theirs, *(callback for callback in ours if callback is not None)]
+        return super().instantiate_trainer(logger=self._logger(), callbacks=callbacks)
+
+    def prepare(self) -> None:
+        """Build environments and policy, and refuse what cannot be trained, before a run exists.
+
+        Raises:
+            ValueError: Something in the config is impossible.
+        """
+        updates = self.trainer.max_epochs
+        if updates is None or updates < 1:
+            raise ValueError(f"trainer.max_epochs={updates} (the number of updates) is not possible: use at least 1.")
+        self.save_points.require_within(updates)
+        self.model.build(self.datamodule.env)
+
+    def _logger(self) -> MLflowRun:
+        method, seed, env_id = self.model.method, self.model.seed, self.datamodule.env_id
+        return MLflowRun(env_id, f"{method}-seed{seed}", {"method": method, "seed": str(seed), "env": env_id})
+
+    def _dump(self) -> str:
+        return str(self.parser.dump(self.config, skip_none=False))
+
+    def _params(self) -> dict[str, Any]:
+        return flatten(self.config.as_dict())
+
+
+def train(args: Sequence[str]) -> FinishedRun:
+    """Train as the options say, and return where the results are.
+
+    Raises:
+        ValueError: The options are impossible; no run was made then.
+    """
+    cli = TrainingCLI(args)
+    cli.prepare()
+    cli.trainer.fit(cli.model, cli.datamodule)
+    return FinishedRun(cli.trainer.logger.run_id, cli.datamodule.env_id, cli.save_points.saved)  # type: ignore[union-attr, attr-defined]
+
+
+def main(args: Sequence[str]) -> None:
+    """The `fit` command."""
+    run = train(args)
+    print(f"Run {run.run_id} of experiment {run.env_id} is finished.")
+    for update, uri in sorted(run.saved.items()):
+        print(f"  after update {update}: {uri}")
+    print(f"Open it with: {registry.ui_command()}")
