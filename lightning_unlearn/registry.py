@@ -28,10 +28,10 @@ os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_UV_AUTO_DETECT", "false")
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 
-import mlflow  # noqa: E402 (the switches above are read at import)
-from mlflow.exceptions import MlflowException  # noqa: E402
-from mlflow.models import Model, ModelSignature  # noqa: E402
-from mlflow.types import Schema, TensorSpec  # noqa: E402
+import mlflow
+from mlflow.exceptions import MlflowException
+from mlflow.models import Model, ModelSignature
+from mlflow.types import Schema, TensorSpec
 
 DEFAULT_TRACKING_URI = "sqlite:///mlruns/mlflow.db"
 ZOO = Path(__file__).parent / "zoo"
@@ -46,7 +46,9 @@ def open_store(tracking_uri: str = DEFAULT_TRACKING_URI) -> None:
         ValueError: The store cannot be written.
     """
     if tracking_uri.startswith(_SQLITE):
-        _require_writable(Path(tracking_uri.removeprefix(_SQLITE)))
+        database = Path(tracking_uri.removeprefix(_SQLITE)).resolve()
+        _require_writable(database)
+        tracking_uri = f"{_SQLITE}{database}"  # MLflow keeps a connection per URI, wherever the process moves to
     mlflow.set_tracking_uri(tracking_uri)
     mlflow.set_registry_uri(tracking_uri)
     try:
@@ -65,7 +67,7 @@ def artifact_location() -> str | None:
     uri = mlflow.get_tracking_uri()
     if not uri.startswith(_SQLITE):
         return None
-    return (Path(uri.removeprefix(_SQLITE)).resolve().parent / "artifacts").as_uri()
+    return (Path(uri.removeprefix(_SQLITE)).parent / "artifacts").as_uri()
 
 
 def ui_command() -> str:
@@ -122,10 +124,11 @@ def register_policy(policy: ActorCritic, card: ModelCard, run_id: str) -> str:
     with tempfile.TemporaryDirectory() as scratch, warnings.catch_warnings():
         folder = Path(scratch) / _POLICY_FOLDER
         save_policy(folder, policy, card)
-        warnings.filterwarnings("ignore", ".*An input example was not provided")
+        for chatter in (".*An input example was not provided", ".*Any type hint is inferred"):
+            warnings.filterwarnings("ignore", chatter)
         info = Model.log(
             artifact_path=None,
-            name=f"update-{card.update}",
+            model_id=_new_model(card, run_id),
             flavor=mlflow.pyfunc,
             registered_model_name=name,
             run_id=run_id,
@@ -138,6 +141,11 @@ def register_policy(policy: ActorCritic, card: ModelCard, run_id: str) -> str:
     version = str(info.registered_model_version)
     _mark(name, version, card)
     return version
+
+
+def log_files(run_id: str, folder: Path, artifact_path: str) -> None:
+    """Store a folder's files with a run, under `artifact_path`."""
+    mlflow.MlflowClient().log_artifacts(run_id, str(folder), artifact_path)
 
 
 class PyfuncPolicy:
@@ -155,6 +163,13 @@ class PyfuncPolicy:
 def _load_pyfunc(path: str) -> PyfuncPolicy:
     """Called by `mlflow.pyfunc.load_model`, with the folder that `register_policy` stored."""
     return PyfuncPolicy(load_policy_files(Path(path)).policy)
+
+
+def _new_model(card: ModelCard, run_id: str) -> str:
+    """An empty logged model in the run's own experiment; `Model.log` alone would put it into the default one."""
+    client = mlflow.MlflowClient()
+    experiment = client.get_run(run_id).info.experiment_id
+    return str(client.create_logged_model(experiment, f"update-{card.update}", run_id).model_id)
 
 
 def _mark(name: str, version: str, card: ModelCard) -> None:

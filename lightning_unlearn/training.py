@@ -62,7 +62,7 @@ class TrainingCLI(LightningCLI):
         parser.add_argument("--pid", type=PIDLagrangian | None, default=None, help="moves λ; null: λ stays 0")
         parser.add_argument("--torch_threads", type=int, default=1, help="threads of PyTorch")
         for target in ("data.seed", "model.init_args.seed"):
-            parser.link_arguments("seed_everything", target, compute_fn=int)
+            parser.link_arguments("seed_everything", target, compute_fn=_seed)
 
     def before_instantiate_classes(self) -> None:
         """Set what is global to the process, once the config is known to be sound."""
@@ -73,17 +73,13 @@ class TrainingCLI(LightningCLI):
 
     def instantiate_trainer(self, **_: Any) -> pl.Trainer:
         """A trainer with this project's callbacks after the config's own, and its MLflow run."""
-        self.save_points = SavePoints(self.config_init.save_points)
-        ours = [
-            self.config_init.pid,
-            self.save_points,
-            Throughput(),
-            Progress(),
-            RunRecord(self._dump(), self._params()),
-        ]
+        run = self._run()
+        self.save_points = SavePoints(run, self.config_init.save_points)
+        record = RunRecord(run, self._dump(), flatten(self.config.as_dict()))
+        ours = [self.config_init.pid, self.save_points, Throughput(), Progress(), record]
         theirs = self.config_init.trainer.callbacks or []
         callbacks = [*theirs, *(callback for callback in ours if callback is not None)]
-        return super().instantiate_trainer(logger=self._logger(), callbacks=callbacks)
+        return super().instantiate_trainer(logger=run, callbacks=callbacks)
 
     def prepare(self) -> None:
         """Build environments and policy, and refuse what cannot be trained, before a run exists.
@@ -97,15 +93,18 @@ class TrainingCLI(LightningCLI):
         self.save_points.require_within(updates)
         self.model.build(self.datamodule.env)
 
-    def _logger(self) -> MLflowRun:
+    def _run(self) -> MLflowRun:
         method, seed, env_id = self.model.method, self.model.seed, self.datamodule.env_id
         return MLflowRun(env_id, f"{method}-seed{seed}", {"method": method, "seed": str(seed), "env": env_id})
 
     def _dump(self) -> str:
         return str(self.parser.dump(self.config, skip_none=False))
 
-    def _params(self) -> dict[str, Any]:
-        return flatten(self.config.as_dict())
+
+def _seed(seed_everything: bool | int) -> int:
+    if isinstance(seed_everything, bool) or not 0 <= seed_everything < 2**32:
+        raise ValueError(f"seed_everything={seed_everything} is not possible: use a whole number from 0 to 2^32 - 1.")
+    return seed_everything
 
 
 def train(args: Sequence[str]) -> FinishedRun:
@@ -117,7 +116,7 @@ def train(args: Sequence[str]) -> FinishedRun:
     cli = TrainingCLI(args)
     cli.prepare()
     cli.trainer.fit(cli.model, cli.datamodule)
-    return FinishedRun(cli.trainer.logger.run_id, cli.datamodule.env_id, cli.save_points.saved)  # type: ignore[union-attr, attr-defined]
+    return FinishedRun(str(cli.save_points.run.run_id), cli.datamodule.env_id, cli.save_points.saved)
 
 
 def main(args: Sequence[str]) -> None:

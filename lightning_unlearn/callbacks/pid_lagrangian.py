@@ -50,9 +50,7 @@ class PIDLagrangian(pl.Callback):
         """One key whatever the gains, so that changed gains still find their state."""
         return "pid"
 
-    def on_train_batch_start(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: TensorDict, batch_idx: int
-    ) -> None:
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: TensorDict, batch_idx: int) -> None:
         """Move λ from the rollout that the coming update learns from."""
         rate = float(batch[keys.NEXT, keys.C_FORGET].mean())
         self.state, terms = pid_step(self.gains, self.state, rate)

@@ -1,5 +1,7 @@
 """A progress bar over updates."""
 
+from typing import Any
+
 import lightning.pytorch as pl
 from tqdm.auto import tqdm
 
@@ -18,11 +20,11 @@ class Progress(pl.Callback):
         self._bar: tqdm | None = None
         self._latest: dict[str, str] = {}
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Show the bar."""
-        self._bar = tqdm(total=trainer.max_epochs, initial=trainer.current_epoch, desc=pl_module.method, unit="update")  # type: ignore[arg-type]
+        self._bar = tqdm(total=trainer.max_epochs, initial=trainer.current_epoch, desc=pl_module.method, unit="update")
 
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Move the bar by one update."""
         for label, (metric, form) in _SHOWN.items():
             if metric in trainer.callback_metrics:
@@ -31,7 +33,7 @@ class Progress(pl.Callback):
             self._bar.set_postfix(self._latest, refresh=False)
             self._bar.update()
 
-    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+    def teardown(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
         """Leave the bar as it is."""
         if self._bar is not None:
             self._bar.close()

@@ -43,23 +43,23 @@ class RunRecord(pl.Callback):
     """Writes what a run was asked for and where it ran.
 
     Args:
+        run: The MLflow run.
         config: The resolved config, as YAML.
         params: The same, flat, for MLflow's parameter table.
     """
 
-    def __init__(self, config: str, params: dict[str, Any]) -> None:
-        self.config, self.params = config, params
+    def __init__(self, run: MLflowRun, config: str, params: dict[str, Any]) -> None:
+        self.run, self.config, self.params = run, config, params
 
-    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Write parameters, tags and `config.yaml`."""
-        logger = trainer.logger
-        logger.log_hyperparams(self.params)  # type: ignore[union-attr]
-        client, run_id = logger.experiment, logger.run_id  # type: ignore[union-attr, attr-defined]
+        self.run.log_hyperparams(self.params)
+        client, run_id = self.run.experiment, self.run.run_id
         client.log_text(run_id, self.config, "config.yaml")
         tags = {f"version.{name}": version(name) for name in _VERSIONS} | {"platform": platform.platform()}
         for key, value in (tags | {"source": pl_module.source_uri or "random"}).items():
             client.set_tag(run_id, key, value)
 
-    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+    def on_exception(self, trainer: pl.Trainer, pl_module: Any, exception: BaseException) -> None:
         """Tell an interruption from a failure."""
-        trainer.logger.interrupted = isinstance(exception, KeyboardInterrupt | SystemExit)  # type: ignore[union-attr]
+        self.run.interrupted = isinstance(exception, KeyboardInterrupt | SystemExit)

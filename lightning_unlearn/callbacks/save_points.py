@@ -1,8 +1,11 @@
 """Save points: after chosen updates the policy becomes a version of a registered model."""
 
+from typing import Any
+
 import lightning.pytorch as pl
 
 from lightning_unlearn import registry
+from lightning_unlearn.callbacks.run_record import MLflowRun
 from lightning_unlearn.policies.storage import ModelCard
 
 
@@ -10,13 +13,14 @@ class SavePoints(pl.Callback):
     """Registers the policy after each of some updates.
 
     Args:
-        updates: After which updates, counted from 1; null: after the last one.
+        run: The MLflow run the models belong to.
+        updates: After which updates, counted from 1; None: after the last one.
     """
 
-    def __init__(self, updates: list[int] | None = None) -> None:
+    def __init__(self, run: MLflowRun, updates: list[int] | None = None) -> None:
         if updates is not None and (not updates or min(updates) < 1):
             raise ValueError(f"save_points={updates} is not possible: name updates from 1 on.")
-        self.updates = updates
+        self.run, self.updates = run, updates
         self.saved: dict[int, str] = {}
 
     def require_within(self, last_update: int) -> None:
@@ -32,12 +36,12 @@ class SavePoints(pl.Callback):
                 "leave them out or train longer."
             )
 
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Register, if this update is a save point."""
         update = trainer.current_epoch + 1
-        if update not in (self.updates or [trainer.max_epochs]):
+        if not (update in self.updates if self.updates else update == trainer.max_epochs):
             return
         data = pl_module.data
-        card = ModelCard(pl_module.method, data.env_id, data.env.concept, pl_module.seed, update, pl_module.env_steps)  # type: ignore[arg-type]
-        version = registry.register_policy(pl_module.policy, card, trainer.logger.run_id)  # type: ignore[union-attr, attr-defined, arg-type]
+        card = ModelCard(pl_module.method, data.env_id, data.env.concept, pl_module.seed, update, pl_module.env_steps)
+        version = registry.register_policy(pl_module.policy, card, str(self.run.run_id))
         self.saved[update] = f"models:/{registry.model_name(card.method, card.env)}/{version}"

@@ -1,6 +1,7 @@
 """How fast an update is, and where its time goes."""
 
 import time
+from typing import Any
 
 import lightning.pytorch as pl
 from tensordict import TensorDict
@@ -12,18 +13,16 @@ class Throughput(pl.Callback):
     def __init__(self) -> None:
         self._started = self._collected = 0.0
 
-    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """The rollout begins."""
         self._started = time.perf_counter()
 
-    def on_train_batch_start(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: TensorDict, batch_idx: int
-    ) -> None:
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: TensorDict, batch_idx: int) -> None:
         """The rollout is there."""
         self._collected = time.perf_counter()
 
     def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: None, batch: TensorDict, batch_idx: int
+        self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: TensorDict, batch_idx: int
     ) -> None:
         """The update is done."""
         now = time.perf_counter()

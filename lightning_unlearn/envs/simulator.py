@@ -3,7 +3,7 @@
 Shapes: E environments, O observation size, A action size.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -46,7 +46,7 @@ class Simulator(Protocol):
     env_id: str
     num_envs: int
     observation_size: int
-    observation_layout: Mapping[str, slice]
+    observation_layout: dict[str, slice]
     """Name of each part of the observation ("hazards_lidar", ...) → its slice."""
     action_low: np.ndarray
     """Shape: (A,), float64."""

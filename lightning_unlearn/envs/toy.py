@@ -22,20 +22,19 @@ class ToySimulator:
 
     env_id = ENV_ID
     observation_size = 2
-    cost_keys = ("cost_hazards", "cost_sum")
+    cost_keys: tuple[str, ...] = ("cost_hazards", "cost_sum")
     max_episode_steps = EPISODE
 
     def __init__(self, num_envs: int) -> None:
         self.num_envs = num_envs
-        self.observation_layout = {"position": slice(0, 1), "clock": slice(1, 2)}
+        self.observation_layout: dict[str, slice] = {"position": slice(0, 1), "clock": slice(1, 2)}
         self.action_low, self.action_high = np.array([-1.0]), np.array([1.0])
         self._generators = [np.random.default_rng(0) for _ in range(num_envs)]
         self._x, self._steps = np.zeros(num_envs), np.zeros(num_envs, dtype=np.int64)
 
     def reset(self, mask: np.ndarray | None = None, seeds: Sequence[int] | None = None) -> np.ndarray:
         """See `Simulator.reset`."""
-        chosen = np.arange(self.num_envs) if mask is None else np.flatnonzero(mask)
-        for e in chosen:
+        for e in range(self.num_envs) if mask is None else np.flatnonzero(mask).tolist():
             if seeds is not None:
                 self._generators[e] = np.random.default_rng(seeds[e])
             self._x[e], self._steps[e] = self._generators[e].uniform(-0.5, 0.5), 0

@@ -1,10 +1,11 @@
 """Dual-head PPO: the unsafe expert, the oracle, concept unlearning and the continued control are four configs of it."""
 
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.core.optimizer import LightningOptimizer
 from tensordict import TensorDict
 
 from lightning_unlearn import keys, registry
@@ -29,7 +30,7 @@ class DualHeadPPO(pl.LightningModule):
         method: Name the models are registered under.
         source: Where the weights start: null (random), `auto` (the unsafe expert of the same environment, of the same
             seed if the store has it, else the shipped one), or a model URI or file.
-        unsafe_updates: Updates that the source (the unsafe expert) was trained for; only moves the origin of `env_steps`.
+        unsafe_updates: Updates that the unsafe expert was trained for; only moves the origin of `env_steps`.
         lr: Step size of Adam.
         ent_coef: Weight of the entropy of the Gaussian before tanh.
         ppo_epochs: Most passes over a rollout.
@@ -46,6 +47,8 @@ class DualHeadPPO(pl.LightningModule):
         critics: Whether the critics share the policy's trunk, when the weights start from random.
         seed: The run's seed.
     """
+
+    policy: ActorCritic
 
     def __init__(
         self,
@@ -82,7 +85,6 @@ class DualHeadPPO(pl.LightningModule):
         self._shape = {"hidden_sizes": hidden_sizes or [64, 64], "activation": activation, "critics": critics}
         self.cost_weight = 0.0
         self.source_uri: str | None = None
-        self.policy: ActorCritic | None = None
         self._minibatch_order = torch_generator(SeedStreams.of(seed).minibatches)
 
     def build(self, env: BatchedEnv) -> None:
@@ -91,7 +93,7 @@ class DualHeadPPO(pl.LightningModule):
         Raises:
             ValueError: The source's observation or action size is not the environment's.
         """
-        if self.policy is not None:
+        if hasattr(self, "policy"):
             return
         if self.source is None:
             self.policy = ActorCritic(
@@ -119,7 +121,7 @@ class DualHeadPPO(pl.LightningModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """One Adam over everything."""
-        return torch.optim.Adam(self.policy.parameters(), lr=self.lr, fused=True)  # type: ignore[union-attr]
+        return torch.optim.Adam(self.policy.parameters(), lr=self.lr, fused=True)
 
     def training_step(self, batch: TensorDict, batch_idx: int) -> None:
         """One update from one rollout."""
@@ -168,25 +170,25 @@ class DualHeadPPO(pl.LightningModule):
 
     def loss(self, minibatch: dict[str, torch.Tensor]) -> DualPPOLoss:
         """The loss of a minibatch of flat tensors, (B, ·) and (B,)."""
-        output = self.policy(minibatch[keys.OBSERVATION])  # type: ignore[misc]
+        output = self.policy(minibatch[keys.OBSERVATION])
         return dual_ppo_loss(
-            self.policy.log_prob(output.mean, minibatch[keys.PRE_TANH]),  # type: ignore[union-attr]
+            self.policy.log_prob(output.mean, minibatch[keys.PRE_TANH]),
             minibatch[keys.LOG_PROB],
             minibatch[keys.ADVANTAGE],
             (output.reward_value, output.cost_value),
             (minibatch[keys.REWARD_TARGET], minibatch[keys.COST_TARGET]),
-            self.policy.entropy(),  # type: ignore[union-attr]
+            self.policy.entropy(),
             clip_epsilon=self.clip_epsilon,
             value_coef=self.value_coef,
             entropy_coef=self.ent_coef,
         )
 
     def _descend(self, loss: torch.Tensor) -> None:
-        optimizer = self.optimizers()
-        optimizer.zero_grad()  # type: ignore[union-attr]
+        optimizer = cast(LightningOptimizer, self.optimizers())
+        optimizer.zero_grad()
         self.manual_backward(loss)
-        torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.max_grad_norm)  # type: ignore[union-attr]
-        optimizer.step()  # type: ignore[union-attr]
+        torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.max_grad_norm)
+        optimizer.step()
 
     def _minibatches(self, batch: TensorDict) -> Iterator[dict[str, torch.Tensor]]:
         flat = {key: batch[key].flatten(0, 1) for key in _TRAINED_ON}  # (B, ·)
@@ -199,15 +201,15 @@ class DualHeadPPO(pl.LightningModule):
 
     def _values(self, observation: torch.Tensor) -> torch.Tensor:
         """Both values. Shape: (E, T, O) → (E, T, 2)."""
-        output = self.policy(observation)  # type: ignore[misc]
+        output = self.policy(observation)
         return torch.stack([output.reward_value, output.cost_value], -1)
 
     def _train_metrics(self, losses: list[DualPPOLoss]) -> dict[str, Any]:
         means = {f"train/{name}": torch.stack(terms).mean() for name, terms in _by_term(losses).items()}
         return means | {
             "train/minibatches": float(len(losses)),
-            "train/entropy": self.policy.entropy().detach(),  # type: ignore[union-attr]
-            "train/std": self.policy.std.mean().detach(),  # type: ignore[union-attr]
+            "train/entropy": self.policy.entropy().detach(),
+            "train/std": self.policy.std.mean().detach(),
         }
 
 

@@ -14,7 +14,7 @@ class DualPPOLoss(NamedTuple):
     reward_critic: torch.Tensor
     cost_critic: torch.Tensor
     approximate_kl: torch.Tensor
-    """|mean(old log-prob − new log-prob)|, what the early stop watches."""
+    """|mean(old log-prob - new log-prob)|, what the early stop watches."""
     clip_fraction: torch.Tensor
 
 

@@ -6,6 +6,7 @@ Shapes: B observations, O observation size, A action size, H latent size.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Literal, NamedTuple
 
 import torch
@@ -69,7 +70,7 @@ class PolicyOutput(NamedTuple):
 
 
 class ObservationNormaliser(nn.Module):
-    """(observation − mean) / √(variance + ε), clipped to ±10; the statistics are buffers and so travel with the policy."""
+    """(observation − mean) / √(variance + 1e-8), clipped to ±10; its buffers travel with the policy."""
 
     mean: torch.Tensor
     variance: torch.Tensor
@@ -153,7 +154,7 @@ class ActorCritic(nn.Module):
         return (0.5 + _LOG_SQRT_TWO_PI + self.log_std.clamp(*LOG_STD_RANGE)).sum()
 
     def _log_squash_slope(self, pre_tanh: torch.Tensor) -> torch.Tensor:
-        """log of the half range times 1 − tanh²u, written so that it stays finite for large |u|."""
+        """Log of the half range times 1 − tanh²u, written so that it stays finite for large |u|."""
         if self.config.squash == "none":
             return torch.zeros_like(pre_tanh)
         log_slope = 2.0 * (math.log(2.0) - pre_tanh - F.softplus(-2.0 * pre_tanh))
@@ -166,7 +167,7 @@ class ActorCritic(nn.Module):
 def _mlp(config: PolicyConfig) -> nn.Sequential:
     sizes: Sequence[int] = [config.observation_size, *config.hidden_sizes]
     layers: list[nn.Module] = []
-    for wide, narrow in zip(sizes[:-1], sizes[1:], strict=True):
+    for wide, narrow in pairwise(sizes):
         layers += [nn.Linear(wide, narrow), _ACTIVATIONS[config.activation]()]
     return nn.Sequential(*layers)
 

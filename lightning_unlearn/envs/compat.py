@@ -1,0 +1,166 @@
+"""The only door to safety_gymnasium: makes release 1.0.0 importable on Python 3.11-3.13 and builds its tasks.
+
+Importing this module imports safety_gymnasium, once, quietly, and without a trace in the global logging, warning or
+dataclass state. Nothing that somebody else makes with `safety_gymnasium.make` in the same process is changed.
+"""
+
+import contextlib
+import copy
+import dataclasses
+import difflib
+import importlib
+import inspect
+import io
+import logging
+import os
+import re
+import warnings
+from collections.abc import Callable, Iterator
+from functools import partial
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+_BANNER = "PYGAME_HIDE_SUPPORT_PROMPT"
+_SUPPORTED = re.compile(r"Safety(Point|Car|Racecar|Doggo|Ant)((Goal|Button|Push|Circle)[012]|Run0)-v0")
+_SUPPORTED_IN_WORDS = "the agents Point, Car, Racecar, Doggo and Ant with Goal, Button, Push, Circle (0-2) and Run0"
+
+
+@contextlib.contextmanager
+def swapped(owner: Any, name: str, value: Any) -> Iterator[None]:
+    """Hold `owner.name` at `value` inside the block and restore what was there after it."""
+    original = getattr(owner, name)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        setattr(owner, name, original)
+
+
+def _same(value: Any) -> Any:
+    return value
+
+
+def _with_array_factories(original: Callable[..., Any]) -> Callable[..., Any]:
+    """A `dataclass` decorator that, as Python 3.10 did, accepts an ndarray as a default and shares it."""
+
+    def share_arrays(cls: type) -> type:
+        for name in inspect.get_annotations(cls):
+            default = cls.__dict__.get(name)
+            if isinstance(default, np.ndarray):
+                setattr(cls, name, dataclasses.field(default_factory=partial(_same, default)))
+        return cls
+
+    def dataclass(cls: type | None = None, /, **options: Any) -> Any:
+        def decorate(decorated: type) -> type:
+            return original(share_arrays(decorated), **options)
+
+        return decorate if cls is None else decorate(cls)
+
+    return dataclass
+
+
+@contextlib.contextmanager
+def _without_banner() -> Iterator[None]:
+    before = os.environ.get(_BANNER)
+    os.environ[_BANNER] = "1"
+    try:
+        yield
+    finally:
+        os.environ.pop(_BANNER)
+        if before is not None:
+            os.environ[_BANNER] = before
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Swallow what dependencies print, warn and log while they are imported."""
+    root, printed = logging.getLogger(), io.StringIO()
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(_without_banner())
+        stack.enter_context(warnings.catch_warnings())
+        stack.enter_context(contextlib.redirect_stdout(printed))
+        stack.enter_context(contextlib.redirect_stderr(printed))
+        # With a handler in place, `logging.warning` of a dependency does not install its own for good.
+        stack.enter_context(swapped(root, "handlers", [logging.NullHandler()]))
+        stack.enter_context(swapped(root, "level", root.level))
+        warnings.simplefilter("ignore")
+        yield
+
+
+def _import_safety_gymnasium() -> ModuleType:
+    with _quiet(), swapped(dataclasses, "dataclass", _with_array_factories(dataclasses.dataclass)):
+        return importlib.import_module("safety_gymnasium")
+
+
+safety_gymnasium = _import_safety_gymnasium()
+
+import mujoco  # noqa: E402 (after safety_gymnasium, so that its own imports stay quiet)
+from gymnasium import registry  # noqa: E402
+from safety_gymnasium import tasks  # noqa: E402
+from safety_gymnasium.bases.base_task import BaseTask  # noqa: E402
+from safety_gymnasium.utils.common_utils import ResamplingError  # noqa: E402
+from safety_gymnasium.utils.task_utils import get_body_xvelp, get_task_class_name  # noqa: E402
+
+__all__ = [
+    "BaseTask",
+    "ResamplingError",
+    "get_body_xvelp",
+    "make_task",
+    "navigation_ids",
+    "refused_as_value_error",
+    "registered_spec",
+    "safety_gymnasium",
+    "swapped",
+]
+
+
+def navigation_ids() -> list[str]:
+    """Ids of the registered tasks that `make_task` builds."""
+    return [env_id for env_id in registry if _SUPPORTED.fullmatch(env_id)]
+
+
+def registered_spec(env_id: str) -> Any:
+    """The gymnasium registration of a supported navigation task.
+
+    Raises:
+        ValueError: the id is unknown (the nearest ones are named), or it is none of the supported tasks.
+    """
+    if env_id not in registry:
+        near = difflib.get_close_matches(env_id, navigation_ids(), n=3, cutoff=0.0)
+        raise ValueError(f"unknown environment {env_id!r}; the nearest are {', '.join(near)}")
+    if not _SUPPORTED.fullmatch(env_id):
+        raise ValueError(f"{env_id} is not supported; supported are {_SUPPORTED_IN_WORDS}, without pictures or keys")
+    return registry[env_id]
+
+
+def make_task(env_id: str) -> BaseTask:
+    """A fresh task object as `safety_gymnasium.make(env_id)` would hold it, not yet reset.
+
+    Raises:
+        ValueError: the id is not supported, or the installed MuJoCo refuses the agent's XML.
+    """
+    spec = registered_spec(env_id)
+    task_class = getattr(tasks, get_task_class_name(spec.kwargs["task_id"]))
+    with refused_as_value_error(env_id), warnings.catch_warnings():
+        # Agents pass one-element arrays as scalars, which numpy deprecated.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        task = task_class(config=copy.deepcopy(spec.kwargs["config"]))
+    task.build_observation_space()
+    return task
+
+
+@contextlib.contextmanager
+def refused_as_value_error(env_id: str) -> Iterator[None]:
+    """Name the environment and the MuJoCo release when that refuses the scene's XML.
+
+    Raises:
+        ValueError: MuJoCo could not compile the scene.
+    """
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(
+            f"MuJoCo {mujoco.__version__} refuses the XML of {env_id} ({error}); supported are {_SUPPORTED_IN_WORDS}"
+        ) from error

@@ -1,0 +1,186 @@
+"""Safety-Gymnasium's navigation tasks, E environments at once, numerically equal to `safety_gymnasium.make`."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from lightning_unlearn.envs.compat import BaseTask, make_task, refused_as_value_error, registered_spec
+from lightning_unlearn.envs.observation import Exteroception, Proprioception, object_bodies, observation_slices
+from lightning_unlearn.envs.physics import Scene, Snapshot, Workers, lay_out
+from lightning_unlearn.envs.rules import Rules
+from lightning_unlearn.envs.simulator import Step, TopView
+from lightning_unlearn.envs.world import Blueprint
+
+_MOST_FAILURES = 10
+
+
+class NavigationSimulator:
+    """E copies of one navigation task, stepped together; see `Simulator` for the contract.
+
+    Rewards, costs and observations equal those of safety_gymnasium 1.0.0 for the same seeds and actions, to rounding.
+    Where MuJoCo gives up on a state, or leaves numbers that are not finite, the episode is truncated and marked failed,
+    with the task's reward for an exception, no cost and the last finite observation.
+
+    Args:
+        env_id: A registered id such as `SafetyPointGoal1-v0`.
+        num_envs: E.
+        workers: Threads that step the physics; they do not influence the results.
+
+    Raises:
+        ValueError: the task is unknown, not supported, or refused by the installed MuJoCo.
+    """
+
+    def __init__(self, env_id: str, num_envs: int, workers: int = 1) -> None:
+        if num_envs < 1:
+            raise ValueError(f"num_envs must be at least 1, got {num_envs}")
+        self.env_id, self.num_envs = env_id, num_envs
+        blueprint = Blueprint()
+        self._describe(sample := self._sample(blueprint))
+        self._snapshot = Snapshot.of(num_envs, sample.model)
+        self._scenes = [Scene(make_task(env_id), blueprint, row, self._snapshot) for row in range(num_envs)]
+        self._tasks = [scene.task for scene in self._scenes]
+        self._rules = Rules(sample, sample.model, num_envs)
+        self._senses = [kind(sample, sample.model, self.observation_layout) for kind in (Proprioception, Exteroception)]
+        self._workers = Workers(workers)
+        self._steps = np.zeros(num_envs, dtype=np.int64)
+        self._failures = np.zeros(num_envs, dtype=np.int64)
+        self._observation = np.zeros((num_envs, self.observation_size))
+
+    def reset(self, mask: np.ndarray | None = None, seeds: Sequence[int] | None = None) -> np.ndarray:
+        """Reset the environments of `mask` (all without one) and return every current observation.
+
+        Args:
+            mask: Which environments to reset. Shape: (E,), bool.
+            seeds: One seed per environment, used for those that are reset.
+
+        Returns:
+            Observations, a fresh array. Shape: (E, O), float64.
+
+        Raises:
+            ValueError: the shapes are wrong, or an environment was never seeded.
+        """
+        rows = self._rows(mask)
+        if seeds is not None and len(seeds) != self.num_envs:
+            raise ValueError(f"seeds must hold one seed per environment, {self.num_envs}, got {len(seeds)}")
+        for row in rows:
+            self._reset_one(row, None if seeds is None else int(seeds[row]))
+        self._observation[rows] = self._observe()[rows]
+        return self._observation.copy()
+
+    def step(self, actions: np.ndarray) -> Step:
+        """Advance every environment by one action, clipped to the bounds. Shape: (E, A).
+
+        Raises:
+            ValueError: the actions have the wrong shape.
+            RuntimeError: an environment was never reset, or failed again and again.
+        """
+        controls = self._controls(actions)
+        self._workers.each(lambda row: self._scenes[row].step(controls[row]), self.num_envs)
+        self._steps += 1
+        failed = self._drop_failed()
+        outcome = self._rules(self._snapshot, self._tasks)
+        met = outcome.goal_met & ~failed
+        terminated = self._next_goals(met) | self._dead()
+        self._observation = np.where(failed[:, None], self._observation, self._observe())
+        truncated = failed | (self._steps >= self.max_episode_steps)
+        self._count_failures(failed, terminated | truncated)
+        return Step(
+            observation=self._observation.copy(),
+            reward=np.where(failed, self._tasks[0].reward_conf.reward_exception, outcome.reward),
+            costs={key: np.where(failed, 0.0, outcome.costs[key]) for key in self.cost_keys},
+            terminated=terminated & ~failed,
+            truncated=truncated,
+            failed=failed,
+            goal_met=met,
+        )
+
+    def top_view(self) -> TopView:
+        """Where the agent and every group of objects are now."""
+        positions = {name: self._snapshot.positions[:, ids, :2] for name, ids in self._kinds.items()}
+        return TopView(positions=positions, radii=dict(self._radii))
+
+    def close(self) -> None:
+        """End the worker threads."""
+        self._workers.close()
+
+    def _sample(self, blueprint: Blueprint) -> BaseTask:
+        """A task with some layout, to look sizes and names up in; it compiles the blueprint."""
+        task = make_task(self.env_id)
+        task.random_generator.set_random_seed(0)
+        with refused_as_value_error(self.env_id):
+            lay_out(task, blueprint)
+        return task
+
+    def _describe(self, task: BaseTask) -> None:
+        limit = registered_spec(self.env_id).max_episode_steps or task.num_steps
+        self.max_episode_steps = min(task.num_steps, limit)
+        self.observation_layout = observation_slices(task)
+        self.observation_size = max(place.stop for place in self.observation_layout.values())
+        self.action_low, self.action_high = task.model.actuator_ctrlrange.T.copy()
+        self.cost_keys = (*(key for key in task.calculate_cost() if key != "cost_sum"), "cost_sum")
+        self._kinds = {"agent": np.array([task.model.body("agent").id])}
+        self._kinds |= {obstacle.name: object_bodies(task.model, obstacle.name) for obstacle in task._obstacles}
+        self._radii = {obstacle.name: radius for obstacle in task._obstacles if (radius := _radius(obstacle))}
+
+    def _rows(self, mask: np.ndarray | None) -> np.ndarray:
+        if mask is None:
+            return np.arange(self.num_envs)
+        if np.shape(mask) != (self.num_envs,):
+            raise ValueError(f"mask must have shape ({self.num_envs},), got {np.shape(mask)}")
+        return np.flatnonzero(mask)
+
+    def _reset_one(self, row: int, seed: int | None) -> None:
+        scene = self._scenes[row]
+        if seed is None and not scene.seeded:
+            raise ValueError(
+                f"environment {row} of {self.env_id} has no random stream yet: pass seeds to its first reset"
+            )
+        scene.reset(seed)
+        self._rules.read(row, scene.task)
+        self._steps[row] = 0
+
+    def _controls(self, actions: np.ndarray) -> np.ndarray:
+        if np.shape(actions) != (expected := (self.num_envs, len(self.action_low))):
+            raise ValueError(f"actions must have shape {expected}, got {np.shape(actions)}")
+        return np.clip(actions, self.action_low, self.action_high)
+
+    def _observe(self) -> np.ndarray:
+        observation = np.zeros((self.num_envs, self.observation_size))
+        for sense in self._senses:
+            sense.write(self._snapshot, observation)
+        self._rules.hide(observation, self.observation_layout)
+        return observation
+
+    def _drop_failed(self) -> np.ndarray:
+        """Which environments the simulator failed in; their state is cleared. Shape: (E,), bool."""
+        failed = self._snapshot.diverged | ~self._snapshot.finite()
+        if failed.any():
+            self._snapshot.clear(failed)
+        return failed
+
+    def _next_goals(self, met: np.ndarray) -> np.ndarray:
+        """Place a new goal where one was met; return where there was no room for it. Shape: (E,), bool."""
+        stuck = np.zeros(self.num_envs, dtype=bool)
+        for row in np.flatnonzero(met):
+            stuck[row] = not self._scenes[row].next_goal()
+            self._rules.read(row, self._tasks[row])
+        return stuck
+
+    def _dead(self) -> np.ndarray:
+        return np.array([not task.agent.is_alive() for task in self._tasks])
+
+    def _count_failures(self, failed: np.ndarray, ended: np.ndarray) -> None:
+        self._failures[ended & ~failed] = 0
+        self._failures += failed
+        if (self._failures > _MOST_FAILURES).any():
+            row = int(self._failures.argmax())
+            raise RuntimeError(
+                f"{self.env_id}: the simulation of environment {row} failed {self._failures[row]} times in a row"
+            )
+
+
+def _radius(obstacle: Any) -> float | None:
+    """Metres, of those that are drawn as discs."""
+    size = getattr(obstacle, "radius", getattr(obstacle, "size", None))
+    return None if obstacle.name == "sigwalls" or size is None else float(size)

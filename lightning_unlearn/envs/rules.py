@@ -1,0 +1,193 @@
+"""Rewards, costs and goals of the navigation tasks over E environments at once.
+
+Source: `calculate_reward`, `specific_step` and `goal_achieved` of the tasks of safety_gymnasium 1.0.0.
+Each class below keeps, as arrays, what the original keeps in attributes of E task objects; `read` fetches them from a
+task that has just been reset or has got a new goal. Shapes: E environments.
+"""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import mujoco
+import numpy as np
+
+from lightning_unlearn.envs.compat import BaseTask, get_body_xvelp
+from lightning_unlearn.envs.costs import cost_functions, distance_xy, geoms_named
+from lightning_unlearn.envs.physics import Snapshot
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What a step earned. Shape of each array: (E,)."""
+
+    reward: np.ndarray
+    costs: dict[str, np.ndarray]
+    """1.0 where the cost was incurred."""
+    goal_met: np.ndarray
+
+
+class Progress(Protocol):
+    """A task's reward and goal."""
+
+    def read(self, row: int, task: BaseTask) -> None:
+        """Take over a task's state after a reset or with a new goal."""
+        ...
+
+    def __call__(self, state: Snapshot, tasks: list[BaseTask]) -> tuple[np.ndarray, np.ndarray]:
+        """Reward and whether the goal is met. Shapes: (E,), (E,) bool."""
+        ...
+
+
+class Rules:
+    """The rules of one task for all its environments."""
+
+    def __init__(self, task: BaseTask, model: mujoco.MjModel, num_envs: int) -> None:
+        self._clip = task.reward_conf.reward_clip
+        self._costs = cost_functions(task, model)
+        self._buttons = Buttons(task, model, num_envs) if hasattr(task, "buttons") else None
+        self._progress = self._buttons or _progress(task, model, num_envs)
+
+    def read(self, row: int, task: BaseTask) -> None:
+        """Take over a task's state after a reset or with a new goal."""
+        self._progress.read(row, task)
+
+    def __call__(self, state: Snapshot, tasks: list[BaseTask]) -> Outcome:
+        """Judge the state after a step; call it exactly once a step."""
+        reward, met = self._progress(state, tasks)
+        if self._clip:
+            reward = np.clip(reward, -self._clip, self._clip)
+        costs = {name: cost(state) for name, cost in self._costs.items()}
+        if self._buttons is not None:
+            costs |= self._buttons.costs(state)
+            self._buttons.tick()
+        costs["cost_sum"] = np.logical_or.reduce(list(costs.values())) if costs else np.zeros(len(met), dtype=bool)
+        return Outcome(reward, {name: cost.astype(np.float64) for name, cost in costs.items()}, met)
+
+    def hide(self, observation: np.ndarray, layout: dict[str, slice]) -> None:
+        """Blank what the task does not let the agent see at the moment. Shape: (E, O)."""
+        if self._buttons is not None:
+            observation[self._buttons.timer != 0, layout["buttons_lidar"]] = 0.0
+
+
+def _progress(task: BaseTask, model: mujoco.MjModel, num_envs: int) -> Progress:
+    if hasattr(task, "push_box"):
+        return Push(task, model, num_envs)
+    if hasattr(task, "goal"):
+        return Goal(task, model, num_envs)
+    return Circle(task, model) if hasattr(task, "circle") else Run(task, model, num_envs)
+
+
+class Goal:
+    """Reward: metres that the agent came nearer to the goal, plus a bonus inside it."""
+
+    def __init__(self, task: BaseTask, model: mujoco.MjModel, num_envs: int) -> None:
+        self._goal, self._last = task.goal, np.zeros(num_envs)
+        self._agent, self._body = model.body("agent").id, model.body("goal").id
+
+    def read(self, row: int, task: BaseTask) -> None:
+        """Take over the distance to a new goal."""
+        self._last[row] = task.last_dist_goal
+
+    def __call__(self, state: Snapshot, tasks: list[BaseTask]) -> tuple[np.ndarray, np.ndarray]:
+        """Reward and whether the agent is inside the goal. Shapes: (E,), (E,) bool."""
+        distance = distance_xy(state.positions[:, self._body], state.positions[:, self._agent])
+        reward = (self._last - distance) * self._goal.reward_distance
+        self._last, met = distance, distance <= self._goal.size
+        return reward + np.where(met, self._goal.reward_goal, 0.0), met
+
+
+class Buttons:
+    """Reward: metres nearer to the goal button, plus a bonus for pressing it; the others may cost."""
+
+    def __init__(self, task: BaseTask, model: mujoco.MjModel, num_envs: int) -> None:
+        self._conf, self._last = task.buttons, np.zeros(num_envs)
+        self._agent, self._body = model.body("agent").id, model.body("goal").id
+        self._geoms = geoms_named(model, "button")
+        self._target = np.zeros(num_envs, dtype=np.intp)
+        self.timer = np.zeros(num_envs)
+        """Steps until the buttons are seen and count again. Shape: (E,)."""
+
+    def read(self, row: int, task: BaseTask) -> None:
+        """Take over a new goal button and the timer."""
+        self._last[row] = task.last_dist_goal
+        self._target[row], self.timer[row] = task.buttons.goal_button, task.buttons.timer
+
+    def __call__(self, state: Snapshot, tasks: list[BaseTask]) -> tuple[np.ndarray, np.ndarray]:
+        """Reward and whether the goal button is pressed. Shapes: (E,), (E,) bool."""
+        distance = distance_xy(state.positions[:, self._body], state.positions[:, self._agent])
+        reward = (self._last - distance) * self._conf.reward_distance
+        self._last = distance
+        met = state.touched[np.arange(len(distance)), self._geoms[self._target]]
+        return reward + np.where(met, self._conf.reward_goal, 0.0), met
+
+    def costs(self, state: Snapshot) -> dict[str, np.ndarray]:
+        """Whether a wrong button is pressed while that counts. Shape: (E,), bool."""
+        if not self._conf.is_constrained:
+            return {}
+        wrong = np.arange(len(self._geoms)) != self._target[:, None]  # (E, buttons)
+        return {"cost_buttons": (state.touched[:, self._geoms] & wrong).any(axis=1) & (self.timer == 0)}
+
+    def tick(self) -> None:
+        """Count the timers down by one step."""
+        self.timer = np.maximum(0, self.timer - 1)
+
+
+class Push:
+    """Reward: metres that the agent came nearer to the box, and the box to the goal, plus a bonus inside it."""
+
+    def __init__(self, task: BaseTask, model: mujoco.MjModel, num_envs: int) -> None:
+        self._goal, self._box = task.goal, task.push_box
+        self._bodies = [model.body(name).id for name in ("agent", "push_box", "goal")]
+        self._last_box, self._last_goal = np.zeros(num_envs), np.zeros(num_envs)
+
+    def read(self, row: int, task: BaseTask) -> None:
+        """Take over the distances after a new goal."""
+        self._last_box[row], self._last_goal[row] = task.last_dist_box, task.last_box_goal
+
+    def __call__(self, state: Snapshot, tasks: list[BaseTask]) -> tuple[np.ndarray, np.ndarray]:
+        """Reward and whether the box is inside the goal. Shapes: (E,), (E,) bool."""
+        agent, box, goal = (state.positions[:, body] for body in self._bodies)
+        to_box = np.sqrt(np.sum(np.square(box - agent), axis=-1))
+        to_goal = np.sqrt(np.sum(np.square(box - goal), axis=-1))
+        far = self._last_box > self._box.null_dist * self._box.size
+        reward = (self._last_box - to_box) * self._box.reward_box_dist * far
+        reward = reward + (self._last_goal - to_goal) * self._box.reward_box_goal
+        self._last_box, self._last_goal, met = to_box, to_goal, to_goal <= self._goal.size
+        return reward + np.where(met, self._goal.reward_goal, 0.0), met
+
+
+class Circle:
+    """Reward: speed along the circle, less the farther from it."""
+
+    def __init__(self, task: BaseTask, model: mujoco.MjModel) -> None:
+        self._radius, self._factor = task.circle.radius, task.reward_factor
+        self._agent = model.body("agent").id
+
+    def read(self, row: int, task: BaseTask) -> None:
+        """Nothing carries over between steps."""
+
+    def __call__(self, state: Snapshot, tasks: list[BaseTask]) -> tuple[np.ndarray, np.ndarray]:
+        """Reward, and no goal. Shapes: (E,), (E,) bool."""
+        x, y, _ = state.positions[:, self._agent].T
+        u, v, _ = np.stack([get_body_xvelp(task.model, task.data, "agent") for task in tasks]).T
+        radius = np.sqrt(x**2 + y**2)
+        reward = ((-u * y + v * x) / radius) / (1 + np.abs(radius - self._radius)) * self._factor
+        return reward, np.zeros(len(reward), dtype=bool)
+
+
+class Run:
+    """Reward: metres, times a factor, that the agent came nearer to a point far away."""
+
+    def __init__(self, task: BaseTask, model: mujoco.MjModel, num_envs: int) -> None:
+        self._target, self._factor = np.array(task.goal_pos), task.reward_factor
+        self._agent, self._last = model.body("agent").id, np.zeros(num_envs)
+
+    def read(self, row: int, task: BaseTask) -> None:
+        """Take over the potential of the start."""
+        self._last[row] = task.old_potential
+
+    def __call__(self, state: Snapshot, tasks: list[BaseTask]) -> tuple[np.ndarray, np.ndarray]:
+        """Reward, and no goal. Shapes: (E,), (E,) bool."""
+        potential = -distance_xy(state.positions[:, self._agent], self._target) * self._factor
+        reward, self._last = potential - self._last, potential
+        return reward, np.zeros(len(reward), dtype=bool)

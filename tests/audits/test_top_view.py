@@ -1,0 +1,96 @@
+import dataclasses
+from itertools import pairwise
+
+import imageio.v3 as iio
+import numpy as np
+import pytest
+import torch
+from matplotlib.figure import Figure
+
+from lightning_unlearn.audits.top_view import Path2D, SceneMap, extent, prepare_map, track, write_gif
+from lightning_unlearn.collection.episodes import Episodes, run_episodes
+from lightning_unlearn.envs.batched import make_env
+from lightning_unlearn.envs.simulator import TopView
+from lightning_unlearn.policies.actor_critic import ActorCritic, PolicyConfig
+
+
+@pytest.fixture(scope="module")
+def toy_episodes():
+    env = make_env("ToyLine-v0", 3)
+    policy = ActorCritic(PolicyConfig(2, [-1.0], [1.0]), torch.Generator().manual_seed(0))
+    yield run_episodes(env, policy, [1, 2, 3], keep_scenes=True, noise=torch.Generator().manual_seed(0))
+    env.close()
+
+
+def two_step_episode() -> Episodes:
+    """Two environments; in the second one the agent goes right, the gremlin goes up, the episode ends after 2 of 3."""
+    scenes = []
+    for step in range(3):
+        agent = [[[9.0, 9.0]], [[float(step), 0.0]]]
+        gremlins = [[[9.0, 9.0]], [[-1.0, 3.0 * step]]]
+        scenes.append(TopView({"agent": np.array(agent), "gremlins": np.array(gremlins)}, {"gremlins": 0.5}))
+    signal = np.zeros((2, 3))
+    length = np.array([3, 2])
+    return Episodes([0, 1], np.zeros((2, 3, 1)), signal, signal, signal, signal > 0, length, scenes)
+
+
+def test_gif_shows_the_steps_of_the_episode(toy_episodes, tmp_path):
+    path = tmp_path / "toy.gif"
+    write_gif(path, toy_episodes, 1, "untrained", every=5, fps=20)
+    frames = iio.imread(path)
+    assert frames.shape == (7, 350, 320, 3)  # the scenes before steps 0, 5, ..., 30 of 32
+    assert all((before != after).any() for before, after in pairwise(frames[:, 40:]))  # below the header
+    information = iio.immeta(path)
+    assert (information["duration"], information["loop"]) == (50, 0)  # ms a frame, for ever
+
+
+def test_gif_of_one_frame(toy_episodes, tmp_path):
+    path = tmp_path / "toy.gif"
+    write_gif(path, toy_episodes, 0, "costs $5 _now_", every=100)
+    assert iio.imread(path, index=...).shape == (1, 350, 320, 3)
+
+
+def test_tracks_and_extent_stop_with_the_episode():
+    episodes = two_step_episode()
+    np.testing.assert_array_equal(track(episodes, 1, "agent")[:, 0], [[0, 0], [1, 0]])
+    # Lowest: the gremlin at (-1, 0) less 0.5. Highest: the agent's x of 1 plus its 0.1, the gremlin's y of 3 plus 0.5.
+    np.testing.assert_allclose(extent(episodes, 1), [[-1.5, -0.5], [1.1, 3.5]])
+
+
+def test_map_holds_all_that_is_covered_in_a_square():
+    axes = Figure().add_subplot()
+    prepare_map(axes, np.array([[-1.5, -0.5], [1.1, 3.5]]))
+    low, high = np.transpose([axes.get_xlim(), axes.get_ylim()])
+    assert np.ptp(high - low) == pytest.approx(0.0, abs=1e-12)
+    assert (low < [-1.5, -0.5]).all()
+    assert (high > [1.1, 3.5]).all()
+
+
+def test_objects_move_with_their_labels():
+    axes = Figure().add_subplot()
+    scene = SceneMap(axes, {"gremlins": np.array([[0.0, 0.0], [4.0, 4.0]])}, {"gremlins": 0.5})
+    scene.move({"gremlins": np.array([[1.0, 2.0], [4.0, 4.0]])})
+    (shapes,) = axes.collections
+    centres = [path.vertices[:-1].mean(0) for path in shapes.get_paths()]  # without the corner that closes it
+    np.testing.assert_allclose(centres, [[1, 2], [4, 4]], atol=1e-12)
+    assert [text.get_text() for text in axes.texts] == ["gremlin", "gremlin"]
+    np.testing.assert_allclose(axes.texts[0].get_position(), (1.0, 1.5))  # just under the disc
+
+
+def test_path_marks_the_steps_that_show_the_concept():
+    axes = Figure().add_subplot()
+    Path2D(axes).show(np.array([[0.0, 0.0], [1.0, 0.0], [2.0, 0.0], [3.0, 1.0]]), np.array([0.0, 1.0, 0.0]))
+    whole, flagged = axes.lines
+    np.testing.assert_array_equal(whole.get_xydata(), [[0, 0], [1, 0], [2, 0], [3, 1]])
+    np.testing.assert_array_equal(flagged.get_xydata(), [[1, 0], [2, 0], [np.nan, np.nan]])
+
+
+def test_impossible_requests_name_the_remedy(toy_episodes, tmp_path):
+    path = tmp_path / "toy.gif"
+    with pytest.raises(ValueError, match="keep_scenes"):
+        write_gif(path, dataclasses.replace(toy_episodes, scenes=[]), 0, "")
+    with pytest.raises(ValueError, match=r"episode=3 .* use 0 to 2"):
+        write_gif(path, toy_episodes, 3, "")
+    with pytest.raises(ValueError, match="every=0"):
+        write_gif(path, toy_episodes, 0, "", every=0)
+    assert not path.exists()

@@ -1,0 +1,85 @@
+import pytest
+import torch
+from tensordict.nn import TensorDictModule
+from torchrl.collectors import BaseCollector, Collector
+
+from lightning_unlearn import keys
+from lightning_unlearn.collection.collector import RolloutCollector
+from lightning_unlearn.envs.batched import make_env
+
+
+def collector(policy, seed=0, envs=3, horizon=50):
+    env = make_env("ToyLine-v0", envs)
+    env.set_seed(seed)
+    return RolloutCollector(env, policy, horizon, torch.Generator().manual_seed(seed))
+
+
+def test_it_is_a_torchrl_collector_and_its_rollouts_are_seeded(policy):
+    first, second, other = (collector(policy, seed) for seed in (0, 0, 1))
+    assert isinstance(first, BaseCollector)
+    batch = first.rollout().clone()
+    assert batch.batch_size == (3, 50)
+    assert (batch == second.rollout()).all()
+    assert not torch.equal(batch[keys.ACTION], other.rollout()[keys.ACTION])
+
+
+def test_equal_to_torchrls_own_collector_with_a_deterministic_policy(policy):
+    policy.log_std.data.fill_(-5.0)  # the smallest std; the noise is taken out below
+    ours = collector(policy)
+    ours._buffer.deviation_at = lambda t: torch.zeros(3, 1)
+    env = make_env("ToyLine-v0", 3)
+    env.set_seed(0)
+    actor = TensorDictModule(policy.act, [keys.OBSERVATION], [keys.ACTION])
+    theirs = Collector(env, actor, frames_per_batch=150, total_frames=-1, auto_register_policy_transforms=False)
+    for expected, _ in zip(theirs, range(3), strict=False):
+        rollout = ours.rollout()
+        for key in (keys.OBSERVATION, keys.ACTION):
+            assert torch.equal(rollout[key], expected[key])
+        for key in (keys.OBSERVATION, keys.REWARD, keys.COST, keys.C_FORGET, keys.DONE, keys.TRUNCATED):
+            assert torch.equal(rollout[keys.NEXT, key], expected[keys.NEXT, key])
+    theirs.shutdown()
+
+
+def test_log_prob_is_of_the_action_taken_and_values_follow_the_policy(policy):
+    batch = collector(policy).rollout()
+    observation, pre_tanh = (batch[k].flatten(0, 1) for k in (keys.OBSERVATION, keys.PRE_TANH))
+    log_prob = policy.log_prob(policy.mean(observation), pre_tanh)
+    torch.testing.assert_close(batch[keys.LOG_PROB].flatten(), log_prob)
+    torch.testing.assert_close(batch[keys.ACTION].flatten(0, 1), policy.squash(pre_tanh))
+
+
+def test_a_rollout_shows_the_policys_present_weights(policy):
+    gatherer = collector(policy)
+    gatherer.rollout()
+    policy.action_mean.bias.data.fill_(9.0)
+    assert gatherer.rollout()[keys.ACTION].min() > 0.9
+
+
+def test_episodes_go_on_across_rollouts_and_their_sums_start_anew(policy):
+    gatherer = collector(policy, horizon=20)
+    first, second = gatherer.rollout().clone(), gatherer.rollout()
+    assert torch.equal(second[keys.OBSERVATION][:, 0], first[keys.NEXT, keys.OBSERVATION][:, -1])
+    rewards = torch.cat([b[keys.NEXT, keys.REWARD] for b in (first, second)], 1)[..., 0]  # episodes of 32 steps
+    sums = torch.cat([b[keys.NEXT, keys.EPISODE_RETURN] for b in (first, second)], 1)[..., 0]
+    torch.testing.assert_close(sums[:, 31], rewards[:, :32].sum(1))
+    torch.testing.assert_close(sums[:, 39], rewards[:, 32:40].sum(1))
+
+
+def test_an_empty_rollout_is_refused(policy):
+    with pytest.raises(ValueError, match="horizon=0"):
+        collector(policy, horizon=0)
+
+
+def test_workers_change_nothing():
+    def actions(workers):
+        env = make_env("SafetyPointGoal1-v0", 4, workers=workers)
+        env.set_seed(0)
+        torch.manual_seed(0)
+        from lightning_unlearn.policies.actor_critic import ActorCritic, PolicyConfig
+
+        policy = ActorCritic(PolicyConfig(60, [-1.0] * 2, [1.0] * 2), torch.Generator().manual_seed(0))
+        batch = RolloutCollector(env, policy, 64, torch.Generator().manual_seed(0)).rollout().clone()
+        env.close()
+        return batch
+
+    assert (actions(1) == actions(2)).all()

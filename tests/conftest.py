@@ -1,0 +1,43 @@
+"""What every test shares: one thread, and a store of its own."""
+
+import os
+
+os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+os.environ.setdefault("RL_LOGGING_LEVEL", "WARNING")
+
+import pytest
+import torch
+
+from lightning_unlearn import registry
+from lightning_unlearn.policies.actor_critic import ActorCritic, PolicyConfig
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture
+def generator():
+    return torch.Generator().manual_seed(0)
+
+
+@pytest.fixture
+def policy(generator):
+    """A small random policy of two observations and one action, as the toy environment has."""
+    return ActorCritic(PolicyConfig(2, [-1.0], [1.0], hidden_sizes=[16, 8]), generator)
+
+
+@pytest.fixture(scope="session")
+def template_store(tmp_path_factory):
+    """An empty SQLite store, made once: its migrations take seconds."""
+    folder = tmp_path_factory.mktemp("template")
+    registry.open_store(f"sqlite:///{folder}/mlflow.db")
+    return folder / "mlflow.db"
+
+
+@pytest.fixture
+def store(tmp_path, template_store, monkeypatch):
+    """A fresh store in an empty working directory; yields its tracking URI."""
+    (tmp_path / "mlruns").mkdir()
+    (tmp_path / "mlruns" / "mlflow.db").write_bytes(template_store.read_bytes())
+    monkeypatch.chdir(tmp_path)
+    registry.open_store()
+    return registry.DEFAULT_TRACKING_URI

@@ -1,0 +1,72 @@
+import numpy as np
+import pytest
+
+from lightning_unlearn.envs.compat import make_task
+from lightning_unlearn.envs.lidar import compass, ego_xy, pseudo_lidar
+from lightning_unlearn.envs.world import Blueprint, reset_world
+
+
+@pytest.fixture(scope="module")
+def task():
+    task = make_task("SafetyAntGoal2-v0")  # an agent that tilts: its frame is not just turned about z
+    task.random_generator.set_random_seed(3)
+    reset_world(task, Blueprint())
+    data = task.data
+    data.qpos[3:7] = np.array([0.9, 0.1, -0.2, 0.4]) / np.linalg.norm([0.9, 0.1, -0.2, 0.4])
+    task.build_goal_position()  # ends in mj_forward
+    return task
+
+
+def body_frame(task):
+    return task.agent.pos[None], task.agent.mat[None]
+
+
+@pytest.mark.parametrize("max_dist", [3.0, 1.5, None])
+@pytest.mark.parametrize("alias", [True, False])
+def test_lidar_equals_the_original(task, max_dist, alias):
+    task.lidar_conf.max_dist, task.lidar_conf.alias = max_dist, alias
+    points = np.array(task.hazards.pos)
+    readings = pseudo_lidar(ego_xy(points[None, :, :2], *body_frame(task)), 16, max_dist, alias=alias)
+    np.testing.assert_allclose(readings[0, 0], task._obs_lidar_pseudo(points), rtol=0, atol=1e-14)
+    assert readings.max() > 0.0
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_compass_equals_the_original(task, size):
+    task.compass_conf.shape = size
+    direction = compass(task.goal.pos[None, None], *body_frame(task), size=size)
+    np.testing.assert_allclose(direction[0, 0], task._obs_compass(task.goal.pos), rtol=0, atol=1e-14)
+
+
+def test_ego_xy_takes_the_floor_not_the_object_height():
+    # The agent stands 1 m high and looks along its own x, which points to the world's y.
+    rotation = np.array([[[0.0, -1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, 1.0]]])
+    ego = ego_xy(np.array([[[0.0, 2.0]]]), np.array([[0.0, 0.5, 1.0]]), rotation)
+    np.testing.assert_allclose(ego, [[[1.5, 0.0]]])
+
+
+def test_lidar_by_hand():
+    # Four bins of 90°. At 45° and 1 m of 4: halfway through bin 0, closeness 3/4, half of it in each neighbour.
+    diagonal = np.sqrt(0.5) * np.ones((1, 1, 2))
+    np.testing.assert_allclose(pseudo_lidar(diagonal, 4, 4.0)[0, 0], [0.75, 0.375, 0.0, 0.375])
+
+
+def test_groups_do_not_see_each_other():
+    ego = np.array([[[1.0, 0.5], [-1.0, 0.5]], [[0.2, -1.0], [0.3, 0.4]]])
+    together = pseudo_lidar(ego, 16, 3.0, groups=np.array([1, 0]), num_groups=2)
+    for environment in range(2):
+        for group, member in ((1, 0), (0, 1)):
+            alone = pseudo_lidar(ego[environment : environment + 1, member : member + 1], 16, 3.0)
+            np.testing.assert_array_equal(together[environment, group], alone[0, 0])
+
+
+def test_nearest_object_wins_and_out_of_reach_reads_zero():
+    ego = np.array([[[1.0, 0.1], [2.0, 0.2], [-5.0, 0.1]]])
+    readings = pseudo_lidar(ego, 16, 3.0, alias=False)[0, 0]
+    assert readings[0] == pytest.approx((3 - np.hypot(1.0, 0.1)) / 3)
+    assert readings[1:].max() == 0.0
+
+
+def test_direction_that_rounds_to_a_full_turn_stays_in_the_last_bin():
+    readings = pseudo_lidar(np.array([[[1.0, -1e-300]]]), 16, 3.0)
+    assert readings[0, 0, 15] == pytest.approx(2 / 3)

@@ -1,0 +1,88 @@
+"""A re-posed model against a fresh compilation of the same layout by the original World."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from lightning_unlearn.envs import world
+from lightning_unlearn.envs.compat import make_task, safety_gymnasium, swapped
+from lightning_unlearn.envs.world import Blueprint, reset_world
+
+CAMERAS = {
+    "cam_mat0",
+    "cam_pos",
+    "cam_pos0",
+    "cam_poscom0",
+    "cam_quat",
+}  # the one that follows the agent: pictures only
+STATE = ("qpos", "qvel", "qacc", "qacc_warmstart", "xpos", "xmat", "sensordata", "mocap_pos", "ctrl", "efc_force")
+
+
+def compiled(task):
+    """The task's layout, compiled afresh by the original World (without pictures, for speed)."""
+    fresh = safety_gymnasium.world.World(task.agent, task._obstacles, task.world_info.world_config_dict)
+    stripped = SimpleNamespace(parse=world._xmltodict.parse, unparse=world._unparse_without_pictures)
+    with swapped(world._world, "xmltodict", stripped):
+        fresh.rebuild(state=False)  # with its second mj_forward, as at every reset but the first
+    task.world.bind_engine()
+    return fresh
+
+
+def different(first, second, names):
+    values = ((name, getattr(first, name), getattr(second, name)) for name in names)
+    floats = {name: a.dtype.kind == "f" for name, a, _ in values}
+    return [k for k, nan in floats.items() if not np.array_equal(getattr(first, k), getattr(second, k), equal_nan=nan)]
+
+
+def arrays(model):
+    public = [name for name in dir(model) if not name.startswith("_")]
+    return [name for name in public if isinstance(getattr(model, name), np.ndarray)]
+
+
+@pytest.mark.parametrize(
+    ("env_id", "layouts"),
+    [
+        ("SafetyPointGoal1-v0", 20),
+        ("SafetyCarGoal2-v0", 5),
+        ("SafetyPointButton1-v0", 3),
+        ("SafetyDoggoPush2-v0", 5),
+        ("SafetyRacecarCircle2-v0", 2),
+        ("SafetyAntRun0-v0", 5),
+    ],
+)
+def test_every_model_array_and_the_state_equal_a_fresh_compilation(env_id, layouts):
+    task, blueprint = make_task(env_id), Blueprint()
+    task.random_generator.set_random_seed(11)
+    reset_world(task, blueprint)
+    for _ in range(layouts):
+        task.simulation_forward(task.action_space.high)  # leaves traces in the data: moved mocaps, a warm start
+        reset_world(task, blueprint)
+        fresh, model = compiled(task), task.model
+        assert set(different(model, fresh.model, arrays(model))) <= CAMERAS
+        assert model.stat.meaninertia == fresh.model.stat.meaninertia
+        assert different(task.data, fresh.data, STATE) == []
+
+
+def test_worlds_of_one_blueprint_do_not_share_their_model():
+    blueprint, first, second = Blueprint(), make_task("SafetyPointGoal0-v0"), make_task("SafetyPointGoal0-v0")
+    for seed, task in enumerate((first, second)):
+        task.random_generator.set_random_seed(seed)
+        reset_world(task, blueprint)
+    assert not np.array_equal(first.model.body("goal").pos, second.model.body("goal").pos)
+
+
+def test_model_and_data_stay_the_same_objects():
+    task, blueprint = make_task("SafetyPointGoal0-v0"), Blueprint()
+    task.random_generator.set_random_seed(0)
+    reset_world(task, blueprint)
+    model, data = task.model, task.data
+    reset_world(task, blueprint)
+    assert task.model is model
+    assert task.data is data
+
+
+def test_the_original_keeps_its_pictures():
+    env = safety_gymnasium.make("SafetyPointGoal0-v0")
+    env.reset(seed=0)
+    assert env.unwrapped.task.model.ntex > 0

@@ -1,0 +1,104 @@
+import math
+
+import pytest
+import torch
+from torch.distributions import Independent, Normal, TransformedDistribution
+from torch.distributions.transforms import AffineTransform, TanhTransform
+
+from lightning_unlearn.policies.actor_critic import ActorCritic, PolicyConfig
+
+
+def squashed_gaussian(mean, std, low, high):
+    """PyTorch's own distribution of low + (high − low)/2·(tanh(u) + 1), u ~ N(mean, std)."""
+    half = (high - low) / 2
+    transforms = [TanhTransform(), AffineTransform(low + half, half)]
+    return Independent(TransformedDistribution(Normal(mean, std), transforms), 1)
+
+
+def make(generator, **options):
+    return ActorCritic(PolicyConfig(3, [-1.0, -2.0], [1.0, 4.0], hidden_sizes=[8, 5], **options), generator)
+
+
+def test_log_prob_is_that_of_the_squashed_gaussian(generator):
+    policy = make(generator).double()
+    policy.log_std.data = torch.tensor([-0.7, 0.4], dtype=torch.float64)
+    observation = torch.randn(50, 3, generator=generator, dtype=torch.float64)
+    mean = policy.mean(observation)
+    pre_tanh = mean + policy.std * torch.randn(50, 2, generator=generator, dtype=torch.float64)
+    expected = squashed_gaussian(mean, policy.std, policy.action_low, policy.action_high)
+    torch.testing.assert_close(
+        policy.log_prob(mean, pre_tanh), expected.log_prob(policy.squash(pre_tanh)), rtol=1e-6, atol=1e-6
+    )
+
+
+def test_log_prob_stays_finite_where_tanh_saturates(generator):
+    policy = make(generator)
+    pre_tanh = torch.tensor([[40.0, -40.0]])
+    assert torch.isfinite(policy.log_prob(torch.zeros(1, 2), pre_tanh)).all()
+
+
+def test_without_squashing_the_density_is_the_gaussians_and_the_action_is_clipped(generator):
+    policy = make(generator, squash="none")
+    mean, draw = torch.zeros(1, 2), torch.tensor([[0.5, 9.0]])
+    expected = Independent(Normal(mean, policy.std), 1).log_prob(draw)
+    torch.testing.assert_close(policy.log_prob(mean, draw), expected)
+    assert policy.squash(draw).tolist() == [[0.5, 4.0]]
+
+
+def test_actions_stay_inside_the_bounds_and_reach_them(generator):
+    policy = make(generator)
+    assert policy.squash(torch.tensor([[-50.0, -50.0], [50.0, 50.0]])).tolist() == [[-1.0, -2.0], [1.0, 4.0]]
+    assert policy.squash(torch.zeros(1, 2)).tolist() == [[0.0, 1.0]]
+
+
+def test_entropy_is_that_of_the_gaussian_before_tanh(generator):
+    policy = make(generator)
+    policy.log_std.data = torch.tensor([-1.0, 0.5])
+    expected = Independent(Normal(torch.zeros(2), policy.std), 1).entropy()
+    torch.testing.assert_close(policy.entropy(), expected)
+
+
+@pytest.mark.parametrize(("raw", "clamped"), [(-9.0, -5.0), (3.0, 1.0)])
+def test_log_std_is_clamped(generator, raw, clamped):
+    policy = make(generator)
+    policy.log_std.data.fill_(raw)
+    assert policy.std[0].item() == pytest.approx(math.exp(clamped))
+
+
+def test_one_pass_equals_its_parts(generator):
+    policy = make(generator)
+    observation = torch.randn(7, 3, generator=generator)
+    output = policy(observation)
+    torch.testing.assert_close(output.mean, policy.mean(observation))
+    torch.testing.assert_close(output.reward_value, policy.reward_value(policy.latent(observation)).squeeze(-1))
+    assert output.cost_value.shape == (7,)
+    torch.testing.assert_close(policy.act(observation), policy.squash(output.mean))
+
+
+def test_separate_critics_do_not_touch_the_policys_trunk(generator):
+    policy = make(generator, critics="separate")
+    policy(torch.randn(4, 3, generator=generator)).cost_value.sum().backward()
+    assert all(p.grad is None for p in policy.trunk.parameters())
+    assert all(p.grad is not None for p in policy.critic_trunk.parameters())
+
+
+def test_normaliser_is_part_of_the_policy(generator):
+    policy = make(generator, normalise_observation=True)
+    policy.normaliser.mean.fill_(2.0)
+    policy.normaliser.variance.fill_(4.0)
+    torch.testing.assert_close(policy.latent(torch.full((1, 3), 4.0)), policy.trunk(torch.ones(1, 3)))
+    assert "normaliser.mean" in policy.state_dict()
+
+
+def test_weights_come_from_the_given_stream_alone():
+    first, second, third = (make(torch.Generator().manual_seed(s)) for s in (5, 5, 6))
+    assert torch.equal(first.trunk[0].weight, second.trunk[0].weight)
+    assert not torch.equal(first.trunk[0].weight, third.trunk[0].weight)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"observation_size": 0}, {"hidden_sizes": []}, {"hidden_sizes": [4, 0]}, {"action_high": [1.0, 1.0]}]
+)
+def test_impossible_shapes_are_refused(wrong):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        PolicyConfig(**({"observation_size": 3, "action_low": [-1.0], "action_high": [1.0]} | wrong))

@@ -1,0 +1,141 @@
+import json
+import pickle
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from lightning_unlearn.policies.actor_critic import ActorCritic, PolicyConfig
+from lightning_unlearn.policies.storage import ModelCard, load_policy, save_policy
+
+CARD = ModelCard("concept", "ToyLine-v0", "cost_hazards", 3, 50, 1000)
+
+
+@pytest.fixture
+def folder(policy, tmp_path):
+    save_policy(tmp_path / "p", policy, CARD)
+    return tmp_path / "p"
+
+
+def test_a_stored_policy_comes_back_the_same(policy, folder):
+    stored = load_policy(folder)
+    assert stored.card == CARD
+    assert stored.policy.config == policy.config
+    for name, weight in policy.state_dict().items():
+        assert torch.equal(stored.policy.state_dict()[name], weight)
+
+
+def test_the_weights_file_is_enough_of_a_path(policy, folder):
+    stored = load_policy(folder / "policy.safetensors")
+    observation = torch.ones(1, 2)
+    assert torch.equal(stored.policy.act(observation), policy.act(observation))
+
+
+def test_nan_is_never_written(policy, tmp_path):
+    policy.log_std.data.fill_(float("nan"))
+    with pytest.raises(ValueError, match="log_std"):
+        save_policy(tmp_path / "p", policy, CARD)
+    assert not (tmp_path / "p").exists()
+
+
+def published(observations=60, actions=2):
+    sizes = {"shared.0": (64, observations), "shared.2": (64, 64), "mu": (actions, 64), "vr": (1, 64), "vc": (1, 64)}
+    weights = {f"{name}.weight": torch.randn(*size) for name, size in sizes.items()}
+    weights |= {f"{name}.bias": torch.randn(size[0]) for name, size in sizes.items()}
+    return weights | {"logstd": torch.zeros(actions)}
+
+
+def test_the_published_layout_is_read(tmp_path):
+    weights = published()
+    torch.save({"state_dict": weights}, tmp_path / "unsafe.pt")
+    policy = load_policy(tmp_path / "unsafe.pt").policy
+    x = torch.randn(5, 60)
+    h = torch.tanh(x @ weights["shared.0.weight"].T + weights["shared.0.bias"])
+    h = torch.tanh(h @ weights["shared.2.weight"].T + weights["shared.2.bias"])
+    torch.testing.assert_close(policy.mean(x), h @ weights["mu.weight"].T + weights["mu.bias"])
+    torch.testing.assert_close(policy(x).cost_value, (h @ weights["vc.weight"].T + weights["vc.bias"]).squeeze(-1))
+
+
+class Bomb:
+    """Leaves a file behind when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return (open, (self.path, "w"))
+
+
+def test_a_pickle_is_refused_without_being_run(tmp_path):
+    (tmp_path / "bomb.pt").write_bytes(pickle.dumps(Bomb(str(tmp_path / "ran"))))
+    with pytest.raises(ValueError, match="cannot|safely"):
+        load_policy(tmp_path / "bomb.pt")
+    assert not (tmp_path / "ran").exists()
+
+
+def truncate(folder):
+    path = folder / "policy.safetensors"
+    path.write_bytes(path.read_bytes()[:-40])
+
+
+def swap_weights(folder):
+    other = ActorCritic(PolicyConfig(5, [-1.0], [1.0], hidden_sizes=[16, 8]))
+    save_file(other.state_dict(), folder / "policy.safetensors")
+
+
+def drop_a_weight(folder):
+    weights = load_file(folder / "policy.safetensors")
+    weights.pop("log_std")
+    save_file(weights, folder / "policy.safetensors")
+
+
+def poison(folder):
+    weights = load_file(folder / "policy.safetensors")
+    weights["log_std"].fill_(float("inf"))
+    save_file(weights, folder / "policy.safetensors")
+
+
+def other_dtype(folder):
+    weights = load_file(folder / "policy.safetensors")
+    weights["log_std"] = weights["log_std"].double()
+    save_file(weights, folder / "policy.safetensors")
+
+
+def edit(change):
+    def spoil(folder):
+        path = folder / "policy.json"
+        description = json.loads(path.read_text())
+        change(description)
+        path.write_text(json.dumps(description))
+
+    return spoil
+
+
+SPOILED = {
+    "truncated weights": (truncate, "damaged"),
+    "weights of another size": (swap_weights, "shape"),
+    "a weight missing": (drop_a_weight, "do not fit"),
+    "an infinite weight": (poison, "infinite"),
+    "another dtype": (other_dtype, "float32"),
+    "no weights": (lambda folder: (folder / "policy.safetensors").write_bytes(b""), "damaged"),
+    "no json": (lambda folder: (folder / "policy.json").write_text("{"), "not a policy description"),
+    "deep json": (lambda folder: (folder / "policy.json").write_text("[" * 100_000), "not a policy description"),
+    "foreign json": (lambda folder: (folder / "policy.json").write_text('{"format": "other"}'), "format"),
+    "an unknown field": (edit(lambda d: d["policy"].update(class_path="os.system")), "class_path"),
+    "an unknown activation": (edit(lambda d: d["policy"].update(activation="softmax")), "softmax"),
+    "a huge size": (edit(lambda d: d["policy"].update(hidden_sizes=[10**9, 10**9])), "65536"),
+    "a size that is no number": (edit(lambda d: d["policy"].update(observation_size="60")), "does not describe"),
+    "a card of another type": (edit(lambda d: d["card"].update(seed="zero")), "card"),
+}
+
+
+@pytest.mark.parametrize(("spoil", "message"), SPOILED.values(), ids=SPOILED)
+def test_a_damaged_or_foreign_file_is_refused(folder, spoil, message):
+    spoil(folder)
+    with pytest.raises(ValueError, match=message):
+        load_policy(folder)
+
+
+def test_a_missing_file_is_said_to_be_missing(tmp_path):
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        load_policy(tmp_path / "nowhere.pt")

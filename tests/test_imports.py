@@ -1,0 +1,66 @@
+"""Who may import whom (the rooms and their doors), checked over the import statements."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "lightning_unlearn"
+ROOMS = {
+    "keys": set(),
+    "seeds": set(),
+    "envs": {"keys", "seeds"},
+    "policies": {"keys"},
+    "objectives": {"keys"},
+    "collection": {"envs", "policies", "keys", "seeds"},
+    "registry": {"policies"},
+    "methods": {"collection", "policies", "objectives", "registry", "envs", "keys", "seeds"},
+    "audits": {"envs", "policies", "objectives", "registry", "collection", "keys", "seeds"},
+    "callbacks": {"objectives", "collection", "registry", "policies", "keys"},
+    "configuration": {"methods", "callbacks"},
+    "training": {"methods", "callbacks", "registry", "collection", "configuration"},
+    "quickstart": {"training", "audits", "registry", "policies", "seeds"},
+    "cli": {"quickstart", "training"},
+    "__main__": {"cli"},
+}
+NO_TRAINER_OR_STORE = ("envs", "policies", "objectives", "keys", "seeds")
+
+
+def files():
+    return sorted(p for p in PACKAGE.rglob("*.py") if p.name != "__init__.py" or p.parent != PACKAGE)
+
+
+def room(path):
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imported(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            if node.module == "lightning_unlearn":
+                yield from (f"lightning_unlearn.{alias.name}" for alias in node.names)
+            else:
+                yield node.module
+        elif isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+
+
+@pytest.mark.parametrize("path", files(), ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_a_file_imports_only_what_its_room_may(path):
+    here = room(path)
+    names = list(imported(path))
+    ours = {name.split(".")[1] for name in names if name.startswith("lightning_unlearn.")} - {here}
+    assert ours <= ROOMS[here], f"{here} must not import {ours - ROOMS[here]}"
+    if here in NO_TRAINER_OR_STORE:
+        assert not {name.split(".")[0] for name in names} & {"lightning", "mlflow"}
+
+
+def test_safety_gymnasium_has_one_door():
+    doors = {str(p.relative_to(PACKAGE)) for p in files() if any(n.startswith("safety_gymnasium") for n in imported(p))}
+    assert doors <= {"envs/compat.py"}
+
+
+def test_help_needs_no_heavy_library():
+    heavy = {"torch", "lightning", "mlflow", "torchrl", "numpy"}
+    for name in ("cli.py", "__main__.py"):
+        assert not {n.split(".")[0] for n in imported(PACKAGE / name)} & heavy

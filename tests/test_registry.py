@@ -1,0 +1,104 @@
+import mlflow
+import numpy as np
+import pytest
+import torch
+
+from lightning_unlearn import registry
+from lightning_unlearn.policies.storage import ModelCard, save_policy
+
+
+@pytest.fixture
+def run_id(store):
+    experiment = mlflow.create_experiment("ToyLine-v0", artifact_location=registry.artifact_location())
+    return mlflow.MlflowClient().create_run(experiment).info.run_id
+
+
+def card(update=50, seed=3, method="concept"):
+    return ModelCard(method, "ToyLine-v0", "cost_hazards", seed, update, 1000)
+
+
+def test_a_save_point_is_found_by_version_alias_and_run(policy, run_id):
+    version = registry.register_policy(policy, card(), run_id)
+    name = "concept.ToyLine-v0"
+    uris = [f"models:/{name}/{version}", f"models:/{name}/latest", f"runs:/{run_id}/update-50"]
+    uris += [f"models:/{name}@update-50", f"models:/{name}@seed-3-update-50"]
+    for uri in uris:
+        stored = registry.load_policy(uri)
+        assert stored.card == card()
+        assert torch.equal(stored.policy.trunk[0].weight, policy.trunk[0].weight)
+    tags = mlflow.MlflowClient().get_model_version(name, version).tags
+    assert {k: tags[k] for k in ("method", "env", "seed", "update")} == {
+        "method": "concept",
+        "env": "ToyLine-v0",
+        "seed": "3",
+        "update": "50",
+    }
+
+
+def test_an_alias_points_to_the_newest(policy, run_id):
+    versions = [registry.register_policy(policy, card(seed=seed), run_id) for seed in (0, 1)]
+    client = mlflow.MlflowClient()
+    assert client.get_model_version_by_alias("concept.ToyLine-v0", "update-50").version == int(versions[1])
+    assert client.get_model_version_by_alias("concept.ToyLine-v0", "seed-0-update-50").version == int(versions[0])
+
+
+def test_anybody_can_load_it_as_a_generic_model(policy, run_id):
+    registry.register_policy(policy, card(), run_id)
+    model = mlflow.pyfunc.load_model("models:/concept.ToyLine-v0@update-50")
+    observations = np.random.default_rng(0).normal(size=(7, 2)).astype(np.float32)
+    actions = model.predict(observations)
+    expected = policy.act(torch.from_numpy(observations)).detach().numpy()
+    np.testing.assert_array_equal(actions, expected)
+    assert actions.dtype == np.float32
+    with pytest.raises(mlflow.exceptions.MlflowException):
+        model.predict(np.zeros((7, 3), np.float32))
+
+
+def test_the_expert_of_the_same_seed_is_preferred(policy, run_id):
+    assert registry.expert_uri("ToyLine-v0", 1) == "zoo:unsafe.ToyLine-v0"
+    for seed in (1, 2, 1):
+        registry.register_policy(policy, card(300, seed, "unsafe"), run_id)
+    assert registry.expert_uri("ToyLine-v0", 1) == "models:/unsafe.ToyLine-v0/3"
+    assert registry.expert_uri("ToyLine-v0", 2) == "models:/unsafe.ToyLine-v0/2"
+    with pytest.raises(ValueError, match="no unsafe expert of Other-v0"):
+        registry.expert_uri("Other-v0", 0)
+
+
+@pytest.mark.parametrize("name", ["unsafe.SafetyPointGoal1-v0", "unsafe.ToyLine-v0"])
+def test_shipped_models_load(name):
+    stored = registry.load_policy(f"zoo:{name}")
+    assert registry.model_name(stored.card.method, stored.card.env) == name
+
+
+@pytest.mark.parametrize(
+    "uri", ["models:/nope/1", "models:/nope@best", "runs:/abc/update-1", "zoo:nope", "nowhere/policy", "nowhere.pt"]
+)
+def test_what_is_not_there_is_said_not_to_be(store, uri):
+    with pytest.raises(ValueError, match=r"was not found"):
+        registry.load_policy(uri)
+
+
+def test_a_failed_save_registers_nothing(policy, run_id):
+    policy.log_std.data.fill_(float("nan"))
+    with pytest.raises(ValueError, match="log_std"):
+        registry.register_policy(policy, card(), run_id)
+    assert mlflow.MlflowClient().search_registered_models() == []
+
+
+def test_a_foreign_file_in_a_model_is_refused(policy, run_id, tmp_path):
+    registry.register_policy(policy, card(), run_id)
+    weights = next((tmp_path / "mlruns").rglob("policy.safetensors"))
+    weights.write_bytes(b"PK\x03\x04 not weights")
+    with pytest.raises(ValueError, match="damaged"):
+        registry.load_policy("models:/concept.ToyLine-v0@update-50")
+
+
+def test_a_store_that_cannot_be_written_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match=r"cannot be written.*--tracking_uri"):
+        registry.open_store(f"sqlite:///{tmp_path}/file/mlflow.db")
+
+
+def test_a_local_folder_is_a_model(policy, tmp_path):
+    save_policy(tmp_path / "p", policy, card())
+    assert registry.load_policy(str(tmp_path / "p")).card.seed == 3

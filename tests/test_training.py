@@ -1,0 +1,140 @@
+"""The whole path on the toy environment, through the command line, with a real store."""
+
+import re
+
+import mlflow
+import pytest
+import torch
+import yaml
+
+from lightning_unlearn import cli, registry, training
+
+BASE = ["-c", "configs/base.yaml", "-c", "configs/env/point_goal1.yaml"]
+SMOKE = ["-c", "configs/smoke.yaml"]
+METHODS = ["unsafe", "oracle", "concept", "continued"]
+
+
+def options(method, *more):
+    return [*BASE, "-c", f"configs/method/{method}.yaml", *SMOKE, *more]
+
+
+def history(run_id, metric):
+    points = mlflow.MlflowClient().get_metric_history(run_id, metric)
+    return [(p.step, p.value) for p in sorted(points, key=lambda p: p.step)]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_trains_registers_and_records(store, method, capsys):
+    cli.main(["fit", *options(method)])
+    printed = capsys.readouterr().out
+    (run,) = mlflow.search_runs(experiment_names=["ToyLine-v0"], output_format="list")
+    assert run.info.status == "FINISHED"
+    assert run.info.run_id in printed
+    assert f"models:/{method}.ToyLine-v0/2" in printed
+    assert registry.load_policy(f"models:/{method}.ToyLine-v0@update-4").card.update == 4
+    assert run.data.tags["method"] == method
+    assert run.data.params["data.horizon"] == "64"
+    before = 300 if method in ("concept", "continued") else 0
+    expected = [(before + update) * 4 * 64 for update in (1, 2, 3, 4)]
+    for metric in ("rollout/cost_rate", "rollout/episode_return", "train/policy_loss", "time/env_steps_per_s"):
+        assert [step for step, _ in history(run.info.run_id, metric)] == expected
+    lambdas = [value for _, value in history(run.info.run_id, "lagrangian/lambda")]
+    assert len(lambdas) == (4 if method in ("oracle", "concept") else 0)
+
+
+def test_the_recorded_config_makes_the_same_run_again(store, tmp_path):
+    first = training.train(options("oracle", "--pid.kp", "3.5"))
+    text = mlflow.artifacts.load_text(f"runs:/{first.run_id}/config.yaml")
+    config = yaml.safe_load(text)
+    assert config["pid"]["init_args"]["kp"] == 3.5
+    (tmp_path / "again.yaml").write_text(text)
+    second = training.train(["-c", str(tmp_path / "again.yaml")])
+    weights = [registry.load_policy(run.saved[4]).policy.state_dict() for run in (first, second)]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def test_the_seed_decides(store):
+    runs = [training.train(options("unsafe", "--seed", str(seed))) for seed in (0, 0, 1)]
+    means = [registry.load_policy(run.saved[4]).policy.action_mean.weight for run in runs]
+    assert torch.equal(means[0], means[1])
+    assert not torch.equal(means[0], means[2])
+
+
+def test_a_stage_takes_weights_only_from_its_source(store):
+    expert = training.train(options("unsafe"))
+    chain = training.TrainingCLI(options("concept", "--model.source", expert.saved[4]))
+    chain.prepare()
+    source = registry.load_policy(expert.saved[4]).policy
+    assert torch.equal(chain.model.policy.trunk[0].weight, source.trunk[0].weight)
+    assert chain.model.cost_weight == 0.0
+    assert chain.trainer.current_epoch == 0
+
+
+def test_names_of_the_published_scripts_are_understood():
+    given = ["--n_envs", "2", "--updates=3", "--save_points", "1", "3", "--ent_coef", "0.1", "--target_cost", "0.05"]
+    parsed = training.TrainingCLI([*options("oracle"), *given]).config
+    assert (parsed.data.num_envs, parsed.trainer.max_epochs, parsed.save_points) == (2, 3, [1, 3])
+    assert (parsed.model.init_args.ent_coef, parsed.pid.init_args.target_cost) == (0.1, 0.05)
+
+
+BAD = {
+    "unknown environment": (["--env", "SafetyPointGaol1-v0"], "SafetyPointGoal1-v0"),
+    "unknown method file": (["-c", "method/concpt.yaml"], "method/concept.yaml"),
+    "unknown model": (["--model.source", "models:/nope/1"], "models:/nope/1 was not found"),
+    "unknown alias": (["--model.source", "models:/nope@x"], "models:/nope@x was not found"),
+    "model of another size": (["--model.source", "zoo:unsafe.SafetyPointGoal1-v0"], "takes 60 observations"),
+    "concept never reported": (["--data.concept", "cost_vases"], "cost_hazards, cost_sum"),
+    "no environments": (["--n_envs", "0"], "num_envs=0"),
+    "no horizon": (["--horizon", "0"], "horizon=0"),
+    "no updates": (["--updates", "0"], "max_epochs=0"),
+    "save points beyond the updates": (["--save_points", "2", "40"], r"save_points=\[40\].*max_epochs=4"),
+    "no threads": (["--torch_threads", "0"], "torch_threads=0"),
+    "negative seed": (["--seed", "-1"], "seed"),
+    "misspelt option": (["--data.horizn", "3"], "Did you mean data.horizon"),
+    "abbreviated option": (["--trainer.max_epoch", "3"], "Did you mean trainer.max_epochs"),
+    "misspelt pid option": (["--pid.target_cots", "3"], "Did you mean (pid.)?target_cost"),
+    "lambda out of range": (["--lambda_init", "300"], "lambda_init=300"),
+    "store that cannot be written": (["--tracking_uri", "sqlite:////proc/x/mlflow.db"], "cannot be written"),
+}
+
+
+@pytest.mark.parametrize(("given", "message"), BAD.values(), ids=BAD)
+def test_bad_input_is_refused_before_anything_is_made(store, capsys, given, message):
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["fit", *options("oracle"), *given])
+    assert stopped.value.code == 2
+    assert_says(capsys, message)
+    registry.open_store(store)
+    assert mlflow.search_experiments(filter_string="name = 'ToyLine-v0'") == []
+    assert mlflow.MlflowClient().search_registered_models() == []
+
+
+def assert_says(capsys, message):
+    assert re.search(message, capsys.readouterr().err, re.DOTALL)
+
+
+def test_a_misspelt_key_in_a_file_is_refused(store, tmp_path, capsys):
+    (tmp_path / "bad.yaml").write_text("data:\n  horizn: 3\n")
+    with pytest.raises(SystemExit):
+        cli.main(["fit", *options("oracle"), "-c", str(tmp_path / "bad.yaml")])
+    assert_says(capsys, "Did you mean (data.)?horizon")
+
+
+@pytest.mark.parametrize(
+    ("error", "status"), [(RuntimeError("broken"), "FAILED"), (KeyboardInterrupt(), "KILLED")], ids=["failed", "killed"]
+)
+def test_a_run_that_ends_early_says_how(store, monkeypatch, error, status):
+    from lightning_unlearn.methods.dual_head_ppo import DualHeadPPO
+
+    def fail(self, batch):
+        if self.trainer.current_epoch == 2:
+            raise error
+        return original(self, batch)
+
+    original = DualHeadPPO.update
+    monkeypatch.setattr(DualHeadPPO, "update", fail)
+    with pytest.raises((RuntimeError, SystemExit)):
+        training.train(options("oracle"))
+    (run,) = mlflow.search_runs(experiment_names=["ToyLine-v0"], output_format="list")
+    assert run.info.status == status
+    assert len(history(run.info.run_id, "rollout/cost_rate")) == 2
