@@ -27,7 +27,7 @@ def test_equal_to_torchrl_with_truncations_and_terminations_inside_the_batch(gen
 
 
 def test_by_hand_a_truncation_bootstraps_with_the_final_observation_and_cuts_the_recursion():
-    # γ = 0.5, λ = 0.5. Rewards 1, 2, 4; values 1, 1, 1; values of the true next observations 3, 10, 5; cut after step 1.
+    # γ = λ = 0.5. Rewards 1, 2, 4; values 1, 1, 1; of the true next observations 3, 10, 5; cut after step 1.
     # δ = 1 + 0.5·3 − 1 = 1.5;  2 + 0.5·10 − 1 = 6;  4 + 0.5·5 − 1 = 5.5.
     # A_2 = 5.5;  A_1 = 6 (nothing of A_2);  A_0 = 1.5 + 0.25·6 = 3.
     column = lambda *xs: torch.tensor(xs).reshape(1, -1, 1)  # noqa: E731

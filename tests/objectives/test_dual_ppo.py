@@ -9,7 +9,7 @@ from torchrl.objectives import ClipPPOLoss
 from lightning_unlearn.objectives.advantages import combine
 from lightning_unlearn.objectives.dual_ppo import dual_ppo_loss
 
-B, O, A = 64, 5, 2
+BATCH, OBSERVATIONS, ACTIONS = 64, 5, 2
 
 
 class Net(nn.Module):
@@ -17,7 +17,7 @@ class Net(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.mean, self.value = nn.Linear(O, A), nn.Linear(O, 1)
+        self.mean, self.value = nn.Linear(OBSERVATIONS, ACTIONS), nn.Linear(OBSERVATIONS, 1)
         self.log_std = nn.Parameter(torch.tensor([-0.3, 0.2]))
 
     def forward(self, observation):
@@ -49,15 +49,15 @@ def test_equal_to_torchrls_clip_ppo_loss_when_lambda_is_zero(generator):
     net = Net()
     batch = TensorDict(
         {
-            "observation": torch.randn(B, O, generator=generator),
-            "action": torch.randn(B, A, generator=generator),
-            "action_log_prob": torch.randn(B, generator=generator) - 3,
-            "advantage": torch.randn(B, 1, generator=generator),
-            "value_target": torch.randn(B, 1, generator=generator),
+            "observation": torch.randn(BATCH, OBSERVATIONS, generator=generator),
+            "action": torch.randn(BATCH, ACTIONS, generator=generator),
+            "action_log_prob": torch.randn(BATCH, generator=generator) - 3,
+            "advantage": torch.randn(BATCH, 1, generator=generator),
+            "value_target": torch.randn(BATCH, 1, generator=generator),
         },
-        [B],
+        [BATCH],
     )
-    cost_advantage, cost_target = torch.randn(B, generator=generator), torch.randn(B, generator=generator)
+    cost_advantage, cost_target = torch.randn(BATCH, generator=generator), torch.randn(BATCH, generator=generator)
     mean, std = net(batch["observation"])
     gaussian = torch.distributions.Independent(torch.distributions.Normal(mean, std), 1)
     value = net.value(batch["observation"]).squeeze(-1)

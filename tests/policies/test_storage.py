@@ -68,7 +68,7 @@ class Bomb:
 
 def test_a_pickle_is_refused_without_being_run(tmp_path):
     (tmp_path / "bomb.pt").write_bytes(pickle.dumps(Bomb(str(tmp_path / "ran"))))
-    with pytest.raises(ValueError, match="cannot|safely"):
+    with pytest.raises(ValueError, match="safely"):
         load_policy(tmp_path / "bomb.pt")
     assert not (tmp_path / "ran").exists()
 
