@@ -115,13 +115,17 @@ class ActorCritic(nn.Module):
         """The trunk's output. Shape: (B, O) → (B, H)."""
         return self.trunk(self._normalised(observation))
 
+    def operative_latent(self, observation: torch.Tensor) -> torch.Tensor:
+        """What the heads read: the latent, after the editor where there is one. Shape: (B, O) → (B, H)."""
+        return self.latent(observation)
+
     def mean(self, observation: torch.Tensor) -> torch.Tensor:
         """Mean of the Gaussian before squashing. Shape: (B, O) → (B, A)."""
-        return self.action_mean(self.latent(observation))
+        return self.action_mean(self.operative_latent(observation))
 
     def forward(self, observation: torch.Tensor) -> PolicyOutput:
         """Mean and both values from one pass. Shape: (B, O) in."""
-        latent = self.latent(observation)
+        latent = self.operative_latent(observation)
         critic_latent = latent if self.critic_trunk is None else self.critic_trunk(self._normalised(observation))
         return PolicyOutput(
             self.action_mean(latent),

@@ -1,0 +1,61 @@
+"""Directions in latent space, in files: what a probe exports and the gated edit reads. Reading executes nothing."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+_MAX_BYTES = 1 << 24
+
+
+@dataclass(frozen=True)
+class Direction:
+    """A direction in latent space, and the score above which a state counts as showing the concept."""
+
+    vector: torch.Tensor
+    """Of unit length. Shape: (H,), float32."""
+    tau: float | None = None
+    """Threshold of the score z·vector, if it was exported."""
+
+
+def save_direction(path: Path, direction: Direction) -> None:
+    """Write a direction as a dict of tensors, `direction` (H,) and, if there is one, `tau` ()."""
+    content = {"direction": direction.vector}
+    if direction.tau is not None:
+        content["tau"] = torch.tensor(direction.tau, dtype=torch.float64)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.save(content, path)
+
+
+def load_direction(path: Path, latent_size: int) -> Direction:
+    """Read a direction for latents of one size; whatever its length in the file, the result is a unit vector.
+
+    A threshold belongs to the vector as stored: it is divided by that vector's length too.
+
+    Raises:
+        ValueError: The file is missing or foreign, or the direction is of another size, all zeros or not finite.
+    """
+    content = _read(path)
+    vector, tau = content.get("direction"), content.get("tau")
+    if not isinstance(vector, torch.Tensor) or vector.numel() != latent_size:
+        size = vector.numel() if isinstance(vector, torch.Tensor) else "none"
+        raise ValueError(f"{path}: the direction has size {size}, but the policy's latent has {latent_size}.")
+    vector = vector.flatten().double()
+    length = float(vector.norm())
+    if not 0.0 < length < float("inf"):
+        raise ValueError(f"{path}: the direction is all zeros or not finite; export it again from a fitted probe.")
+    return Direction((vector / length).float(), None if tau is None else float(tau) / length)
+
+
+def _read(path: Path) -> dict[str, object]:
+    if not path.is_file():
+        raise ValueError(f"{path} was not found; make it with `lightning-unlearn probe export`.")
+    if path.stat().st_size > _MAX_BYTES:
+        raise ValueError(f"{path} is larger than {_MAX_BYTES} bytes: not a direction.")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise ValueError(f"{path} cannot be read safely: {type(error).__name__}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds no direction.")
+    return content
