@@ -83,7 +83,7 @@ def _parser() -> ArgumentParser:
 
 def _training_options(updates: int, seed: int, tracking_uri: str) -> list[str]:
     chain = [part for config in CONFIGS for part in ("-c", config)]
-    options = {"updates": updates, "save_points": updates, "seed": seed, "tracking_uri": tracking_uri}
+    options = {"updates": updates, "save_points": "null", "seed": seed, "tracking_uri": tracking_uri}
     return [*chain, "--model.source", SOURCE, *(part for k, v in options.items() for part in (f"--{k}", str(v)))]
 
 
