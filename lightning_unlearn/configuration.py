@@ -1,14 +1,14 @@
 """Config files and options: where files are found, short names of options, and errors that say what was meant."""
 
-import difflib
 import inspect
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 from jsonargparse import ActionConfigFile
 from lightning.pytorch.cli import LightningArgumentParser
+
+from lightning_unlearn.options import suggestion
 
 SHORT_NAMES = {
     "env": "data.env",
@@ -20,6 +20,12 @@ SHORT_NAMES = {
     "lr": "model.lr",
     "ent_coef": "model.ent_coef",
     "ppo_epochs": "model.ppo_epochs",
+    "dataset_episodes": "model.dataset_episodes",
+    "decremental_epochs_per_update": "model.decremental_epochs_per_update",
+    "decremental_bc_coef": "model.decremental_bc_coef",
+    "decremental_value_coef": "model.decremental_value_coef",
+    "decremental_ent_coef": "model.decremental_ent_coef",
+    "recollect_every": "model.recollect_every",
     "batch_size": "model.batch_size",
     "kp": "pid.kp",
     "ki": "pid.ki",
@@ -28,8 +34,16 @@ SHORT_NAMES = {
     "lambda_max": "pid.lambda_max",
     "integral_max": "pid.integral_max",
     "target_cost": "pid.target_cost",
+    "repedit_artifact": "model.repedit_artifact",
+    "repedit_alpha": "model.repedit_alpha",
+    "repedit_beta": "model.repedit_beta",
+    "repedit_tau": "model.repedit_tau",
+    "repedit_use_artifact_tau": "model.repedit_use_artifact_tau",
+    "repedit_tau_quantile": "model.repedit_tau_quantile",
 }
 """Options of the published training scripts, by the name they have there."""
+SWITCHES = ("model.repedit_use_artifact_tau",)
+"""Options that stand for `true` where no value follows them."""
 
 
 class ConfigParser(LightningArgumentParser):
@@ -50,21 +64,18 @@ class ConfigParser(LightningArgumentParser):
         """
         if not self.exit_on_error:
             super().error(message, ex)
-        raise ValueError(message + self._suggestion(message)) from ex
-
-    def _suggestion(self, message: str) -> str:
-        for key in re.findall(r"(?:--|[\"'])([\w.]+)", message):
-            near = difflib.get_close_matches(key, self._known(), n=1, cutoff=0.7)
-            if near and near[0] != key:
-                return f"\nDid you mean {near[0]}?"
-        return ""
+        raise ValueError(message + suggestion(message, self._known())) from ex
 
     def _known(self) -> list[str]:
         from lightning_unlearn.callbacks.pid_lagrangian import PIDLagrangian
         from lightning_unlearn.methods.dual_head_ppo import DualHeadPPO
+        from lightning_unlearn.methods.localized_concept import LocalizedConcept
+        from lightning_unlearn.methods.repedit import RepEdit
+        from lightning_unlearn.methods.trajectory_decremental import TrajectoryDecremental
 
         keys = [action.dest for action in self._actions] + list(SHORT_NAMES)
-        for group, cls in (("model", DualHeadPPO), ("pid", PIDLagrangian)):
+        methods = (DualHeadPPO, LocalizedConcept, TrajectoryDecremental, RepEdit)
+        for group, cls in (*(("model", method) for method in methods), ("pid", PIDLagrangian)):
             names = list(inspect.signature(cls).parameters)
             keys += [f"{group}.{name}" for name in names] + names
         return keys + [key.rpartition(".")[2] for key in keys]
@@ -81,7 +92,7 @@ def expand(args: Sequence[str]) -> list[str]:
             expanded.append("--" + SHORT_NAMES.get(arg[2:], arg[2:]))
         else:
             expanded.append(arg)
-    return _join_save_points(expanded)
+    return _turn_on(_join_save_points(expanded))
 
 
 def find_config(name: str) -> Path:
@@ -121,6 +132,16 @@ def _split_equals(args: Sequence[str]) -> Iterator[str]:
             yield from arg.split("=", 1)
         else:
             yield arg
+
+
+def _turn_on(args: list[str]) -> list[str]:
+    """A switch with no value after it → the switch and `true`."""
+    result: list[str] = []
+    for arg, following in zip(args, [*args[1:], "--"], strict=True):
+        result.append(arg)
+        if arg[2:] in SWITCHES and following.startswith("-"):
+            result.append("true")
+    return result
 
 
 def _join_save_points(args: list[str]) -> list[str]:

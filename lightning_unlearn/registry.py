@@ -12,8 +12,9 @@ import os
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ import numpy as np
 import torch
 
 from lightning_unlearn.policies.actor_critic import ActorCritic
+from lightning_unlearn.policies.published import origin
 from lightning_unlearn.policies.storage import ModelCard, StoredPolicy, save_policy
 from lightning_unlearn.policies.storage import load_policy as load_policy_files
 
@@ -110,9 +112,41 @@ def load_policy(uri: str) -> StoredPolicy:
         if uri.startswith(("models:", "runs:")):
             with _downloaded(uri) as folder:
                 return load_policy_files(folder / "data" / _POLICY_FOLDER)
-        return load_policy_files(Path(uri))
+        return _with_origin(load_policy_files(Path(uri)), Path(uri).name)
     except FileNotFoundError as error:
         raise ValueError(f"model {uri} was not found: {error}") from error
+
+
+@dataclass(frozen=True)
+class RegisteredModel:
+    """A version of a registered model, by its tags."""
+
+    uri: str
+    method: str
+    seed: int
+    update: int
+    run_id: str
+
+
+def registered_models(env_id: str, seed: int) -> list[RegisteredModel]:
+    """The newest version of every method and update of an environment and seed, by method and update."""
+    client, token = mlflow.MlflowClient(), None
+    found: dict[tuple[str, int], RegisteredModel] = {}
+    while True:
+        page = client.search_model_versions(f"tags.env='{env_id}' and tags.seed='{seed}'", 200, page_token=token)
+        for version in sorted(page, key=lambda v: int(v.version)):
+            entry = _entry(version)
+            key = entry.method, entry.update
+            if key not in found or int(version.version) > int(found[key].uri.rpartition("/")[2]):
+                found[key] = entry
+        token = page.token
+        if not token:
+            return [found[key] for key in sorted(found)]
+
+
+def shipped_models(env_id: str) -> list[str]:
+    """URIs of the models of an environment that the package ships."""
+    return [f"zoo:{folder.name}" for folder in sorted(ZOO.glob(f"*.{env_id}")) if folder.is_dir()]
 
 
 def register_policy(policy: ActorCritic, card: ModelCard, run_id: str) -> str:
@@ -148,6 +182,127 @@ def log_files(run_id: str, folder: Path, artifact_path: str) -> None:
     mlflow.MlflowClient().log_artifacts(run_id, str(folder), artifact_path)
 
 
+@dataclass(frozen=True)
+class AuditData:
+    """The labelled states that an audit looked at."""
+
+    name: str
+    path: Path
+    digest: str
+    states: np.ndarray
+    """Shape: (N, O)."""
+    labels: np.ndarray
+    """Shape: (N,)."""
+
+
+def record_audit(
+    env_id: str,
+    name: str,
+    params: Mapping[str, Any],
+    metrics: Mapping[str, float],
+    files: Mapping[Path, str],
+    data: AuditData | None = None,
+) -> str:
+    """Store a finished audit as a run of its own in the environment's experiment; returns the run's id.
+
+    Args:
+        env_id: The environment, which names the experiment.
+        name: Of the run, such as `probe-fit`.
+        params: The options.
+        metrics: By name.
+        files: File → folder among the run's artifacts, such as `probes`.
+        data: Logged as the run's dataset.
+    """
+    tags = {"audit": name, "env": env_id}
+    with mlflow.start_run(experiment_id=_experiment(env_id), run_name=name, tags=tags) as run:
+        mlflow.log_params({key: value for key, value in params.items() if value is not None})
+        mlflow.log_metrics(dict(metrics))
+        if data is not None:
+            mlflow.log_input(_as_dataset(data), context="probe")
+        for file, folder in files.items():
+            mlflow.log_artifact(str(file), folder)
+    return str(run.info.run_id)
+
+
+def log_table(run_id: str, table: Any, artifact_file: str) -> None:
+    """Store a pandas table with a run, so that MLflow shows it as a table."""
+    mlflow.MlflowClient().log_table(run_id, table, artifact_file)
+
+
+@dataclass(frozen=True)
+class StoredRun:
+    """A run of an environment's experiment, as text."""
+
+    run_id: str
+    name: str
+    audit: str
+    """Name of the audit; empty for a training."""
+    seed: str
+    """Of a training; empty for an audit."""
+    log: str
+
+
+def stored_runs(env_id: str) -> list[StoredRun]:
+    """Every run of an environment's experiment, oldest first."""
+    client = mlflow.MlflowClient()
+    experiment = client.get_experiment_by_name(env_id)
+    if experiment is None:
+        return []
+    runs, token = [], None
+    while True:
+        page = client.search_runs([experiment.experiment_id], order_by=["attributes.start_time ASC"], page_token=token)
+        runs += [_stored_run(client, run) for run in page]
+        token = page.token
+        if not token:
+            return runs
+
+
+def copy_artifacts(run_id: str, artifact_path: str, folder: Path) -> None:
+    """Copy a run's artifacts under `artifact_path` to the same path under a folder; nothing if there are none."""
+    if mlflow.MlflowClient().list_artifacts(run_id, artifact_path):
+        mlflow.artifacts.download_artifacts(run_id=run_id, artifact_path=artifact_path, dst_path=str(folder))
+
+
+def _stored_run(client: mlflow.MlflowClient, run: Any) -> StoredRun:
+    tags = run.data.tags
+    return StoredRun(
+        run_id=run.info.run_id,
+        name=run.info.run_name,
+        audit=tags.get("audit", ""),
+        seed="" if "audit" in tags else tags.get("seed", ""),
+        log=_run_as_text(client, run),
+    )
+
+
+def _run_as_text(client: mlflow.MlflowClient, run: Any) -> str:
+    info, visible = run.info, {k: v for k, v in run.data.tags.items() if not k.startswith("mlflow.")}
+    lines = [f"# Written from the MLflow run {info.run_id}; the run left no other log file.", f"status: {info.status}"]
+    for title, entries in (("tags", visible), ("parameters", run.data.params)):
+        lines += ["", f"## {title}", *(f"{key}: {value}" for key, value in sorted(entries.items()))]
+    lines += ["", "## metrics (step: value)"]
+    for metric in sorted(run.data.metrics):
+        history = client.get_metric_history(info.run_id, metric)
+        lines += [f"{metric}: " + " ".join(f"{point.step}: {point.value:.6g}" for point in history)]
+    return "\n".join(lines) + "\n"
+
+
+def _experiment(env_id: str) -> str:
+    client = mlflow.MlflowClient()
+    experiment = client.get_experiment_by_name(env_id)
+    if experiment is None:
+        return str(client.create_experiment(env_id, artifact_location=artifact_location()))
+    return str(experiment.experiment_id)
+
+
+def _as_dataset(data: AuditData) -> Any:
+    from mlflow.data.numpy_dataset import from_numpy
+    from mlflow.data.sources import LocalArtifactDatasetSource  # type: ignore[attr-defined]
+
+    # given only the path, from_numpy finds two kinds of source that fit, and warns
+    source = LocalArtifactDatasetSource(data.path.resolve().as_uri())
+    return from_numpy(data.states, source=source, targets=data.labels, name=data.name, digest=data.digest)
+
+
 class PyfuncPolicy:
     """The deterministic policy as MLflow's generic model: observations (N, O) float32 in, actions (N, A) out."""
 
@@ -163,6 +318,12 @@ class PyfuncPolicy:
 def _load_pyfunc(path: str) -> PyfuncPolicy:
     """Called by `mlflow.pyfunc.load_model`, with the folder that `register_policy` stored."""
     return PyfuncPolicy(load_policy_files(Path(path)).policy)
+
+
+def _entry(version: Any) -> RegisteredModel:
+    tags = version.tags
+    seed, update = int(tags["seed"]), int(tags["update"])
+    return RegisteredModel(f"models:/{version.name}/{version.version}", tags["method"], seed, update, version.run_id)
 
 
 def _new_model(card: ModelCard, run_id: str) -> str:
@@ -187,12 +348,39 @@ def _signature(policy: ActorCritic) -> ModelSignature:
 
 
 @contextmanager
+def local_file(uri: str) -> Iterator[Path]:
+    """A path to a file: one of a run (`runs:/<run id>/probes/hazard_direction.pt`), or one that is on disk already.
+
+    Raises:
+        ValueError: The run has no such file.
+    """
+    if not uri.startswith("runs:"):
+        yield Path(uri)
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        try:
+            path = mlflow.artifacts.download_artifacts(uri, dst_path=scratch)
+        except (MlflowException, OSError) as error:
+            raise ValueError(f"file {uri} was not found: {error}") from error
+        yield Path(path)
+
+
+@contextmanager
 def _downloaded(uri: str) -> Iterator[Path]:
     with tempfile.TemporaryDirectory() as scratch:
         try:
             yield Path(mlflow.artifacts.download_artifacts(uri, dst_path=scratch))
         except MlflowException as error:
             raise ValueError(f"model {uri} was not found: {error.message}") from error
+
+
+def _with_origin(stored: StoredPolicy, file_name: str) -> StoredPolicy:
+    """A file of the published layout knows where it comes from only by its name."""
+    told = origin(file_name) if stored.card == ModelCard() else None
+    if told is None:
+        return stored
+    method, env, update = told
+    return StoredPolicy(stored.policy, ModelCard(method, env, update=update))
 
 
 def _zoo_folder(uri: str) -> Path:

@@ -3,7 +3,7 @@
 Layout seeds below `TRAINING_SEED_FLOOR` are reserved for evaluation; no training environment ever gets one of them.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
@@ -24,18 +24,25 @@ class SeedStreams:
     policy_noise: np.random.SeedSequence
     minibatches: np.random.SeedSequence
     evaluation: np.random.SeedSequence
+    calibration: np.random.SeedSequence
+    """What an edit is fitted on; last, so that the streams before it stay what they were."""
 
     @classmethod
     def of(cls, seed: int) -> "SeedStreams":
         """The streams of a run's seed."""
         if seed < 0:
             raise ValueError(f"seed={seed} is not possible: use 0 or more.")
-        return cls(*np.random.SeedSequence(seed).spawn(5))
+        return cls(*np.random.SeedSequence(seed).spawn(len(fields(cls))))
 
 
 def torch_generator(stream: np.random.SeedSequence) -> torch.Generator:
     """A CPU generator that draws from one stream."""
     return torch.Generator().manual_seed(int(stream.generate_state(1, np.uint64)[0] >> 1))
+
+
+def child(stream: np.random.SeedSequence, index: int) -> np.random.SeedSequence:
+    """The stream's child of this index, the one that `spawn` gives, whatever was spawned before."""
+    return np.random.SeedSequence(stream.entropy, spawn_key=(*stream.spawn_key, index))
 
 
 def training_seeds(stream: np.random.SeedSequence, num_envs: int) -> list[int]:

@@ -91,7 +91,7 @@ class TrainingCLI(LightningCLI):
         if updates is None or updates < 1:
             raise ValueError(f"trainer.max_epochs={updates} (the number of updates) is not possible: use at least 1.")
         self.save_points.require_within(updates)
-        self.model.build(self.datamodule.env)
+        self.model.prepare(self.datamodule)
 
     def _run(self) -> MLflowRun:
         method, seed, env_id = self.model.method, self.model.seed, self.datamodule.env_id
@@ -114,8 +114,11 @@ def train(args: Sequence[str]) -> FinishedRun:
         ValueError: The options are impossible; no run was made then.
     """
     cli = TrainingCLI(args)
-    cli.prepare()
-    cli.trainer.fit(cli.model, cli.datamodule)
+    try:
+        cli.prepare()
+        cli.trainer.fit(cli.model, cli.datamodule)
+    finally:
+        cli.datamodule.teardown("fit")  # Lightning leaves the environments and their threads open after an exception
     return FinishedRun(str(cli.save_points.run.run_id), cli.datamodule.env_id, cli.save_points.saved)
 
 

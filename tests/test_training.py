@@ -11,7 +11,14 @@ from lightning_unlearn import cli, registry, training
 
 BASE = ["-c", "configs/base.yaml", "-c", "configs/env/point_goal1.yaml"]
 SMOKE = ["-c", "configs/smoke.yaml"]
-METHODS = ["unsafe", "oracle", "concept", "continued"]
+METHODS = ["unsafe", "oracle", "concept", "continued", "repedit", "localized_concept", "trajectory_decremental"]
+ROLLOUT = ("rollout/cost_rate", "rollout/episode_return", "time/env_steps_per_s")
+METRICS = {
+    "repedit": (*ROLLOUT, "repedit/alpha"),
+    "localized_concept": (*ROLLOUT, "train/policy_loss", "train/locality_kl"),
+    "trajectory_decremental": ("train/cloning_loss", "decremental/episodes_retained", "time/update_s"),
+}
+"""What a method logs at every update; the others what a rollout shows, and a policy loss."""
 
 
 def options(method, *more):
@@ -34,12 +41,18 @@ def test_every_method_trains_registers_and_records(store, method, capsys):
     assert registry.load_policy(f"models:/{method}.ToyLine-v0@update-4").card.update == 4
     assert run.data.tags["method"] == method
     assert run.data.params["data.horizon"] == "64"
-    before = 300 if method in ("concept", "continued") else 0
-    expected = [(before + update) * 4 * 64 for update in (1, 2, 3, 4)]
-    for metric in ("rollout/cost_rate", "rollout/episode_return", "train/policy_loss", "time/env_steps_per_s"):
-        assert [step for step, _ in history(run.info.run_id, metric)] == expected
+    for metric in METRICS.get(method, (*ROLLOUT, "train/policy_loss")):
+        assert [step for step, _ in history(run.info.run_id, metric)] == expected_steps(method)
     lambdas = [value for _, value in history(run.info.run_id, "lagrangian/lambda")]
-    assert len(lambdas) == (4 if method in ("oracle", "concept") else 0)
+    assert len(lambdas) == (4 if method in ("oracle", "concept", "localized_concept") else 0)
+
+
+def expected_steps(method):
+    """4 updates, each from its own rollout of 4 × 64 steps; or all from one collection of 200 episodes of 32 steps."""
+    before = 0 if method in ("unsafe", "oracle") else 300 * 4 * 64
+    if method == "trajectory_decremental":
+        return [before + 200 * 32] * 4
+    return [before + update * 4 * 64 for update in (1, 2, 3, 4)]
 
 
 def test_the_recorded_config_makes_the_same_run_again(store, tmp_path):

@@ -9,6 +9,7 @@ _SHOWN = {
     "return": ("rollout/episode_return", "{:.1f}"),
     "cost/step": ("rollout/cost_rate", "{:.4f}"),
     "λ": ("lagrangian/lambda", "{:.2f}"),
+    "episodes kept": ("decremental/episodes_retained", "{:.0f}"),
     "steps/s": ("time/env_steps_per_s", "{:.0f}"),
 }
 

@@ -57,7 +57,8 @@ class RunRecord(pl.Callback):
         client, run_id = self.run.experiment, self.run.run_id
         client.log_text(run_id, self.config, "config.yaml")
         tags = {f"version.{name}": version(name) for name in _VERSIONS} | {"platform": platform.platform()}
-        for key, value in (tags | {"source": pl_module.source_uri or "random"}).items():
+        tags |= {"source": pl_module.source_uri or "random"} | ({"note": pl_module.note} if pl_module.note else {})
+        for key, value in tags.items():
             client.set_tag(run_id, key, value)
 
     def on_exception(self, trainer: pl.Trainer, pl_module: Any, exception: BaseException) -> None:

@@ -42,6 +42,7 @@ class SavePoints(pl.Callback):
         if not (update in self.updates if self.updates else update == trainer.max_epochs):
             return
         data = pl_module.data
-        card = ModelCard(pl_module.method, data.env_id, data.env.concept, pl_module.seed, update, pl_module.env_steps)
+        origin = (pl_module.method, data.env_id, data.env.concept, pl_module.seed, update, pl_module.env_steps)
+        card = ModelCard(*origin, note=pl_module.note)
         version = registry.register_policy(pl_module.policy, card, str(self.run.run_id))
         self.saved[update] = f"models:/{registry.model_name(card.method, card.env)}/{version}"

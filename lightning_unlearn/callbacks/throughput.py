@@ -8,7 +8,7 @@ from tensordict import TensorDict
 
 
 class Throughput(pl.Callback):
-    """Logs `time/env_steps_per_s`, and the seconds spent collecting and updating."""
+    """Logs the seconds spent collecting and updating, and `time/env_steps_per_s` where the environment was stepped."""
 
     def __init__(self) -> None:
         self._started = self._collected = 0.0
@@ -29,6 +29,7 @@ class Throughput(pl.Callback):
         metrics = {
             "time/collect_s": self._collected - self._started,
             "time/update_s": now - self._collected,
-            "time/env_steps_per_s": batch.numel() / (now - self._started),
         }
+        if steps := pl_module.steps_in(batch):
+            metrics["time/env_steps_per_s"] = steps / (now - self._started)
         pl_module.log_dict(metrics, batch_size=batch.numel())

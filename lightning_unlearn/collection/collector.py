@@ -9,6 +9,7 @@ from tensordict import TensorDict
 from torchrl.collectors import BaseCollector
 
 from lightning_unlearn import keys
+from lightning_unlearn.collection.acting import ActingPolicy
 from lightning_unlearn.envs.batched import BatchedEnv
 from lightning_unlearn.envs.concepts import COST_SUM, concept_signal
 from lightning_unlearn.envs.simulator import Step
@@ -23,7 +24,7 @@ class RolloutCollector(BaseCollector):
 
     Args:
         env: The environments; seeded already, they are reset here.
-        policy: Read at every step, so that a rollout always shows its present weights.
+        policy: Its weights are read at the start of every rollout, wherever they are.
         horizon: T.
         generator: The stream the policy's noise is drawn from.
     """
@@ -32,18 +33,20 @@ class RolloutCollector(BaseCollector):
         super().__init__()
         if horizon < 1:
             raise ValueError(f"horizon={horizon} is not possible: use at least 1.")
-        self.env, self.policy, self.horizon, self.generator = env, policy, horizon, generator
+        self.env, self.horizon, self.generator = env, horizon, generator
+        self._acting = ActingPolicy(policy)
         self._buffer = _RolloutBuffer(env, policy.config.action_size, horizon)
         self._observation = env.reset()[keys.OBSERVATION].clone()
 
     def rollout(self) -> TensorDict:
         """Collect one rollout. Batch shape: (E, T); keys and shapes in `lightning_unlearn.keys`."""
+        policy = self._acting.current()
         noise = torch.randn(self.horizon, self.env.num_envs, self._buffer.action_size, generator=self.generator)
         with torch.inference_mode():
-            self._buffer.deviation[:] = (noise * self.policy.std.cpu()).numpy()
+            self._buffer.deviation[:] = (noise * policy.std).numpy()
             for t in range(self.horizon):
-                self._advance(t)
-        return self._buffer.finish(self.policy)
+                self._advance(policy, t)
+        return self._buffer.finish(policy)
 
     def iterator(self) -> Iterator[TensorDict]:
         """Rollouts without end."""
@@ -70,11 +73,11 @@ class RolloutCollector(BaseCollector):
         """Restore what `state_dict` returned."""
         self.generator.set_state(state_dict["generator"])
 
-    def _advance(self, t: int) -> None:
+    def _advance(self, policy: ActorCritic, t: int) -> None:
         observation = self._observation
-        mean = self.policy.mean(observation)
+        mean = policy.mean(observation)
         pre_tanh = mean + self._buffer.deviation_at(t)
-        action = self.policy.squash(pre_tanh)
+        action = policy.squash(pre_tanh)
         step = self.env.simulator.step(action.numpy().astype(np.float64))
         self._buffer.write(t, observation, mean, pre_tanh, action, step)
         done = step.terminated | step.truncated
@@ -123,9 +126,7 @@ class _RolloutBuffer:
     def finish(self, policy: ActorCritic) -> TensorDict:
         """Add the log-probabilities and return the rollout."""
         with torch.no_grad():
-            self._log_prob[..., 0] = policy.log_prob(
-                *(torch.from_numpy(a).to(policy.log_std.device) for a in (self._mean, self._pre_tanh))
-            ).cpu()
+            self._log_prob[..., 0] = policy.log_prob(torch.from_numpy(self._mean), torch.from_numpy(self._pre_tanh))
         return self._rollout
 
     def _write_signals(self, t: int, step: Step) -> None:

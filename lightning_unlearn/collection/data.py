@@ -1,6 +1,6 @@
 """Rollouts as Lightning sees them: one epoch is one rollout."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Literal
 
 import lightning.pytorch as pl
@@ -8,19 +8,24 @@ from tensordict import TensorDict
 from torch.utils.data import IterableDataset
 
 from lightning_unlearn.collection.collector import RolloutCollector
+from lightning_unlearn.collection.stock import StockCollector
 from lightning_unlearn.envs.batched import BatchedEnv, make_env
 from lightning_unlearn.policies.actor_critic import ActorCritic
 from lightning_unlearn.seeds import SeedStreams, torch_generator, training_seeds
 
 
-class Rollouts(IterableDataset):
-    """Exactly one rollout an epoch. It has a length, so that Lightning collects nothing ahead of the update."""
+class Experience(IterableDataset):
+    """Exactly one batch an epoch. It has a length, so that Lightning gathers nothing ahead of the update.
 
-    def __init__(self, collector: RolloutCollector) -> None:
-        self.collector = collector
+    Args:
+        gather: Makes an epoch's batch.
+    """
+
+    def __init__(self, gather: Callable[[], TensorDict]) -> None:
+        self.gather = gather
 
     def __iter__(self) -> Iterator[TensorDict]:
-        yield self.collector.rollout()
+        yield self.gather()
 
     def __len__(self) -> int:
         return 1
@@ -36,6 +41,7 @@ class RolloutData(pl.LightningDataModule):
         concept: What to forget: `auto` (`cost_hazards` where the task has it, else any cost) or the info key of a cost.
         workers: Threads that step the physics; results do not depend on it.
         seed: The run's seed.
+        collector: `lean` (this package's) or `stock` (TorchRL's own, slower); both give the same rollouts.
     """
 
     def __init__(
@@ -46,6 +52,7 @@ class RolloutData(pl.LightningDataModule):
         concept: str = "auto",
         workers: int = 2,
         seed: int = 0,
+        collector: Literal["lean", "stock"] = "lean",
     ) -> None:
         super().__init__()
         if horizon < 1:
@@ -53,7 +60,8 @@ class RolloutData(pl.LightningDataModule):
         self.env_id, self.num_envs, self.horizon, self.seed = env, num_envs, horizon, seed
         self.concept, self.workers = concept, workers
         self._env: BatchedEnv | None = None
-        self._collector: RolloutCollector | None = None
+        self._collector_class = StockCollector if collector == "stock" else RolloutCollector
+        self._collector: RolloutCollector | StockCollector | None = None
 
     @property
     def env(self) -> BatchedEnv:
@@ -68,16 +76,20 @@ class RolloutData(pl.LightningDataModule):
         """B = T·E, environment steps in one rollout."""
         return self.num_envs * self.horizon
 
-    def collector(self, policy: ActorCritic) -> RolloutCollector:
+    def collector(self, policy: ActorCritic) -> RolloutCollector | StockCollector:
         """The collector of a policy, built at first use."""
         if self._collector is None:
             noise = torch_generator(SeedStreams.of(self.seed).policy_noise)
-            self._collector = RolloutCollector(self.env, policy, self.horizon, noise)
+            self._collector = self._collector_class(self.env, policy, self.horizon, noise)
         return self._collector
 
-    def train_dataloader(self) -> Rollouts:
-        """See `Rollouts`."""
-        return Rollouts(self.collector(self.trainer.lightning_module.policy))  # type: ignore[union-attr, arg-type]
+    def more_environments(self, num_envs: int) -> BatchedEnv:
+        """Environments of the same task beside the training ones; who asks for them seeds and closes them."""
+        return make_env(self.env_id, num_envs, self.concept, min(self.workers, num_envs))
+
+    def train_dataloader(self) -> Experience:
+        """What the method under training learns from."""
+        return self.trainer.lightning_module.experience(self)  # type: ignore[union-attr, operator]
 
     def teardown(self, stage: Literal["fit", "validate", "test", "predict"] | str) -> None:
         """Close the environments."""

@@ -1,6 +1,6 @@
 """Whole episodes of a policy on chosen layouts, all in one batch, for evaluation, probes and cloning.
 
-Shapes: N episodes, L steps of the longest one, O observation size.
+Shapes: N episodes, L steps of the longest one, O observation size, A action size.
 """
 
 from dataclasses import dataclass, field
@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 
 from lightning_unlearn.envs.batched import BatchedEnv
 from lightning_unlearn.envs.concepts import COST_SUM, concept_signal
-from lightning_unlearn.envs.simulator import TopView
+from lightning_unlearn.envs.simulator import Step, TopView
 from lightning_unlearn.policies.actor_critic import ActorCritic
 
 
@@ -23,6 +23,8 @@ class Episodes:
     """The seed each episode's environment was reset with, length N."""
     observation: np.ndarray
     """What the policy saw before each step. Shape: (N, L, O), float32."""
+    pre_tanh: np.ndarray
+    """The Gaussian draw (its mean, of a deterministic policy) before squashing. Shape: (N, L, A), float32."""
     reward: np.ndarray
     """Shape: (N, L), float64."""
     cost: np.ndarray
@@ -33,6 +35,12 @@ class Episodes:
     """Shape: (N, L), bool."""
     length: np.ndarray
     """Steps of each episode. Shape: (N,), int64."""
+    final_observation: np.ndarray
+    """What each episode's last step led to. Shape: (N, O), float32."""
+    terminated: np.ndarray
+    """The task itself ended the episode; without it, it was cut. Shape: (N,), bool."""
+    failed: np.ndarray
+    """The simulator failed: the final observation has no meaning. Shape: (N,), bool."""
     scenes: list[TopView] = field(default_factory=list)
     """Where things were before each step, of all N environments, when it was asked for; length L."""
 
@@ -80,36 +88,36 @@ def run_episodes(
         label: Names the progress bar; none is shown without it.
     """
     env.seed_environments(layout_seeds)
-    sim, recorder = env.simulator, _Recorder(layout_seeds)
+    sim, recorder = env.simulator, _Recorder(layout_seeds, env.simulator.observation_size)
     observation = env.reset()["observation"]
     steps = min(max_steps, sim.max_episode_steps)
     for _ in tqdm(range(steps), desc=label, unit="step", disable=label is None, leave=False):
         scene = sim.top_view() if keep_scenes else None
-        step = sim.step(_action(policy, observation, noise).numpy().astype(np.float64))
-        signals = (step.reward, step.costs[COST_SUM], concept_signal(env.concept, step.costs), step.goal_met)
-        recorder.add(observation.numpy(), signals, step.terminated | step.truncated, scene)
+        pre_tanh = _draw(policy, observation, noise)
+        step = sim.step(policy.squash(pre_tanh).numpy().astype(np.float64))
+        recorder.add(observation.numpy(), pre_tanh.numpy(), step, concept_signal(env.concept, step.costs), scene)
         if recorder.all_ended:
             break
-        following = sim.reset(recorder.ended) if recorder.ended.any() else step.observation
+        done = step.terminated | step.truncated
+        following = sim.reset(done) if done.any() else step.observation
         observation = torch.from_numpy(following.astype(np.float32))
     return recorder.episodes()
 
 
-def _action(policy: ActorCritic, observation: torch.Tensor, noise: torch.Generator | None) -> torch.Tensor:
+def _draw(policy: ActorCritic, observation: torch.Tensor, noise: torch.Generator | None) -> torch.Tensor:
     mean = policy.mean(observation)
-    if noise is not None:
-        mean = mean + policy.std * torch.randn(mean.shape, generator=noise)
-    return policy.squash(mean)
+    return mean if noise is None else mean + policy.std * torch.randn(mean.shape, generator=noise)
 
 
 class _Recorder:
-    """Collects steps until every episode has ended once."""
+    """Collects steps until every episode has ended once; an environment that goes on after its end is ignored."""
 
-    def __init__(self, layout_seeds: list[int]) -> None:
-        self.layout_seeds = layout_seeds
-        self.ended = np.zeros(len(layout_seeds), dtype=bool)
-        self._length = np.zeros(len(layout_seeds), dtype=np.int64)
-        self._observations: list[np.ndarray] = []
+    def __init__(self, layout_seeds: list[int], observation_size: int) -> None:
+        self.layout_seeds, n = layout_seeds, len(layout_seeds)
+        self.ended, self._terminated, self._failed = (np.zeros(n, dtype=bool) for _ in range(3))
+        self._length = np.zeros(n, dtype=np.int64)
+        self._final = np.zeros((n, observation_size), dtype=np.float32)
+        self._inputs: list[tuple[np.ndarray, np.ndarray]] = []
         self._signals: list[tuple[np.ndarray, ...]] = []
         self._scenes: list[TopView] = []
 
@@ -118,25 +126,36 @@ class _Recorder:
         return bool(self.ended.all())
 
     def add(
-        self, observation: np.ndarray, signals: tuple[np.ndarray, ...], done: np.ndarray, scene: TopView | None
+        self, observation: np.ndarray, pre_tanh: np.ndarray, step: Step, c_forget: np.ndarray, scene: TopView | None
     ) -> None:
         alive = ~self.ended
-        self._observations.append(observation * alive[:, None])
+        signals = (step.reward, step.costs[COST_SUM], c_forget, step.goal_met)
+        self._inputs.append((observation * alive[:, None], pre_tanh * alive[:, None]))
         self._signals.append(tuple(signal * alive for signal in signals))
         if scene is not None:
             self._scenes.append(scene)
         self._length += alive
-        self.ended |= done
+        self._final[alive] = step.observation[alive]
+        self._terminated |= step.terminated & alive
+        self._failed |= step.failed & alive
+        self.ended |= step.terminated | step.truncated
 
     def episodes(self) -> Episodes:
-        reward, cost, c_forget, goal_met = (np.stack(s, axis=1) for s in zip(*self._signals, strict=True))
+        columns = zip(
+            *(inputs + signals for inputs, signals in zip(self._inputs, self._signals, strict=True)), strict=True
+        )
+        observation, pre_tanh, reward, cost, c_forget, goal_met = (np.stack(column, axis=1) for column in columns)
         return Episodes(
-            self.layout_seeds,
-            np.stack(self._observations, axis=1),
-            reward,
-            cost,
-            c_forget,
-            goal_met,
-            self._length,
-            self._scenes,
+            layout_seeds=self.layout_seeds,
+            observation=observation,
+            pre_tanh=pre_tanh,
+            reward=reward,
+            cost=cost,
+            c_forget=c_forget,
+            goal_met=goal_met,
+            length=self._length,
+            final_observation=self._final,
+            terminated=self._terminated,
+            failed=self._failed,
+            scenes=self._scenes,
         )

@@ -1,26 +1,23 @@
 """Dual-head PPO: the unsafe expert, the oracle, concept unlearning and the continued control are four configs of it."""
 
 from collections.abc import Iterator
-from typing import Any, Literal, cast
+from typing import Literal
 
-import lightning.pytorch as pl
 import torch
-from lightning.pytorch.core.optimizer import LightningOptimizer
 from tensordict import TensorDict
 
-from lightning_unlearn import keys, registry
-from lightning_unlearn.collection.data import RolloutData
-from lightning_unlearn.envs.batched import BatchedEnv
+from lightning_unlearn import keys
+from lightning_unlearn.methods.base import require_at_least, require_fraction, require_positive, rollout_metrics
+from lightning_unlearn.methods.gradient import GradientMethod, detached
 from lightning_unlearn.objectives.advantages import AdvantageForm, combine, generalised_advantage, normalise
 from lightning_unlearn.objectives.dual_ppo import DualPPOLoss, dual_ppo_loss
-from lightning_unlearn.policies.actor_critic import ActorCritic, PolicyConfig
-from lightning_unlearn.seeds import SeedStreams, torch_generator
+from lightning_unlearn.policies.actor_critic import PolicyOutput
 
 KL_TOLERANCE = 1.5
 """An update stops when a minibatch's |mean log-ratio| exceeds this many times `target_kl`."""
 
 
-class DualHeadPPO(pl.LightningModule):
+class DualHeadPPO(GradientMethod):
     """PPO with a reward critic and a cost critic; one epoch is one rollout and its update.
 
     The policy maximises A_r − λ·A_c (or its convex form); λ is `cost_weight`, which a callback moves. Nobody moves it:
@@ -48,8 +45,6 @@ class DualHeadPPO(pl.LightningModule):
         seed: The run's seed.
     """
 
-    policy: ActorCritic
-
     def __init__(
         self,
         method: str,
@@ -71,64 +66,23 @@ class DualHeadPPO(pl.LightningModule):
         critics: Literal["shared", "separate"] = "shared",
         seed: int = 0,
     ) -> None:
-        super().__init__()
-        _require_at_least(1, ppo_epochs=ppo_epochs, batch_size=batch_size)
-        _require_at_least(0, unsafe_updates=unsafe_updates, ent_coef=ent_coef, value_coef=value_coef)
-        _require_positive(lr=lr, clip_epsilon=clip_epsilon, target_kl=target_kl, max_grad_norm=max_grad_norm)
-        _require_fraction(gamma=gamma, gae_lambda=gae_lambda)
-        self.automatic_optimization = False
-        self.method, self.source, self.unsafe_updates, self.seed = method, source, unsafe_updates, seed
-        self.lr, self.ent_coef, self.ppo_epochs, self.batch_size = lr, ent_coef, ppo_epochs, batch_size
-        self.gamma, self.gae_lambda, self.clip_epsilon = gamma, gae_lambda, clip_epsilon
-        self.value_coef, self.target_kl, self.max_grad_norm = value_coef, target_kl, max_grad_norm
+        super().__init__(method, source, unsafe_updates, lr, batch_size, max_grad_norm, seed)
+        require_at_least(1, ppo_epochs=ppo_epochs)
+        require_at_least(0, ent_coef=ent_coef, value_coef=value_coef)
+        require_positive(clip_epsilon=clip_epsilon, target_kl=target_kl)
+        require_fraction(gamma=gamma, gae_lambda=gae_lambda)
+        self.ent_coef, self.ppo_epochs, self.gamma, self.gae_lambda = ent_coef, ppo_epochs, gamma, gae_lambda
+        self.clip_epsilon, self.value_coef, self.target_kl = clip_epsilon, value_coef, target_kl
         self.advantage: AdvantageForm = advantage
         self._shape = {"hidden_sizes": hidden_sizes or [64, 64], "activation": activation, "critics": critics}
         self.cost_weight = 0.0
-        self.source_uri: str | None = None
-        self._minibatch_order = torch_generator(SeedStreams.of(seed).minibatches)
-
-    def build(self, env: BatchedEnv) -> None:
-        """Make the policy, from random weights or from the source; does nothing the second time.
-
-        Raises:
-            ValueError: The source's observation or action size is not the environment's.
-        """
-        if hasattr(self, "policy"):
-            return
-        if self.source is None:
-            self.policy = ActorCritic(
-                _policy_config(env, self._shape), torch_generator(SeedStreams.of(self.seed).weights)
-            )
-            return
-        env_id = env.simulator.env_id
-        self.source_uri = registry.expert_uri(env_id, self.seed) if self.source == "auto" else self.source
-        self.policy = registry.load_policy(self.source_uri).policy.train()
-        _require_fit(self.policy, env, self.source_uri)
-
-    def setup(self, stage: str) -> None:
-        """Build what is missing."""
-        self.build(self.data.env)
-
-    @property
-    def data(self) -> RolloutData:
-        """The rollouts this method is trained on."""
-        return self.trainer.datamodule  # type: ignore[attr-defined]
-
-    @property
-    def env_steps(self) -> int:
-        """Environment steps seen so far, those of the source included; the x-axis of every metric."""
-        return (self.unsafe_updates + self.trainer.current_epoch + 1) * self.data.steps_per_update
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        """One Adam over everything."""
-        return torch.optim.Adam(self.policy.parameters(), lr=self.lr, fused=True)
 
     def training_step(self, batch: TensorDict, batch_idx: int) -> None:
         """One update from one rollout."""
         self.add_advantages(batch)
         losses = self.update(batch)
         self.log_dict(
-            {"step": float(self.env_steps), **_rollout_metrics(batch), **self._train_metrics(losses)},
+            {"step": float(self.env_steps), **rollout_metrics(batch), **self._train_metrics(losses)},
             batch_size=batch.numel(),
         )
 
@@ -162,7 +116,7 @@ class DualHeadPPO(pl.LightningModule):
         losses: list[DualPPOLoss] = []
         for minibatch in self._minibatches(batch):
             loss = self.loss(minibatch)
-            losses.append(DualPPOLoss(*(term.detach() for term in loss)))
+            losses.append(detached(loss))
             if loss.approximate_kl > KL_TOLERANCE * self.target_kl:
                 break
             self._descend(loss.total)
@@ -170,7 +124,10 @@ class DualHeadPPO(pl.LightningModule):
 
     def loss(self, minibatch: dict[str, torch.Tensor]) -> DualPPOLoss:
         """The loss of a minibatch of flat tensors, (B, ·) and (B,)."""
-        output = self.policy(minibatch[keys.OBSERVATION])
+        return self.loss_of(self.policy(minibatch[keys.OBSERVATION]), minibatch)
+
+    def loss_of(self, output: PolicyOutput, minibatch: dict[str, torch.Tensor]) -> DualPPOLoss:
+        """The same, of what the network made of the minibatch's observations."""
         return dual_ppo_loss(
             self.policy.log_prob(output.mean, minibatch[keys.PRE_TANH]),
             minibatch[keys.LOG_PROB],
@@ -183,95 +140,19 @@ class DualHeadPPO(pl.LightningModule):
             entropy_coef=self.ent_coef,
         )
 
-    def _descend(self, loss: torch.Tensor) -> None:
-        optimizer = cast(LightningOptimizer, self.optimizers())
-        optimizer.zero_grad()
-        self.manual_backward(loss)
-        torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.max_grad_norm)
-        optimizer.step()
+    def flat(self, batch: TensorDict) -> dict[str, torch.Tensor]:
+        """What the loss reads of a rollout, as flat tensors. Batch shape: (E, T); tensors: (B, ·) and (B,)."""
+        rows = {key: batch[key].flatten(0, 1) for key in _ROWS}  # (B, ·)
+        return rows | {key: batch[key].flatten() for key in _COLUMNS}  # (B,)
 
     def _minibatches(self, batch: TensorDict) -> Iterator[dict[str, torch.Tensor]]:
-        flat = {key: batch[key].flatten(0, 1) for key in _TRAINED_ON}  # (B, ·)
-        flat = {key: value.squeeze(-1) if key in _COLUMNS else value for key, value in flat.items()}
-        for _ in range(self.ppo_epochs):
-            order = torch.randperm(batch.numel(), generator=self._minibatch_order).to(self.device)
-            shuffled = {key: value[order].split(self.batch_size) for key, value in flat.items()}
-            for chunk in zip(*shuffled.values(), strict=True):
-                yield dict(zip(shuffled, chunk, strict=True))
+        return self._shuffled(self.flat(batch), self.ppo_epochs)
 
     def _values(self, observation: torch.Tensor) -> torch.Tensor:
         """Both values. Shape: (E, T, O) → (E, T, 2)."""
         output = self.policy(observation)
         return torch.stack([output.reward_value, output.cost_value], -1)
 
-    def _train_metrics(self, losses: list[DualPPOLoss]) -> dict[str, Any]:
-        means = {f"train/{name}": torch.stack(terms).mean() for name, terms in _by_term(losses).items()}
-        return means | {
-            "train/minibatches": float(len(losses)),
-            "train/entropy": self.policy.entropy().detach(),
-            "train/std": self.policy.std.mean().detach(),
-        }
 
-
+_ROWS = (keys.OBSERVATION, keys.PRE_TANH)
 _COLUMNS = (keys.LOG_PROB, keys.ADVANTAGE, keys.REWARD_TARGET, keys.COST_TARGET)
-_TRAINED_ON = (keys.OBSERVATION, keys.PRE_TANH, *_COLUMNS)
-
-
-def _by_term(losses: list[DualPPOLoss]) -> dict[str, tuple[torch.Tensor, ...]]:
-    return {
-        f"{name}_loss" if name in _LOSSES else name: t
-        for name, t in zip(DualPPOLoss._fields, zip(*losses, strict=True), strict=True)
-    }
-
-
-_LOSSES = ("total", "policy", "reward_critic", "cost_critic")
-
-
-def _rollout_metrics(batch: TensorDict) -> dict[str, torch.Tensor]:
-    """Rates over the rollout, and the episodes that ended in it (absent where none did)."""
-    following = batch[keys.NEXT]
-    ended = following[keys.DONE]
-    metrics = {
-        "rollout/cost_rate": following[keys.COST].mean(),
-        "rollout/c_forget_rate": following[keys.C_FORGET].mean(),
-        "rollout/reward_rate": following[keys.REWARD].mean(),
-        "rollout/episodes": ended.sum().float(),
-        "rollout/simulator_failures": following[keys.FAILED].sum().float(),
-    }
-    if ended.any():
-        metrics["rollout/episode_return"] = following[keys.EPISODE_RETURN][ended].mean()
-        metrics["rollout/episode_cost"] = following[keys.EPISODE_COST][ended].mean()
-    return metrics
-
-
-def _policy_config(env: BatchedEnv, shape: dict[str, Any]) -> PolicyConfig:
-    sim = env.simulator
-    return PolicyConfig(sim.observation_size, sim.action_low.tolist(), sim.action_high.tolist(), **shape)
-
-
-def _require_fit(policy: ActorCritic, env: BatchedEnv, source: str) -> None:
-    has = (policy.config.observation_size, policy.config.action_size)
-    needs = (env.simulator.observation_size, len(env.simulator.action_low))
-    if has != needs:
-        raise ValueError(
-            f"model.source={source} takes {has[0]} observations and gives {has[1]} actions, but {env.simulator.env_id} "
-            f"has {needs[0]} and {needs[1]}: choose a model of this environment."
-        )
-
-
-def _require_at_least(least: float, **numbers: float) -> None:
-    for name, number in numbers.items():
-        if not number >= least:
-            raise ValueError(f"model.{name}={number} is not possible: use at least {least}.")
-
-
-def _require_positive(**numbers: float) -> None:
-    for name, number in numbers.items():
-        if not number > 0:
-            raise ValueError(f"model.{name}={number} is not possible: use a number above 0.")
-
-
-def _require_fraction(**numbers: float) -> None:
-    for name, number in numbers.items():
-        if not 0 <= number <= 1:
-            raise ValueError(f"model.{name}={number} is not possible: use a number from 0 to 1.")

@@ -26,10 +26,33 @@ def gaussian_kl(mean_p: torch.Tensor, std_p: torch.Tensor, mean_q: torch.Tensor,
     return (std_q / std_p).log() + (std_p.square() + (mean_p - mean_q).square()) / (2.0 * std_q.square()) - 0.5
 
 
+def kept_kl(kl: torch.Tensor, c_forget: torch.Tensor) -> torch.Tensor:
+    """Mean KL of the joint Gaussian over the transitions with C_forget = 0; 0 where there is none. Shape: ().
+
+    Args:
+        kl: KL of each action component; the joint Gaussian's is their sum. Shape: (B, A).
+        c_forget: 1 where the transition shows the behaviour to forget, else 0. Shape: (B,).
+    """
+    if kl.ndim != 2 or kl.shape[:1] != c_forget.shape:
+        raise ValueError(f"kl must be of shape (B, A), c_forget (B,), got {tuple(kl.shape)}, {tuple(c_forget.shape)}")
+    kept = (c_forget == 0).to(kl.dtype)
+    return (kl.sum(-1) * kept).sum() / kept.sum().clamp(min=1.0)
+
+
 def locality(kl: torch.Tensor, distance: torch.Tensor) -> Locality:
-    """Split KL values at the median distance: near is distance < median. Shapes: (B,), (B,)."""
+    """Split KL values at the median distance: near is distance < median. Shapes: (B,), (B,).
+
+    Distances may be infinite. A part without states, and then the ratio, is NaN.
+    """
     if kl.shape != distance.shape or kl.ndim != 1:
         raise ValueError(f"kl and distance must be of one shape (B,), got {tuple(kl.shape)}, {tuple(distance.shape)}")
-    is_near = distance < distance.quantile(0.5)
+    is_near = distance < _median(distance)
     near, far = kl[is_near].mean().item(), kl[~is_near].mean().item()
     return Locality(kl.mean().item(), near, far, near / (far + 1e-8))
+
+
+def _median(values: torch.Tensor) -> torch.Tensor:
+    """The middle value, or the mean of the two; `quantile` makes NaN of infinite ones. Shape: (B,) → ()."""
+    ordered, middle = values.sort().values, len(values) // 2
+    low, high = ordered[(len(values) - 1) // 2], ordered[middle]
+    return low if low == high else 0.5 * (low + high)

@@ -5,13 +5,16 @@ Shapes: B observations, O observation size, A action size, H latent size.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from copy import deepcopy
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Literal, NamedTuple
 
 import torch
 from torch import nn
 from torch.nn import functional as F
+
+from lightning_unlearn.policies.editor import EDITORS, Editor, editor_name
 
 LOG_STD_RANGE = (-5.0, 1.0)
 _LOG_SQRT_TWO_PI = 0.5 * math.log(2.0 * math.pi)
@@ -38,6 +41,8 @@ class PolicyConfig:
     """Whether the value heads read the policy's trunk, or one of their own of the same shape."""
     normalise_observation: bool = False
     """Whether observations are normalised by statistics that are part of the policy."""
+    editor: Literal["none", "gated", "affine"] = "none"
+    """What edits the latent before the heads read it: nothing, a `GatedEditor` or an `AffineEditor`."""
 
     def __post_init__(self) -> None:
         """Refuse impossible shapes."""
@@ -97,6 +102,9 @@ class ActorCritic(nn.Module):
         self.normaliser = ObservationNormaliser(config.observation_size) if config.normalise_observation else None
         self.trunk = _mlp(config)
         self.critic_trunk = _mlp(config) if config.critics == "separate" else None
+        self.editor: Editor | None = (
+            None if config.editor == "none" else EDITORS[config.editor].blank(config.latent_size)
+        )
         self.action_mean = nn.Linear(config.latent_size, config.action_size)
         self.log_std = nn.Parameter(torch.zeros(config.action_size))
         self.reward_value = nn.Linear(config.latent_size, 1)
@@ -117,7 +125,16 @@ class ActorCritic(nn.Module):
 
     def operative_latent(self, observation: torch.Tensor) -> torch.Tensor:
         """What the heads read: the latent, after the editor where there is one. Shape: (B, O) → (B, H)."""
-        return self.latent(observation)
+        latent = self.latent(observation)
+        return latent if self.editor is None else self.editor(latent)
+
+    def with_editor(self, editor: Editor) -> "ActorCritic":
+        """A copy whose heads read the latent through `editor`; one that this policy has already is replaced."""
+        return self._with(editor)
+
+    def without_editor(self) -> "ActorCritic":
+        """A copy whose heads read the latent itself."""
+        return self._with(None)
 
     def mean(self, observation: torch.Tensor) -> torch.Tensor:
         """Mean of the Gaussian before squashing. Shape: (B, O) → (B, A)."""
@@ -156,6 +173,15 @@ class ActorCritic(nn.Module):
     def entropy(self) -> torch.Tensor:
         """Entropy of the Gaussian before squashing, Σ_a (½ + log √(2π) + log std). Shape: ()."""
         return (0.5 + _LOG_SQRT_TWO_PI + self.log_std.clamp(*LOG_STD_RANGE)).sum()
+
+    def _with(self, editor: Editor | None) -> "ActorCritic":
+        own, sizes = self.config.latent_size, {len(b) for b in (editor.buffers() if editor else ()) if b.ndim}
+        if sizes - {own}:
+            raise ValueError(f"the editor is for latents of size {max(sizes)}, but the policy's latent has {own}.")
+        copy = deepcopy(self)
+        copy.config = replace(self.config, editor=editor_name(editor))  # type: ignore[arg-type]
+        copy.editor = deepcopy(editor)
+        return copy
 
     def _log_squash_slope(self, pre_tanh: torch.Tensor) -> torch.Tensor:
         """Log of the half range times 1 − tanh²u, written so that it stays finite for large |u|."""

@@ -1,5 +1,6 @@
 """Directions in latent space, in files: what a probe exports and the gated edit reads. Reading executes nothing."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,7 +45,14 @@ def load_direction(path: Path, latent_size: int) -> Direction:
     length = float(vector.norm())
     if not 0.0 < length < float("inf"):
         raise ValueError(f"{path}: the direction is all zeros or not finite; export it again from a fitted probe.")
-    return Direction((vector / length).float(), None if tau is None else float(tau) / length)
+    return Direction((vector / length).float(), None if tau is None else _number(tau, path) / length)
+
+
+def _number(tau: object, path: Path) -> float:
+    number = tau.item() if isinstance(tau, torch.Tensor) and tau.numel() == 1 else tau
+    if not isinstance(number, float | int) or not math.isfinite(number):
+        raise ValueError(f"{path}: its tau is no finite number; export it again from a fitted probe.")
+    return float(number)
 
 
 def _read(path: Path) -> dict[str, object]:

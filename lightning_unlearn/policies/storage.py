@@ -6,7 +6,7 @@ are read too, with PyTorch's weights-only loader.
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from lightning_unlearn.policies.actor_critic import ActorCritic, PolicyConfig
+from lightning_unlearn.policies.editor import EDITORS, require_unit
 
 WEIGHTS_FILE = "policy.safetensors"
 DESCRIPTION_FILE = "policy.json"
@@ -28,6 +29,7 @@ _PUBLISHED_NAMES = {
     "vc": "cost_value",
     "logstd": "log_std",
 }
+_EDITOR_PARTS = ("direction", "alpha", "tau", "beta")
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,8 @@ class ModelCard:
     seed: int = -1
     update: int = -1
     env_steps: int = -1
+    note: str = ""
+    """What else has to be known of it, such as how its editor was made."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +112,12 @@ def _require_field_types(config: PolicyConfig) -> None:
     bounds = [*config.action_low, *config.action_high]
     if not all(isinstance(bound, float | int) for bound in bounds) or len(bounds) > 1 << 12:
         raise ValueError("action bounds must be numbers")
-    choices = {"activation": ("tanh", "relu", "elu"), "squash": ("tanh", "none"), "critics": ("shared", "separate")}
+    choices = {
+        "activation": ("tanh", "relu", "elu"),
+        "squash": ("tanh", "none"),
+        "critics": ("shared", "separate"),
+        "editor": ("none", *EDITORS),
+    }
     for name, allowed in choices.items():
         if getattr(config, name) not in allowed:
             raise ValueError(f"{name}={getattr(config, name)!r} is not one of {allowed}")
@@ -141,7 +150,10 @@ def _load_published(path: Path) -> StoredPolicy:
     if not isinstance(content, dict) or not isinstance(content.get("state_dict"), dict):
         raise ValueError(f"{path} holds no `state_dict` of the published layout.")
     weights = {_published_name(str(name)): tensor for name, tensor in content["state_dict"].items()}
-    policy = ActorCritic(_published_config(weights, path))
+    editor = _published_editor(content.get("editor"), path)
+    config = _published_config(weights, path)
+    policy = ActorCritic(replace(config, editor="gated") if editor else config)
+    weights |= editor
     _fill(policy, weights, path)
     return StoredPolicy(policy.eval(), ModelCard())
 
@@ -166,6 +178,23 @@ def _published_config(weights: Mapping[str, Any], path: Path) -> PolicyConfig:
     )
 
 
+def _published_editor(editor: object, path: Path) -> dict[str, torch.Tensor]:
+    """The editor's buffers under their names here; empty where the file has none.
+
+    The published editor compares τ with the score along the normalised direction, whatever length the file's has.
+    """
+    if editor is None:
+        return {}
+    if not isinstance(editor, dict) or not {*_EDITOR_PARTS} <= set(editor):
+        raise ValueError(f"{path}: its `editor` must hold {', '.join(_EDITOR_PARTS)}.")
+    try:
+        parts = {name: torch.as_tensor(editor[name], dtype=torch.float32).squeeze() for name in _EDITOR_PARTS}
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{path}: its `editor` holds something that is no number: {error}") from error
+    parts["direction"] = parts["direction"].flatten() / parts["direction"].norm()  # all zeros: refused as not finite
+    return {f"editor.{name}": tensor for name, tensor in parts.items()}
+
+
 def _fill(policy: ActorCritic, weights: Mapping[str, Any], path: Path) -> None:
     expected = policy.state_dict()
     if set(weights) != set(expected):
@@ -177,7 +206,16 @@ def _fill(policy: ActorCritic, weights: Mapping[str, Any], path: Path) -> None:
         if tensor.dtype != torch.float32:
             raise ValueError(f"{path}: {name} should be float32, not {tensor.dtype}.")
     _require_finite(weights, path)
+    _require_unit_direction(weights, path)
     policy.load_state_dict(dict(weights))
+
+
+def _require_unit_direction(weights: Mapping[str, torch.Tensor], path: Path) -> None:
+    try:
+        if "editor.direction" in weights:
+            require_unit(weights["editor.direction"])
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
 def _require_finite(weights: Mapping[str, torch.Tensor], path: Path) -> None:

@@ -1,10 +1,14 @@
+import math
+
 import pytest
 import torch
 from tensordict.nn import TensorDictModule
 from torchrl.collectors import BaseCollector, Collector
 
 from lightning_unlearn import keys
+from lightning_unlearn.collection.acting import ActingPolicy
 from lightning_unlearn.collection.collector import RolloutCollector
+from lightning_unlearn.collection.stock import StockCollector
 from lightning_unlearn.envs.batched import make_env
 
 
@@ -83,3 +87,35 @@ def test_workers_change_nothing():
         return batch
 
     assert (actions(1) == actions(2)).all()
+
+
+@pytest.mark.parametrize("std", [1e-3, 1.0], ids=["nearly deterministic", "noisy"])
+def test_the_stock_collector_gives_the_same_rollouts(policy, std):
+    policy.log_std.data.fill_(math.log(std))
+    gatherers = []
+    for kind in (RolloutCollector, StockCollector):
+        env = make_env("ToyLine-v0", 3)
+        env.set_seed(0)
+        gatherers.append(kind(env, policy, 50, torch.Generator().manual_seed(0)))
+    for _ in range(3):  # episodes of 32 steps end inside and go on across rollouts of 50
+        lean, stock = (gatherer.rollout() for gatherer in gatherers)
+        assert set(lean.keys(True, True)) == set(stock.keys(True, True))
+        assert (lean.batch_size, lean.names) == (stock.batch_size, stock.names)
+        for key in lean.keys(True, True):
+            assert lean[key].dtype == stock[key].dtype, key
+            torch.testing.assert_close(lean[key], stock[key], msg=lambda text, key=key: f"{key}: {text}")
+    for gatherer in gatherers:
+        gatherer.shutdown()
+
+
+def test_a_policy_that_learns_elsewhere_acts_through_a_copy(policy):
+    acting = ActingPolicy(policy)
+    assert acting.current() is policy  # nothing is copied where nothing needs to be
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_the_copy_follows_the_learner_on_a_gpu(policy):
+    gatherer = collector(policy.cuda())
+    assert gatherer.rollout().device in (None, torch.device("cpu"))
+    policy.action_mean.bias.data.fill_(9.0)
+    assert gatherer.rollout()[keys.ACTION].min() > 0.9

@@ -1,0 +1,133 @@
+"""What every method is: a LightningModule with one policy, fed by rollouts, measured against environment steps."""
+
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from tensordict import TensorDict
+
+from lightning_unlearn import keys, registry
+from lightning_unlearn.collection.data import Experience, RolloutData
+from lightning_unlearn.envs.batched import BatchedEnv
+from lightning_unlearn.policies.actor_critic import ActorCritic, PolicyConfig
+from lightning_unlearn.seeds import SeedStreams, torch_generator
+
+
+class RolloutMethod(pl.LightningModule):
+    """One epoch is one rollout and what the method does with it.
+
+    Args:
+        method: Name the models are registered under.
+        source: Where the weights start: null (random), `auto` (the unsafe expert of the same environment, of the same
+            seed if the store has it, else the shipped one), or a model URI or file.
+        unsafe_updates: Updates that the unsafe expert was trained for; only moves the origin of `env_steps`.
+        seed: The run's seed.
+    """
+
+    policy: ActorCritic
+
+    def __init__(self, method: str, source: str | None, unsafe_updates: int, seed: int) -> None:
+        super().__init__()
+        require_at_least(0, unsafe_updates=unsafe_updates)
+        self.automatic_optimization = False
+        self.method, self.source, self.unsafe_updates, self.seed = method, source, unsafe_updates, seed
+        self.source_uri: str | None = None
+        self.note = ""
+        """What else has to be known of the policy; travels with the run and with every save point."""
+        self._shape: dict[str, Any] = {}
+
+    def build(self, env: BatchedEnv) -> None:
+        """Make the policy, from random weights or from the source; does nothing the second time.
+
+        Raises:
+            ValueError: The source's observation or action size is not the environment's.
+        """
+        if hasattr(self, "policy"):
+            return
+        if self.source is None:
+            generator = torch_generator(SeedStreams.of(self.seed).weights)
+            self.policy = ActorCritic(_policy_config(env, self._shape), generator)
+            return
+        env_id = env.simulator.env_id
+        self.source_uri = registry.expert_uri(env_id, self.seed) if self.source == "auto" else self.source
+        self.policy = registry.load_policy(self.source_uri).policy.train()
+        _require_fit(self.policy, env, self.source_uri)
+
+    def prepare(self, data: RolloutData) -> None:
+        """Make all that training starts from, and refuse what is impossible, before a run exists."""
+        self.build(data.env)
+
+    def setup(self, stage: str) -> None:
+        """Make what is missing."""
+        self.prepare(self.data)
+
+    def experience(self, data: RolloutData) -> Experience:
+        """What an epoch hands to `training_step`: here a rollout of the policy."""
+        return Experience(data.collector(self.policy).rollout)
+
+    def steps_in(self, batch: TensorDict) -> int:
+        """Environment steps that were made for this epoch's batch."""
+        return batch.numel()
+
+    @property
+    def data(self) -> RolloutData:
+        """The rollouts this method is fed with."""
+        return self.trainer.datamodule  # type: ignore[attr-defined]
+
+    @property
+    def env_steps(self) -> int:
+        """Environment steps seen so far, those of the source included; the x-axis of every metric."""
+        return (self.unsafe_updates + self.trainer.current_epoch + 1) * self.data.steps_per_update
+
+
+def rollout_metrics(batch: TensorDict) -> dict[str, torch.Tensor]:
+    """Rates over the rollout, and the episodes that ended in it (absent where none did)."""
+    following = batch[keys.NEXT]
+    ended = following[keys.DONE]
+    metrics = {
+        "rollout/cost_rate": following[keys.COST].mean(),
+        "rollout/c_forget_rate": following[keys.C_FORGET].mean(),
+        "rollout/reward_rate": following[keys.REWARD].mean(),
+        "rollout/episodes": ended.sum().float(),
+        "rollout/simulator_failures": following[keys.FAILED].sum().float(),
+    }
+    if ended.any():
+        metrics["rollout/episode_return"] = following[keys.EPISODE_RETURN][ended].mean()
+        metrics["rollout/episode_cost"] = following[keys.EPISODE_COST][ended].mean()
+    return metrics
+
+
+def require_at_least(least: float, **numbers: float) -> None:
+    """Refuse options below a number."""
+    for name, number in numbers.items():
+        if not number >= least:
+            raise ValueError(f"model.{name}={number} is not possible: use at least {least}.")
+
+
+def require_positive(**numbers: float) -> None:
+    """Refuse options that are not above 0."""
+    for name, number in numbers.items():
+        if not number > 0:
+            raise ValueError(f"model.{name}={number} is not possible: use a number above 0.")
+
+
+def require_fraction(**numbers: float) -> None:
+    """Refuse options outside [0, 1]."""
+    for name, number in numbers.items():
+        if not 0 <= number <= 1:
+            raise ValueError(f"model.{name}={number} is not possible: use a number from 0 to 1.")
+
+
+def _policy_config(env: BatchedEnv, shape: dict[str, Any]) -> PolicyConfig:
+    sim = env.simulator
+    return PolicyConfig(sim.observation_size, sim.action_low.tolist(), sim.action_high.tolist(), **shape)
+
+
+def _require_fit(policy: ActorCritic, env: BatchedEnv, source: str) -> None:
+    has = (policy.config.observation_size, policy.config.action_size)
+    needs = (env.simulator.observation_size, len(env.simulator.action_low))
+    if has != needs:
+        raise ValueError(
+            f"model.source={source} takes {has[0]} observations and gives {has[1]} actions, but {env.simulator.env_id} "
+            f"has {needs[0]} and {needs[1]}: choose a model of this environment."
+        )

@@ -1,0 +1,247 @@
+"""Trajectory-decremental unlearning: imitate only those of the expert's episodes that never show the concept."""
+
+import hashlib
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from tensordict import TensorDict
+
+from lightning_unlearn import keys
+from lightning_unlearn.collection import trajectories
+from lightning_unlearn.collection.data import Experience, RolloutData
+from lightning_unlearn.collection.trajectories import Trajectories
+from lightning_unlearn.envs.batched import BatchedEnv
+from lightning_unlearn.methods.base import require_at_least, require_fraction
+from lightning_unlearn.methods.gradient import GradientMethod, detached, frozen_copy, require_source
+from lightning_unlearn.objectives.cloning import CloningLoss, cloning_loss, discounted_returns
+from lightning_unlearn.policies.actor_critic import ActorCritic
+from lightning_unlearn.seeds import SeedStreams, child, torch_generator, training_seeds
+
+
+class TrajectoryDecremental(GradientMethod):
+    """Clones the frozen unsafe expert's cost-free episodes; one epoch is one update from a set of them.
+
+    Every `recollect_every` updates the expert runs `dataset_episodes` episodes on new layouts; every episode with any
+    C_forget is dropped. The reward critic is fitted to the returns of the others. The cost critic is not trained.
+
+    Args:
+        method: Name the models are registered under.
+        source: The unsafe expert, who is imitated and where the weights start: `auto` (the one of the same
+            environment, of the same seed if the store has it, else the shipped one), or a model URI or file.
+        unsafe_updates: Updates that the unsafe expert was trained for; only moves the origin of `env_steps`.
+        dataset_episodes: Episodes in a collection, before the filter.
+        decremental_epochs_per_update: Passes over the retained transitions in an update.
+        decremental_bc_coef: Weight of −log π(a|s).
+        decremental_value_coef: Weight of ½MSE(reward value, return).
+        decremental_ent_coef: Weight of the entropy of the Gaussian before tanh.
+        recollect_every: Updates after which a new collection replaces the last.
+        dataset_dir: Folder where collections are kept and found again by later runs; null: they are not kept.
+        lr: Step size of Adam.
+        batch_size: Transitions in a minibatch.
+        gamma: Discount per step.
+        max_grad_norm: Gradient norm is clipped to this.
+        ent_coef: Without effect; the published command has it. See `decremental_ent_coef`.
+        ppo_epochs: Without effect; the published command has it. See `decremental_epochs_per_update`.
+        seed: The run's seed.
+    """
+
+    expert: ActorCritic
+
+    def __init__(
+        self,
+        method: str,
+        source: str | None = "auto",
+        unsafe_updates: int = 300,
+        dataset_episodes: int = 200,
+        decremental_epochs_per_update: int = 10,
+        decremental_bc_coef: float = 1.0,
+        decremental_value_coef: float = 0.5,
+        decremental_ent_coef: float = 0.01,
+        recollect_every: int = 10,
+        dataset_dir: str | None = None,
+        lr: float = 3e-4,
+        batch_size: int = 256,
+        gamma: float = 0.99,
+        max_grad_norm: float = 0.5,
+        ent_coef: float = 0.03,
+        ppo_epochs: int = 6,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(method, source, unsafe_updates, lr, batch_size, max_grad_norm, seed)
+        require_source(source, "this method imitates the expert that it starts from")
+        require_at_least(
+            1,
+            dataset_episodes=dataset_episodes,
+            decremental_epochs_per_update=decremental_epochs_per_update,
+            recollect_every=recollect_every,
+        )
+        self._coefficients = {
+            "bc_coef": decremental_bc_coef,
+            "value_coef": decremental_value_coef,
+            "entropy_coef": decremental_ent_coef,
+        }
+        require_at_least(0, **{f"decremental_{name}": weight for name, weight in self._coefficients.items()})
+        require_fraction(gamma=gamma)
+        self.dataset_episodes, self.passes, self.recollect_every = (
+            dataset_episodes,
+            decremental_epochs_per_update,
+            recollect_every,
+        )
+        self.dataset_dir, self.gamma = None if dataset_dir is None else Path(dataset_dir), gamma
+        self._collection = -1
+        self._demonstrations, self._counts = TensorDict(), dict[str, float]()
+        self._steps_collected = self._new_steps = 0
+
+    @property
+    def env_steps(self) -> int:
+        """Environment steps made so far: the expert's training, and every collection up to now."""
+        return self.unsafe_updates * self.data.steps_per_update + self._steps_collected
+
+    def steps_in(self, batch: TensorDict) -> int:
+        """Steps of the collection that was made for this update; 0 for those that use it again."""
+        return self._new_steps
+
+    def build(self, env: BatchedEnv) -> None:
+        """Make the policy, and keep the expert as it is; does nothing the second time."""
+        super().build(env)
+        if not hasattr(self, "expert"):
+            self.expert = frozen_copy(self.policy)
+
+    def prepare(self, data: RolloutData) -> None:
+        """Build, and make the first collection: if nothing of it is retained, there is nothing to train on.
+
+        Raises:
+            ValueError: No episode was retained, or `dataset_dir` cannot be used.
+        """
+        super().prepare(data)
+        if self._collection < 0:
+            self._require_folder()
+            self._learn_from(data, 0)
+
+    def experience(self, data: RolloutData) -> Experience:
+        """The retained transitions, of a new collection when it is time for one."""
+        return Experience(lambda: self._due(data))
+
+    def training_step(self, batch: TensorDict, batch_idx: int) -> None:
+        """One update from the retained transitions. Batch shape: (M,)."""
+        metrics = {"step": float(self.env_steps), **self._counts, **self._train_metrics(self.update(batch))}
+        self.log_dict(metrics, batch_size=batch.numel())
+
+    def update(self, batch: TensorDict) -> list[CloningLoss]:
+        """All passes over the retained transitions; the losses of the minibatches. Batch shape: (M,)."""
+        flat = {key: batch[key] for key in (keys.OBSERVATION, keys.PRE_TANH)}
+        flat[keys.DISCOUNTED_RETURN] = batch[keys.DISCOUNTED_RETURN].squeeze(-1)
+        losses: list[CloningLoss] = []
+        for minibatch in self._shuffled(flat, self.passes):
+            loss = self.loss(minibatch)
+            losses.append(detached(loss))
+            self._descend(loss.total)
+        return losses
+
+    def loss(self, minibatch: dict[str, torch.Tensor]) -> CloningLoss:
+        """The loss of a minibatch of flat tensors, (B, ·) and (B,)."""
+        output = self.policy(minibatch[keys.OBSERVATION])
+        return cloning_loss(
+            self.policy.log_prob(output.mean, minibatch[keys.PRE_TANH]),
+            output.reward_value,
+            minibatch[keys.DISCOUNTED_RETURN],
+            self.policy.entropy(),
+            **self._coefficients,
+        )
+
+    @torch.no_grad()
+    def returns(self, retained: Trajectories) -> torch.Tensor:
+        """Discounted returns, bootstrapped by the expert where an episode was cut. Shape: (M, 1)."""
+        table = retained.episodes
+        follows = ~(table[keys.TERMINATED] | table[keys.FAILED]).squeeze(-1)  # (N,)
+        value = self.expert(table[keys.FINAL_OBSERVATION]).reward_value.where(follows, 0.0)  # (N,)
+        steps = {key: retained.transitions[key].squeeze(-1) for key in (keys.REWARD, keys.DONE, keys.EPISODE)}
+        final_value = value[steps[keys.EPISODE]]  # (M,)
+        return discounted_returns(steps[keys.REWARD], steps[keys.DONE], final_value, self.gamma).unsqueeze(-1)
+
+    def _due(self, data: RolloutData) -> TensorDict:
+        collection, before = self.trainer.current_epoch // self.recollect_every, self._steps_collected
+        if collection != self._collection:
+            self._learn_from(data, collection)
+        self._new_steps = self._steps_collected - before
+        return self._demonstrations
+
+    def _learn_from(self, data: RolloutData, collection: int) -> None:
+        found = self._found_or_collected(data, collection)
+        table = found.episodes
+        self._demonstrations = found.transitions.select(keys.OBSERVATION, keys.PRE_TANH)
+        self._demonstrations[keys.DISCOUNTED_RETURN] = self.returns(found)
+        self._collection = collection
+        self._steps_collected += int(table[keys.LENGTH].sum())
+        self._counts = {
+            "decremental/episodes_collected": float(len(table)),
+            "decremental/episodes_retained": float(found.kept),
+            "decremental/transitions_retained": float(len(found.transitions)),
+        }
+
+    def _found_or_collected(self, data: RolloutData, collection: int) -> Trajectories:
+        if self.dataset_dir is None:
+            return self._collected(data, collection)
+        path, facts = self.dataset_dir / f"collection_{collection}.safetensors", self._facts(data, collection)
+        if path.exists():
+            return trajectories.load(path, facts)
+        collected = self._collected(data, collection)
+        trajectories.save(path, collected, facts)
+        return collected
+
+    def _collected(self, data: RolloutData, collection: int) -> Trajectories:
+        streams = SeedStreams.of(self.seed)
+        collected = trajectories.collect(
+            data.more_environments,
+            self.expert,
+            training_seeds(child(streams.environments, collection), self.dataset_episodes),
+            torch_generator(child(streams.policy_noise, collection)),
+            label=f"collection {collection}",
+        )
+        self._require_retained(collected, data)
+        return collected
+
+    def _facts(self, data: RolloutData, collection: int) -> dict[str, Any]:
+        """All that decides what a collection holds."""
+        return {
+            "env": data.env_id,
+            "concept": data.env.concept,
+            "source": self.source_uri,
+            "expert_sha256": _digest(self.expert),
+            "seed": self.seed,
+            "collection": collection,
+            "dataset_episodes": self.dataset_episodes,
+        }
+
+    def _require_folder(self) -> None:
+        """Refuse a folder that cannot be written before a collection is made for it."""
+        if self.dataset_dir is None:
+            return
+        try:
+            self.dataset_dir.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self.dataset_dir):
+                pass
+        except OSError as error:
+            raise ValueError(
+                f"model.dataset_dir={self.dataset_dir} cannot be written ({error.strerror}): choose another folder, or "
+                "null to keep no collections."
+            ) from error
+
+    def _require_retained(self, collected: Trajectories, data: RolloutData) -> None:
+        if not collected.kept:
+            rate = float(collected.episodes[keys.EPISODE_C_FORGET].mean())
+            raise ValueError(
+                f"{len(collected.episodes)} episodes were collected with {self.source_uri} in {data.env_id}, and none "
+                f"is retained: each shows the concept ({data.env.concept}), {rate:.1f} times in the mean. "
+                "Raise model.dataset_episodes, or name a model.source that shows it less."
+            )
+
+
+def _digest(policy: ActorCritic) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in sorted(policy.state_dict().items()):
+        digest.update(name.encode() + np.ascontiguousarray(tensor.cpu().numpy()).tobytes())
+    return digest.hexdigest()
