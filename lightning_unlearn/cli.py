@@ -10,6 +10,14 @@ from collections.abc import Sequence
 COMMANDS = {
     "quickstart": ("lightning_unlearn.quickstart", "repair the shipped unsafe expert and show before and after"),
     "fit": ("lightning_unlearn.training", "train one method from a chain of config files"),
+    "probe": ("lightning_unlearn.audits.probe_commands", "probe a latent: collect states, fit, export, evaluate"),
+    "export-hazard-direction": ("lightning_unlearn.audits.export_direction", "the same as probe export"),
+    "action-control": ("lightning_unlearn.audits.action_control", "how well the latent tells the action"),
+    "latent-shift": ("lightning_unlearn.audits.latent_shift", "how far two models' latents are apart"),
+    "evaluate": ("lightning_unlearn.audits.evaluate", "models on the same layouts: return, cost, and where they changed"),
+    "relearn": ("lightning_unlearn.audits.relearn", "how fast models learn the forgotten behaviour again"),
+    "export-artifacts": ("lightning_unlearn.audits.export", "write the published tree of artifacts from the store"),
+    "bench": ("lightning_unlearn.bench.command", "time everything beside the machine's limit and its peers"),
 }
 """Name → the module whose `main(args)` runs it, and what it does."""
 
@@ -38,7 +46,7 @@ def main(args: Sequence[str] | None = None) -> None:
 
 def usage() -> str:
     """The top-level help."""
-    rows = "\n".join(f"  {name:<12} {what}" for name, (_, what) in COMMANDS.items())
+    rows = "\n".join(f"  {name:<24} {what}" for name, (_, what) in COMMANDS.items())
     return (
         "usage: lightning-unlearn COMMAND [options]\n\n"
         "Targeted unlearning for control agents: repair a trained policy, then prove what it forgot.\n\n"

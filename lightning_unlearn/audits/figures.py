@@ -4,7 +4,6 @@ Shapes: N episodes, L steps of the longest one, G goals in the order they were g
 """
 
 from collections.abc import Iterable
-from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -16,12 +15,9 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Circle
 from matplotlib.patheffects import withStroke
 
+from lightning_unlearn.audits.drawing import BLUE, GREEN, INK, SKY
 from lightning_unlearn.audits.top_view import (
-    BLUE,
     FORGET,
-    GREEN,
-    INK,
-    SKY,
     Path2D,
     SceneMap,
     extent,
@@ -68,11 +64,6 @@ def before_after(before: Episodes, after: Episodes, episode: int, names: tuple[s
     _draw_return_against_cost(axes["return"], pair)
     _draw_map_legend(figure, before.scenes[0].positions)
     return figure
-
-
-def save_png(figure: Figure, path: Path) -> None:
-    """Write a figure at its own size; equal figures give equal files."""
-    figure.savefig(path, format="png", metadata={"Software": None})
 
 
 def goals_given(episodes: Episodes, episode: int) -> np.ndarray:

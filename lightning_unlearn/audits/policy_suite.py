@@ -7,8 +7,9 @@ import numpy as np
 import pandas as pd
 import torch
 
+from lightning_unlearn.audits.probe_data import LIDAR_DISTANCE, STEPS_DISTANCE, steps_until
 from lightning_unlearn.collection.episodes import Episodes, run_episodes
-from lightning_unlearn.envs.batched import make_env
+from lightning_unlearn.envs.batched import BatchedEnv, make_env
 from lightning_unlearn.objectives.locality import Locality, gaussian_kl, locality
 from lightning_unlearn.policies.actor_critic import ActorCritic
 
@@ -17,11 +18,16 @@ HAZARD_LIDAR = "hazards_lidar"
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A policy's deterministic episodes on the layout bank, and the environment's lidar that tells nearness."""
+    """A policy's episodes on the layout bank, and the environment's lidar that tells nearness."""
 
     episodes: Episodes
     hazards: slice | None
     """Where the hazard lidar is in an observation, if the task has one."""
+
+    @property
+    def distance_measure(self) -> str:
+        """What nearness to the concept is read from."""
+        return STEPS_DISTANCE if self.hazards is None else LIDAR_DISTANCE
 
 
 def evaluate(
@@ -38,11 +44,25 @@ def evaluate(
     """Run the deterministic policy once on every layout, all in one batch."""
     env = make_env(env_id, len(layout_seeds), concept, min(workers, len(layout_seeds)))
     try:
-        episodes = run_episodes(
-            env, policy, list(layout_seeds), max_steps=max_steps, keep_scenes=keep_scenes, label=label
-        )
+        return evaluate_in(env, policy, layout_seeds, max_steps=max_steps, keep_scenes=keep_scenes, label=label)
     finally:
         env.close()
+
+
+def evaluate_in(
+    env: BatchedEnv,
+    policy: ActorCritic,
+    layout_seeds: Sequence[int],
+    *,
+    max_steps: int = 2000,
+    noise: torch.Generator | None = None,
+    keep_scenes: bool = False,
+    label: str | None = None,
+) -> Evaluation:
+    """The same in environments that are there already, one a layout; stochastic where `noise` is given."""
+    episodes = run_episodes(
+        env, policy, list(layout_seeds), max_steps=max_steps, noise=noise, keep_scenes=keep_scenes, label=label
+    )
     return Evaluation(episodes, env.simulator.observation_layout.get(HAZARD_LIDAR))
 
 
@@ -62,28 +82,46 @@ def per_episode(episodes: Episodes) -> pd.DataFrame:
     )
 
 
-def reference_states(evaluation: Evaluation, count: int = 5000) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """States of a policy's rollout, evenly spread over its episodes, with their distance to the hazards.
+def reference_states(evaluation: Evaluation, count: int = 5000) -> tuple[torch.Tensor, torch.Tensor]:
+    """States of a policy's rollout, evenly spread over its episodes, with their distance to the concept.
 
     Args:
         evaluation: Of the reference policy.
         count: How many, or all there are.
 
     Returns:
-        Observations (B, O), and 1 − max(hazard lidar) of each (B,), None where the task has no such lidar.
+        Observations (B, O), and of each (B,) 1 − max(hazard lidar); where the task has no such lidar, the steps until
+        the next C_forget of the episode, infinite if none came.
     """
-    states = evaluation.episodes.observation[evaluation.episodes.alive]
+    episodes = evaluation.episodes
+    states = episodes.observation[episodes.alive]
     chosen = np.linspace(0, len(states) - 1, min(count, len(states))).round().astype(np.int64)
-    states = torch.from_numpy(states[chosen])
-    if evaluation.hazards is None:
-        return states, None
-    return states, 1.0 - states[:, evaluation.hazards].amax(-1)
+    picked = torch.from_numpy(states[chosen])
+    if evaluation.hazards is not None:
+        return picked, 1.0 - picked[:, evaluation.hazards].amax(-1)
+    return picked, torch.from_numpy(_steps_until_concept(episodes)[chosen])
 
 
 @torch.inference_mode()
 def policy_change(
     reference: ActorCritic, policy: ActorCritic, states: torch.Tensor, distance: torch.Tensor
 ) -> Locality:
-    """KL(reference‖policy) of the Gaussians before tanh, mean over action components, near and far from hazards."""
-    kl = gaussian_kl(reference.mean(states), reference.std, policy.mean(states), policy.std).mean(-1)
-    return locality(kl, distance)
+    """KL(reference‖policy) of the Gaussians before tanh, mean over action components, near and far from the concept."""
+    return locality(_kl(reference, policy, states), distance)
+
+
+@torch.inference_mode()
+def mean_change(reference: ActorCritic, policy: ActorCritic, states: torch.Tensor) -> float:
+    """KL(reference‖policy) of the Gaussians before tanh, mean over states (B, O) and action components."""
+    return float(_kl(reference, policy, states).mean())
+
+
+def _kl(reference: ActorCritic, policy: ActorCritic, states: torch.Tensor) -> torch.Tensor:
+    """Mean over action components. Shape: (B, O) → (B,)."""
+    return gaussian_kl(reference.mean(states), reference.std, policy.mean(states), policy.std).mean(-1)
+
+
+def _steps_until_concept(episodes: Episodes) -> np.ndarray:
+    """Of every state of every episode, in order. Shape: (number of states,), float32."""
+    ends = np.arange(episodes.reward.shape[1]) == episodes.length[:, None] - 1  # (N, L)
+    return steps_until(episodes.c_forget.T > 0, ends.T).T[episodes.alive]

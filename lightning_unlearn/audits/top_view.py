@@ -18,9 +18,9 @@ from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
+from lightning_unlearn.audits.drawing import GREEN, INK, SKY, VERMILLION
 from lightning_unlearn.collection.episodes import Episodes
 
-INK, BLUE, SKY, GREEN, VERMILLION = "#000000", "#0072B2", "#56B4E9", "#009E73", "#D55E00"  # Okabe and Ito's safe set
 FORGET = VERMILLION
 TRAIL_STEPS = 100
 _DEFAULT_RADIUS = 0.1

@@ -18,7 +18,7 @@ def make_env(env_id: str, num_envs: int, concept: str = concepts.AUTO, workers: 
     """E copies of a task.
 
     Args:
-        env_id: A Safety-Gymnasium navigation task, or `ToyLine-v0`.
+        env_id: A Safety-Gymnasium task, an environment of Gymnasium that reports `info["cost"]`, or `ToyLine-v0`.
         num_envs: E.
         concept: The behaviour to forget, see `concepts.concept_key`.
         workers: Threads that step the physics; results do not depend on it.
@@ -37,9 +37,11 @@ def make_env(env_id: str, num_envs: int, concept: str = concepts.AUTO, workers: 
 def _simulator(env_id: str, num_envs: int, workers: int) -> Simulator:
     if env_id == toy.ENV_ID:
         return toy.ToySimulator(num_envs)
-    from lightning_unlearn.envs.navigation import NavigationSimulator  # MuJoCo waits until a task needs it
+    from lightning_unlearn.envs import gymnasium_batch, navigation  # MuJoCo waits until a task needs it
 
-    return NavigationSimulator(env_id, num_envs, workers)
+    if gymnasium_batch.serves(env_id):
+        return gymnasium_batch.GymnasiumSimulator(env_id, num_envs, workers)
+    return navigation.NavigationSimulator(env_id, num_envs, workers)
 
 
 class BatchedEnv(EnvBase):
@@ -52,6 +54,7 @@ class BatchedEnv(EnvBase):
 
     def __init__(self, simulator: Simulator, concept: str = concepts.AUTO) -> None:
         super().__init__(device="cpu", batch_size=[simulator.num_envs])
+        self.is_closed = False  # TorchRL takes an environment for closed until it is told otherwise
         self.simulator = simulator
         self.concept = concepts.concept_key(concept, simulator.cost_keys)
         self._seeds: Sequence[int] | None = None

@@ -24,7 +24,11 @@ import numpy as np
 
 _BANNER = "PYGAME_HIDE_SUPPORT_PROMPT"
 _SUPPORTED = re.compile(r"Safety(Point|Car|Racecar|Doggo|Ant)((Goal|Button|Push|Circle)[012]|Run0)-v0")
-_SUPPORTED_IN_WORDS = "the agents Point, Car, Racecar, Doggo and Ant with Goal, Button, Push, Circle (0-2) and Run0"
+_VELOCITY = re.compile(r"Safety(HalfCheetah|Ant|Humanoid)Velocity-v[01]")
+_SUPPORTED_IN_WORDS = (
+    "the agents Point, Car, Racecar, Doggo and Ant with Goal, Button, Push, Circle (0-2) and Run0, "
+    "and the velocity tasks of HalfCheetah, Ant and Humanoid"
+)
 
 
 @contextlib.contextmanager
@@ -96,19 +100,24 @@ def _import_safety_gymnasium() -> ModuleType:
 
 safety_gymnasium = _import_safety_gymnasium()
 
-import mujoco  # noqa: E402 (after safety_gymnasium, so that its own imports stay quiet)
+import gymnasium  # noqa: E402 (after safety_gymnasium, so that its own imports stay quiet)
+import mujoco  # noqa: E402
 from gymnasium import registry  # noqa: E402
 from safety_gymnasium import tasks  # noqa: E402
 from safety_gymnasium.bases.base_task import BaseTask  # noqa: E402
 from safety_gymnasium.utils.common_utils import ResamplingError  # noqa: E402
+from safety_gymnasium.utils.registration import safe_registry  # noqa: E402
 from safety_gymnasium.utils.task_utils import get_body_xvelp, get_task_class_name  # noqa: E402
 
 __all__ = [
     "BaseTask",
     "ResamplingError",
     "get_body_xvelp",
+    "is_navigation",
+    "make_original",
     "make_task",
     "navigation_ids",
+    "original_vector",
     "refused_as_value_error",
     "registered_spec",
     "safety_gymnasium",
@@ -121,6 +130,11 @@ def navigation_ids() -> list[str]:
     return [env_id for env_id in registry if _SUPPORTED.fullmatch(env_id)]
 
 
+def is_navigation(env_id: str) -> bool:
+    """Whether an id is registered as a task of safety_gymnasium's builder, supported or not."""
+    return env_id in registry and "task_id" in registry[env_id].kwargs
+
+
 def registered_spec(env_id: str) -> Any:
     """The gymnasium registration of a supported navigation task.
 
@@ -128,7 +142,8 @@ def registered_spec(env_id: str) -> Any:
         ValueError: the id is unknown (the nearest ones are named), or it is none of the supported tasks.
     """
     if env_id not in registry:
-        near = difflib.get_close_matches(env_id, navigation_ids(), n=3, cutoff=0.0)
+        known = navigation_ids() + [name for name in registry if _VELOCITY.fullmatch(name)]
+        near = difflib.get_close_matches(env_id, known, n=3, cutoff=0.0)
         raise ValueError(f"unknown environment {env_id!r}; the nearest are {', '.join(near)}")
     if not _SUPPORTED.fullmatch(env_id):
         raise ValueError(f"{env_id} is not supported; supported are {_SUPPORTED_IN_WORDS}, without pictures or keys")
@@ -149,6 +164,29 @@ def make_task(env_id: str) -> BaseTask:
         task = task_class(config=copy.deepcopy(spec.kwargs["config"]))
     task.build_observation_space()
     return task
+
+
+def make_original(env_id: str) -> gymnasium.Env:
+    """The registered environment itself; a step of it returns six things where safety_gymnasium registered it.
+
+    Raises:
+        ValueError: The installed MuJoCo refuses its XML.
+    """
+    maker = safety_gymnasium if env_id in safe_registry else gymnasium
+    with refused_as_value_error(env_id), warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # some of the versions have a successor
+        return maker.make(env_id, autoreset=False, disable_env_checker=True)
+
+
+def original_vector(env_id: str, num_envs: int) -> Any:
+    """`safety_gymnasium.vector.make`: as many processes as environments, all of them the originals.
+
+    Raises:
+        RuntimeError: Its world is replaced in this process, so that the forked ones would not be the originals.
+    """
+    if safety_gymnasium.bases.underlying.World is not safety_gymnasium.world.World:
+        raise RuntimeError("safety_gymnasium's World is replaced: build the vector outside of a reset")
+    return importlib.import_module("safety_gymnasium.vector").make(env_id, num_envs=num_envs)
 
 
 @contextlib.contextmanager

@@ -6,13 +6,12 @@ from typing import Any
 import numpy as np
 
 from lightning_unlearn.envs.compat import BaseTask, make_task, refused_as_value_error, registered_spec
+from lightning_unlearn.envs.failures import FailureCount
 from lightning_unlearn.envs.observation import Exteroception, Proprioception, object_bodies, observation_slices
 from lightning_unlearn.envs.physics import Scene, Snapshot, Workers, lay_out
 from lightning_unlearn.envs.rules import Rules
 from lightning_unlearn.envs.simulator import Step, TopView
 from lightning_unlearn.envs.world import Blueprint
-
-_MOST_FAILURES = 10
 
 
 class NavigationSimulator:
@@ -44,7 +43,7 @@ class NavigationSimulator:
         self._senses = [kind(sample, sample.model, self.observation_layout) for kind in (Proprioception, Exteroception)]
         self._workers = Workers(workers)
         self._steps = np.zeros(num_envs, dtype=np.int64)
-        self._failures = np.zeros(num_envs, dtype=np.int64)
+        self._failures = FailureCount(env_id, num_envs)
         self._observation = np.zeros((num_envs, self.observation_size))
 
     def reset(self, mask: np.ndarray | None = None, seeds: Sequence[int] | None = None) -> np.ndarray:
@@ -84,7 +83,7 @@ class NavigationSimulator:
         terminated = self._next_goals(met) | self._dead()
         self._observation = np.where(failed[:, None], self._observation, self._observe())
         truncated = failed | (self._steps >= self.max_episode_steps)
-        self._count_failures(failed, terminated | truncated)
+        self._failures.add(failed, terminated | truncated)
         return Step(
             observation=self._observation.copy(),
             reward=np.where(failed, self._tasks[0].reward_conf.reward_exception, outcome.reward),
@@ -169,15 +168,6 @@ class NavigationSimulator:
 
     def _dead(self) -> np.ndarray:
         return np.array([not task.agent.is_alive() for task in self._tasks])
-
-    def _count_failures(self, failed: np.ndarray, ended: np.ndarray) -> None:
-        self._failures[ended & ~failed] = 0
-        self._failures += failed
-        if (self._failures > _MOST_FAILURES).any():
-            row = int(self._failures.argmax())
-            raise RuntimeError(
-                f"{self.env_id}: the simulation of environment {row} failed {self._failures[row]} times in a row"
-            )
 
 
 def _radius(obstacle: Any) -> float | None:

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from lightning_unlearn.audits.figures import before_after, goals_given, save_png
+from lightning_unlearn.audits.drawing import save_png
+from lightning_unlearn.audits.figures import before_after, goals_given
 from lightning_unlearn.collection.episodes import Episodes, run_episodes
 from lightning_unlearn.envs.batched import make_env
 from lightning_unlearn.envs.simulator import TopView

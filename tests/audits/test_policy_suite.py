@@ -2,7 +2,14 @@ import numpy as np
 import pytest
 import torch
 
-from lightning_unlearn.audits.policy_suite import evaluate, per_episode, policy_change, reference_states
+from lightning_unlearn.audits.policy_suite import (
+    evaluate,
+    evaluate_in,
+    per_episode,
+    policy_change,
+    reference_states,
+)
+from lightning_unlearn.envs.batched import make_env
 from lightning_unlearn.policies.actor_critic import ActorCritic, PolicyConfig
 
 HAZARDS = slice(28, 44)
@@ -40,9 +47,30 @@ def test_states_are_spread_over_all_episodes(evaluation):
     assert [int(np.flatnonzero((everything == s.numpy()).all(1))[0]) for s in states] == [0, 90, 59]
 
 
-def test_a_task_without_hazard_lidar_has_no_distance(policy):
+def test_without_hazard_lidar_distance_is_steps_until_the_concept(policy):
+    """The toy's agent pushed to the right is in the hazard within a few steps, and stays there."""
+    policy.action_mean.bias.data.fill_(3.0)
     toy = evaluate(policy, "ToyLine-v0", [1, 2])
-    assert reference_states(toy, 10)[1] is None
+    assert toy.distance_measure == "steps until the next C_forget of the episode"
+    _, distance = reference_states(toy, 64)
+    first = int(toy.episodes.c_forget[0].argmax())
+    assert distance[: first + 1].tolist() == list(range(first, -1, -1))
+    assert distance[first:32].tolist() == [0.0] * (32 - first)
+
+
+def test_what_never_comes_is_infinitely_far(policy):
+    policy.action_mean.bias.data.fill_(-3.0)
+    assert torch.isinf(reference_states(evaluate(policy, "ToyLine-v0", [1, 2]), 64)[1]).all()
+
+
+def test_reused_environments_give_equal_episodes(goal_policy, evaluation):
+    env = make_env("SafetyPointGoal1-v0", 3)
+    try:
+        twice = [evaluate_in(env, goal_policy, [7, 8, 7], max_steps=60).episodes for _ in range(2)]
+    finally:
+        env.close()
+    for episodes in twice:
+        np.testing.assert_array_equal(episodes.observation, evaluation.episodes.observation)
 
 
 def changed_only(reference, near):

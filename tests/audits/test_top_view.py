@@ -31,7 +31,9 @@ def two_step_episode() -> Episodes:
         scenes.append(TopView({"agent": np.array(agent), "gremlins": np.array(gremlins)}, {"gremlins": 0.5}))
     signal = np.zeros((2, 3))
     length = np.array([3, 2])
-    return Episodes([0, 1], np.zeros((2, 3, 1)), signal, signal, signal, signal > 0, length, scenes)
+    observation, flags = np.zeros((2, 3, 1)), np.zeros(2, dtype=bool)
+    signals = (signal, signal, signal, signal > 0, length)
+    return Episodes([0, 1], observation, observation, *signals, observation[:, 0], flags, flags, scenes)
 
 
 def test_gif_shows_the_steps_of_the_episode(toy_episodes, tmp_path):

@@ -167,7 +167,7 @@ def test_a_normal_end_forgives_failures(breakable, monkeypatch):
     sim.reset(sim.step(ACTIONS[0]).failed)
     sim.max_episode_steps = 1
     sim.step(ACTIONS[1])
-    assert sim._failures[3] == 0
+    assert sim._failures.in_a_row[3] == 0
 
 
 def test_no_room_for_a_goal_terminates(sim, monkeypatch):

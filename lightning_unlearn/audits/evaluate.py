@@ -1,0 +1,252 @@
+"""The `evaluate` command: the policy suite on stored models, deterministic unless asked otherwise."""
+
+import time
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from lightning_unlearn import registry
+from lightning_unlearn.audits.places import results_folder
+from lightning_unlearn.audits.records import flat_numbers, require_at_least
+from lightning_unlearn.audits.subjects import ORACLE, UNSAFE, ZOO, Subject, arrange, expert, find, latest_oracle
+from lightning_unlearn.audits.suite import Comparison, Result, Suite, SuiteOptions, settings
+from lightning_unlearn.audits.suite_files import FILES, PARTIAL, VIDEOS, Partial, finished, records, write_files
+from lightning_unlearn.audits.suite_table import (
+    COLUMNS,
+    ONE_SEED,
+    Found,
+    over_training_seeds,
+    per_episode_table,
+    summary,
+)
+from lightning_unlearn.envs.batched import make_env
+from lightning_unlearn.options import CommandParser
+
+KIND = "policy_suite_eval"
+PUBLISHED_COLUMNS = 17
+VIDEO_RENDERER = "top view drawn by matplotlib, which needs neither a display nor GL (EGL, OSMesa)"
+_VERSIONS = ("lightning-unlearn", "torch", "mujoco", "safety-gymnasium", "numpy")
+_SHOWN = ["Model", "Reward", "RewardStd", "Cost_Sum", "CostStd", "Cost_Free_Share", "Cost_CVaR10", "KL_vs_Unsafe"]
+_SHOWN += ["KL_Near_vs_Unsafe", "KL_Far_vs_Unsafe", "KL_Locality_Ratio_vs_Unsafe", "KL_vs_OracleRef"]
+
+
+def main(args: Sequence[str]) -> None:
+    """Evaluate what the options name, and write, record and print the results."""
+    options, started = _parser().parse_args(args), time.perf_counter()
+    torch.set_num_threads(1)  # networks of this size gain nothing from more, and lose much on a busy machine
+    wanted = _suite_options(options)
+    registry.open_store(options.tracking_uri)
+    comparisons = gather(options)
+    folder = results_folder(options.out, KIND, options.eval_id)
+    eval_id = options.eval_id or folder.name
+    about = [settings(wanted, comparison) for comparison in comparisons]
+    if options.eval_id and _is_finished(folder, about):
+        print(f"Evaluation {eval_id} is finished already: {folder.resolve()}")
+        return
+    found, shared = _examine(wanted, comparisons, folder, options.workers)
+    over_seeds = over_training_seeds(found, np.random.default_rng(wanted.seed))
+    table = summary(found, over_seeds, {**_same_for_all(wanted), **shared["columns"]})
+    findings = {"eval_id": eval_id, "over_seeds": over_seeds, "note": None if over_seeds else ONE_SEED}
+    metadata = _metadata(options, eval_id, comparisons, about, shared, time.perf_counter() - started)
+    write_files(folder, table, per_episode_table(found), findings, metadata)
+    Partial(folder).remove()
+    _print(table, over_seeds)
+    run = _record(options, eval_id, folder, table, over_seeds)
+    print("\n".join(f"  {path.resolve()}" for path in _written(folder)) + f"\nMLflow run: {run}")
+
+
+def gather(options: Any) -> list[Comparison]:
+    """The models with their references, the unsafe experts among them.
+
+    Raises:
+        ValueError: There is no such model, no reference, or one is of another environment.
+    """
+    listed = find(options.env, options.models, options.seed)
+    only_shipped, first = options.models == [ZOO], options.seed[0]
+    seeds = {_seed(subject, first) for subject in listed}
+    experts = {s: expert(options.env, s, options.unsafe_model, shipped=only_shipped) for s in seeds}
+    digests = {one.digest for one in experts.values()}
+    others = [s for s in listed if not (s.family == UNSAFE and s.digest in digests)]
+    subjects = arrange([*experts.values(), *others])
+    named = {(s.uri, s.digest): s for s in subjects}
+    unsafe = {seed: named[one.uri, one.digest] for seed, one in experts.items()}
+    oracles = {s: _oracle(options, s, subjects, only_shipped) for s in seeds}
+    comparisons = []
+    for subject in subjects:
+        seed = next((s for s, one in unsafe.items() if one is subject), _seed(subject, first))
+        comparisons.append(Comparison(subject, unsafe[seed], oracles[seed]))
+    return comparisons
+
+
+def _oracle(options: Any, seed: int, subjects: list[Subject], only_shipped: bool) -> Subject | None:
+    if only_shipped and options.oracle_ref_path is None:
+        shipped = [s for s in subjects if s.family == ORACLE]
+        return max(shipped, key=lambda s: s.update or 0, default=None)
+    oracle = latest_oracle(options.env, seed, options.oracle_ref_path, subjects)
+    return next((s for s in subjects if oracle is not None and s.uri == oracle.uri), oracle)
+
+
+def _seed(subject: Subject, otherwise: int) -> int:
+    return otherwise if subject.seed is None else subject.seed
+
+
+def _suite_options(options: Any) -> SuiteOptions:
+    require_at_least(1, workers=options.workers)
+    if not options.seed or min(options.seed) < 0:
+        raise ValueError(f"--seed {options.seed} is not possible: name training seeds of 0 or more.")
+    same = ("env", "episodes", "max_steps", "kl_states", "stochastic", "record_videos", "concept")
+    return SuiteOptions(**{name: options[name] for name in same}, seed=options.seed[0])
+
+
+def _is_finished(folder: Path, about: list[dict[str, Any]]) -> bool:
+    metadata = finished(folder)
+    if metadata is None or (folder / PARTIAL).exists():
+        return False
+    if metadata.get("settings") != about:
+        raise ValueError(
+            f"--eval_id {folder.name} is a finished evaluation of other models or with other options: name another."
+        )
+    return True
+
+
+def _examine(
+    wanted: SuiteOptions, comparisons: Sequence[Comparison], folder: Path, workers: int
+) -> tuple[Found, dict[str, Any]]:
+    """Every model's result, those of an interrupted evaluation taken over; and what all rows share."""
+    env = make_env(wanted.env, wanted.episodes, wanted.concept, min(workers, wanted.episodes))
+    videos = folder / VIDEOS if wanted.record_videos else None
+    partial, found = Partial(folder), list[tuple[Comparison, Result]]()
+    if videos is not None:
+        videos.mkdir(exist_ok=True)
+    try:
+        suite = Suite(env, wanted, videos)
+        for comparison in comparisons:
+            for subject in filter(None, (comparison.subject, comparison.unsafe, comparison.oracle)):
+                suite.require_fit(subject)
+        for number, comparison in enumerate(comparisons, start=1):
+            found.append((comparison, _result(suite, partial, wanted, comparison, f"{number}/{len(comparisons)}")))
+        shared: dict[str, Any] = {"columns": {"Near_By": suite.distance_measure}, "concept": env.concept}
+        if videos is not None:
+            shared["video_layout"] = suite.video_layout(comparisons[0].unsafe)
+        return found, shared
+    finally:
+        env.close()
+
+
+def _result(suite: Suite, partial: Partial, wanted: SuiteOptions, comparison: Comparison, number: str) -> Result:
+    subject, about = comparison.subject, settings(wanted, comparison)
+    result = partial.read(subject.label, about)
+    drawn = suite.videos is None or (suite.videos / f"{subject.label}.gif").is_file()
+    if result is not None and drawn:
+        print(f"{number}  {subject.label}: done before")
+        return result
+    result = suite.examine(comparison)
+    partial.write(subject.label, about, result)
+    reward, cost = result.episodes["reward"].mean(), result.episodes["cost_sum"].mean()
+    print(f"{number}  {subject.label}: return {reward:.2f}, cost {cost:.2f} an episode", flush=True)
+    return result
+
+
+def _same_for_all(wanted: SuiteOptions) -> dict[str, str]:
+    layouts = wanted.layouts
+    return {"Policy": _kind(wanted.stochastic), "Layouts": f"{layouts[0]} to {layouts[-1]}"}
+
+
+def _kind(stochastic: bool) -> str:
+    return "stochastic" if stochastic else "deterministic"
+
+
+def _metadata(
+    options: Any,
+    eval_id: str,
+    comparisons: Sequence[Comparison],
+    about: list[dict[str, Any]],
+    shared: Mapping[str, Any],
+    seconds: float,
+) -> dict[str, Any]:
+    return {
+        "eval_id": eval_id,
+        "created_utc": datetime.now(UTC).isoformat(timespec="seconds"),
+        "options": {name: value for name, value in vars(options).items() if name != "config"},
+        "policy": _kind(options.stochastic),
+        "concept": shared["concept"],
+        "near_by": shared["columns"]["Near_By"],
+        "standard_deviations": "of the population of episodes",
+        "models": {c.subject.label: _about(c) for c in comparisons},
+        "settings": about,
+        "video": {"renderer": VIDEO_RENDERER, "layout_seed": shared.get("video_layout")},
+        "columns": COLUMNS,
+        "published_columns": list(COLUMNS)[:PUBLISHED_COLUMNS],
+        "versions": {name: version(name) for name in _VERSIONS},
+        "wall_time_s": round(seconds, 2),
+    }
+
+
+def _about(comparison: Comparison) -> dict[str, Any]:
+    subject, oracle = comparison.subject, comparison.oracle
+    return {
+        "uri": subject.uri,
+        "weights_sha256": subject.digest,
+        "unsafe": comparison.unsafe.uri,
+        "oracle_ref": None if oracle is None else oracle.uri,
+    }
+
+
+def _written(folder: Path) -> list[Path]:
+    return [*(folder / name for name in FILES), *sorted((folder / VIDEOS).glob("*.gif"))]
+
+
+def _record(
+    options: Any, eval_id: str, folder: Path, table: pd.DataFrame, over_seeds: Sequence[Mapping[str, Any]]
+) -> str:
+    place = f"eval/{KIND}/{eval_id}"
+    places = {path: f"{place}/{VIDEOS}" if path.suffix == ".gif" else place for path in _written(folder)}
+    numbers = flat_numbers({row["Model"]: row for row in records(table)})
+    for row in over_seeds:
+        numbers |= flat_numbers({f"over_seeds/{row['Family']}_{row['Update']}": row})
+    run = registry.record_audit(options.env, "policy-suite", vars(options), numbers, places)
+    shown = table.astype(object).where(table.notna(), None)
+    registry.log_table(run, shown, f"{place}/summary_table.json")
+    return run
+
+
+def _print(table: pd.DataFrame, over_seeds: Sequence[Mapping[str, Any]]) -> None:
+    shown = table[_SHOWN].rename(columns=lambda name: name.removesuffix("_vs_Unsafe").replace("_Sum", ""))
+    with pd.option_context("display.width", 200):
+        print(f"\n{shown.to_string(index=False, na_rep='-', float_format='{:.3f}'.format)}\n")
+    for row in over_seeds:
+        low, high = row["Cost_Seeds_Low"], row["Cost_Seeds_High"]
+        print(
+            f"{row['Family']} {row['Update']}, {row['Seeds']} seeds: 95 % interval of the cost {low:.1f} to {high:.1f}"
+        )
+    if not over_seeds:
+        print(ONE_SEED)
+
+
+def _parser() -> CommandParser:
+    parser = CommandParser(prog="lightning-unlearn evaluate", description=__doc__)
+    add = parser.add_argument
+    add("--env", type=str, default="SafetyPointGoal1-v0", help="the task")
+    add(
+        "--models", type=str, nargs="*", default=[], help="URIs, files, methods, or `zoo`; default: all registered ones"
+    )
+    add("--unsafe_model", type=str | None, default=None, help="the expert compared with; default: that of the seed")
+    add("--oracle_ref_path", type=str | None, default=None, help="URI or file of the oracle; default: the latest one")
+    add("--seed", type=int, nargs="+", default=[0], help="training seeds of the registered models; noise if stochastic")
+    add("--episodes", type=int, default=50, help="layouts, one episode each")
+    add("--max_steps", type=int, default=2000, help="episodes are cut here at the latest")
+    add("--kl_states", type=int, default=5000, help="states that policies are compared on")
+    add("--stochastic", action="store_true", help="draw actions instead of taking the mean; KL states stay the same")
+    add("--record_videos", action="store_true", help="a GIF of each model, seen from above")
+    add("--concept", type=str, default="auto", help="info key whose positive values mark the behaviour to forget")
+    add("--workers", type=int, default=2, help="threads of the simulator; results do not depend on it")
+    add("--out", type=str | None, default=None, help="folder of the files; default: artifacts/eval/<kind>/<eval_id>")
+    add("--eval_id", type=str | None, default=None, help="name of the evaluation; an interrupted one is continued")
+    add("--tracking_uri", type=str, default=registry.DEFAULT_TRACKING_URI, help="MLflow store")
+    return parser

@@ -1,0 +1,34 @@
+"""`probe export`, also known as `export-hazard-direction`: a probe's direction in latent space, for the gated edit."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from lightning_unlearn import registry
+from lightning_unlearn.audits.probes import load_probe
+from lightning_unlearn.audits.records import output_file
+from lightning_unlearn.options import CommandParser
+from lightning_unlearn.policies.directions import save_direction
+
+
+def main(args: Sequence[str], command: str = "export-hazard-direction") -> None:
+    """Run the command."""
+    options = _parser(command).parse_args(args)
+    stored = load_probe(options.probe_path)
+    direction = stored.probe.direction()
+    out = output_file("out", options.out)
+    registry.open_store(options.tracking_uri)
+    save_direction(out, direction if options.include_tau else replace(direction, tau=None))
+    params = {"probe_path": options.probe_path, "include_tau": options.include_tau}
+    run = registry.record_audit(stored.metadata["env"], "probe-export", params, {"tau": direction.tau}, {out: "probes"})  # type: ignore[dict-item]
+    kept = "stored with it" if options.include_tau else "left out; --include_tau stores it"
+    print(f"Unit direction of {stored.probe.size} latent components, tau {direction.tau:.4f} ({kept}).")
+    print(f"Direction: {out.resolve()}\nMLflow run: {run}")
+
+
+def _parser(command: str) -> CommandParser:
+    parser = CommandParser(prog=f"lightning-unlearn {command}", description=__doc__)
+    parser.add_argument("--probe_path", type=str, required=True, help="a fitted probe (.npz)")
+    parser.add_argument("--out", type=str, required=True, help="the direction's file (.pt)")
+    parser.add_argument("--include_tau", action="store_true", help="store the probe's threshold too")
+    parser.add_argument("--tracking_uri", type=str, default=registry.DEFAULT_TRACKING_URI, help="MLflow store")
+    return parser

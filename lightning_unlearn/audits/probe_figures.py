@@ -1,0 +1,119 @@
+"""Figures of probes and of latent shift, by matplotlib's object interface, so that no display is needed.
+
+Shapes: N states.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from lightning_unlearn.audits.drawing import BLUE, GREEN, INK, ORANGE, PURPLE, SKY, VERMILLION
+
+_COLOURS = (BLUE, GREEN, ORANGE, PURPLE, SKY)
+_NOTE = "#555555"
+
+
+def probe_figure(outcomes: Mapping[str, tuple[np.ndarray, np.ndarray]], aurocs: Mapping[str, float]) -> Figure:
+    """ROC curves of several probes on the test split, and how the first one scores safe and hazard states.
+
+    Args:
+        outcomes: Name → log-odds of the test states, and their labels. Shape of each: (N,).
+        aurocs: Name → area under its curve.
+    """
+    from sklearn.metrics import roc_curve  # a second to import, which latent shift does not need
+
+    figure, (roc, histogram) = _panels()
+    for colour, (name, (decision, labels)) in zip(_COLOURS, outcomes.items(), strict=False):
+        false_alarms, hits, _ = roc_curve(labels, decision)
+        roc.plot(false_alarms, hits, color=colour, linewidth=1.6, label=f"{name}, AUROC {aurocs[name]:.3f}")
+    roc.plot((0, 1), (0, 1), color=_NOTE, linewidth=0.8, linestyle=":", label="chance")
+    roc.set(xlabel="safe states called hazard (share)", ylabel="hazard states found (share)", xlim=(0, 1), ylim=(0, 1))
+    roc.legend(frameon=False, fontsize=8, loc="lower right")
+    name, (decision, labels) = next(iter(outcomes.items()))
+    _score_histogram(histogram, decision, labels)
+    histogram.set_title(f"{name}, {len(labels)} test states", fontsize=9, color=_NOTE, loc="right")
+    return figure
+
+
+def shift_figure(distance: np.ndarray, shifts: Mapping[str, np.ndarray], distance_name: str) -> Figure:
+    """Shift against hazard distance, one panel a kind of shift: mean and quartile band of bins of equal count.
+
+    Args:
+        distance: Shape: (N,); infinite values are counted in the title only.
+        shifts: Axis label → shift of each state. Shape of each: (N,).
+        distance_name: Label of the horizontal axis.
+    """
+    figure, panels = _panels()
+    near = np.isfinite(distance)
+    for ax, (name, shift) in zip(panels, shifts.items(), strict=True):
+        centres, bands = binned(distance[near], shift[near])
+        ax.fill_between(centres, bands[:, 1], bands[:, 2], color=BLUE, alpha=0.2, linewidth=0, label="middle half")
+        ax.plot(centres, bands[:, 0], color=BLUE, marker="o", markersize=3, linewidth=1.6, label="mean")
+        ax.set(xlabel=distance_name, ylabel=name)
+        ax.set_ylim(bottom=0)
+        ax.legend(frameon=False, fontsize=8)
+    if not near.all():
+        panels[0].set_title(f"{(~near).sum()} states without a distance left out", fontsize=8, color=_NOTE, loc="left")
+    return figure
+
+
+def prediction_figure(actual: np.ndarray, predicted: np.ndarray, r2: float) -> Figure:
+    """Action means of the test states against what the probe reads off the latent. Shapes: (N, A), (N, A)."""
+    figure, (scatter, residual) = _panels()
+    for component, colour in zip(range(actual.shape[1]), _COLOURS, strict=False):
+        label = f"action {component}"
+        scatter.plot(actual[:, component], predicted[:, component], ".", color=colour, markersize=2, label=label)
+        error = predicted[:, component] - actual[:, component]
+        residual.hist(error, bins=60, color=colour, histtype="step", linewidth=1.4, label=label)
+    low, high = float(actual.min()), float(actual.max())
+    scatter.plot((low, high), (low, high), color=_NOTE, linewidth=0.8, linestyle=":")
+    scatter.set(xlabel="action mean before tanh", ylabel="predicted from the latent")
+    scatter.set_title(f"{len(actual)} test states, R² {r2:.3f}", fontsize=9, color=_NOTE, loc="right")
+    residual.set(xlabel="predicted minus actual", ylabel="states")
+    for ax in (scatter, residual):
+        ax.legend(frameon=False, fontsize=8, markerscale=4)
+    return figure
+
+
+def binned(distance: np.ndarray, shift: np.ndarray, bins: int = 20) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and quartiles of a shift in bins of equal count; equal distances share a bin.
+
+    Args:
+        distance: Finite. Shape: (N,).
+        shift: Shape: (N,).
+        bins: At most so many.
+
+    Returns:
+        Mean distance of each bin, shape (K,), and its mean, first and third quartile of the shift, shape (K, 3).
+    """
+    if not len(distance):
+        return np.zeros(0), np.zeros((0, 3))
+    edges = np.unique(np.quantile(distance, np.linspace(0, 1, bins + 1)[1:-1]))
+    bin_of = np.searchsorted(edges, distance, side="left")
+    members = [bin_of == b for b in np.unique(bin_of)]
+    centres = np.array([distance[m].mean() for m in members])
+    return centres, np.array([[shift[m].mean(), *np.quantile(shift[m], (0.25, 0.75))] for m in members])
+
+
+def _score_histogram(ax: Axes, decision: np.ndarray, labels: np.ndarray) -> None:
+    """Densities of both classes over the same bins; the tails beyond 99.8 % are left out."""
+    low, high = np.quantile(decision, (0.001, 0.999))
+    edges = np.linspace(float(low), float(high), 50)
+    for label, name, colour in ((0, "safe (far)", INK), (1, "hazard (near)", VERMILLION)):
+        ax.hist(decision[labels == label], bins=list(edges), density=True, color=colour, alpha=0.4, label=name)
+    ax.axvline(0.0, color=_NOTE, linewidth=0.8, linestyle=":")
+    ax.set(xlabel="score (log-odds of hazard)", ylabel="density")
+    ax.legend(frameon=False, fontsize=8)
+
+
+def _panels() -> tuple[Figure, Sequence[Axes]]:
+    figure = Figure(figsize=(10, 4), dpi=100, layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = list(figure.subplots(1, 2))
+    for ax in panels:
+        ax.spines[["top", "right"]].set_visible(False)
+        ax.tick_params(labelsize=8)
+    return figure, panels

@@ -1,0 +1,197 @@
+"""Statistics of evaluations as pure functions, with the training seed as the unit.
+
+What was learnt from one seed says nothing of the next: every interval here resamples seeds first and then the episodes
+within each, and with one seed there is no interval at all (None), whatever the number of episodes.
+
+Shapes: S training seeds, N episodes of one of them, R resamples, K quantities measured together.
+Sources: Davison and Hinkley 1997, section 3.8 (hierarchical bootstrap); Agarwal et al. 2021 (IQM, probability of
+improvement); Rockafellar and Uryasev 2002 (CVaR); Berger and Hsu 1996 (intersection-union tests).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+RESAMPLES = 2000
+
+
+class Interval(NamedTuple):
+    """A two-sided confidence interval."""
+
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class RepairTest:
+    """Is the return kept, and is the cost lower? Both, each at level `alpha`: no correction is needed for asking both."""
+
+    return_ratio: float
+    """Mean return over the reference's mean return."""
+    return_ratio_low: float | None
+    """Its one-sided lower bound; None with one seed, or where the reference's return may be 0 or less."""
+    margin: float
+    """The ratio that must be exceeded, fixed in advance."""
+    cost_difference: float
+    """Mean episode cost less the reference's."""
+    cost_difference_high: float | None
+    """Its one-sided upper bound; None with one seed."""
+    alpha: float
+    """Level of each of the two tests, and of both together."""
+
+    @property
+    def non_inferior(self) -> bool | None:
+        """The return is kept; None where that cannot be told."""
+        return None if self.return_ratio_low is None else self.return_ratio_low > self.margin
+
+    @property
+    def superior(self) -> bool | None:
+        """The cost is lower; None where that cannot be told."""
+        return None if self.cost_difference_high is None else self.cost_difference_high < 0.0
+
+    @property
+    def both(self) -> bool | None:
+        """The claim as a whole (intersection-union)."""
+        parts = (self.non_inferior, self.superior)
+        return None if None in parts else all(parts)
+
+
+def hierarchical_interval(
+    seeds: Sequence[np.ndarray], rng: np.random.Generator, level: float = 0.95, resamples: int = RESAMPLES
+) -> Interval | None:
+    """Percentile interval of the mean over seeds of their mean episode.
+
+    Args:
+        seeds: The episodes of each training seed. Shape of each: (N,).
+        rng: What is drawn from.
+        level: Coverage aimed at.
+        resamples: R.
+
+    Returns:
+        None with fewer than two seeds.
+    """
+    _require_share(level=level)
+    if len(seeds) < 2:
+        return None
+    means = hierarchical_means([_as_vector(seed)[:, None] for seed in seeds], rng, resamples)[:, 0]
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(float(low), float(high))
+
+
+def hierarchical_means(seeds: Sequence[np.ndarray], rng: np.random.Generator, resamples: int = RESAMPLES) -> np.ndarray:
+    """Resampled means: S seeds with replacement, then as many episodes as it has of each, columns kept together.
+
+    Args:
+        seeds: The episodes of each seed. Shape of each: (N, K), N may differ.
+        rng: What is drawn from.
+        resamples: R.
+
+    Returns:
+        The mean over seeds of their means. Shape: (R, K).
+    """
+    sizes = np.array([len(seed) for seed in seeds])
+    _require(bool(len(seeds)) and bool(sizes.min() > 0), "every seed needs at least one episode")
+    padded = np.stack([np.pad(seed, ((0, sizes.max() - len(seed)), (0, 0))) for seed in seeds])  # (S, N, K)
+    total = np.zeros((resamples, padded.shape[2]))
+    for _ in range(len(seeds)):
+        chosen = rng.integers(len(seeds), size=resamples)
+        size = sizes[chosen][:, None]  # (R, 1)
+        drawn = (rng.random((resamples, sizes.max())) * size).astype(np.intp)  # (R, N)
+        counted = np.arange(sizes.max()) < size
+        total += np.einsum("rnk,rn->rk", padded[chosen[:, None], drawn], counted / size)
+    return total / len(seeds)
+
+
+def interquartile_mean(values: np.ndarray) -> float:
+    """Mean of the middle half: the lowest and the highest ⌊N/4⌋ are left out. Shape: (N,)."""
+    ordered = np.sort(_as_vector(values))
+    cut = len(ordered) // 4
+    return float(ordered[cut : len(ordered) - cut].mean())
+
+
+def conditional_value_at_risk(costs: np.ndarray, alpha: float = 0.1) -> float:
+    """Mean of the worst (highest) share `alpha`; the last episode counts by the part that fits. Shape: (N,)."""
+    _require_share(alpha=alpha)
+    worst = np.sort(_as_vector(costs))[::-1]
+    weight = np.clip(alpha * len(worst) - np.arange(len(worst)), 0.0, 1.0)
+    return float((weight * worst).sum() / weight.sum())
+
+
+def paired_differences(
+    first: np.ndarray, second: np.ndarray, first_layouts: Sequence[int], second_layouts: Sequence[int]
+) -> np.ndarray:
+    """First less second, layout by layout. Shapes: (N,), (N,) → (N,).
+
+    Raises:
+        ValueError: The layouts are not the same in the same order.
+    """
+    first, second = _as_vector(first), _as_vector(second)
+    _require(
+        list(first_layouts) == list(second_layouts), "a paired comparison needs the same layouts in the same order"
+    )
+    _require(len(first) == len(second) == len(first_layouts), "a value is needed for every layout")
+    return first - second
+
+
+def probability_of_improvement(first: np.ndarray, second: np.ndarray) -> float:
+    """Probability that one of `first` exceeds one of `second`, ties counted half. Shapes: (N,), (M,)."""
+    above = _as_vector(first)[:, None] - _as_vector(second)
+    return float((above > 0).mean() + 0.5 * (above == 0).mean())
+
+
+def repair_test(
+    returns: Sequence[np.ndarray],
+    reference_returns: Sequence[np.ndarray],
+    costs: Sequence[np.ndarray],
+    reference_costs: Sequence[np.ndarray],
+    rng: np.random.Generator,
+    *,
+    margin: float = 0.95,
+    alpha: float = 0.05,
+    resamples: int = RESAMPLES,
+) -> RepairTest:
+    """Non-inferiority of the return and superiority of the cost, stated together.
+
+    Each model is paired with its own reference (that of its seed), episode by episode on the same layouts; seeds and
+    then layouts are resampled, all four quantities together.
+
+    Args:
+        returns: Of the repaired policies, one array a seed. Shape of each: (N,).
+        reference_returns: Of their references, seed by seed and layout by layout the same.
+        costs: Episode costs of the repaired policies.
+        reference_costs: Episode costs of their references.
+        rng: What is drawn from.
+        margin: The return ratio that must be exceeded.
+        alpha: Level of each test.
+        resamples: R.
+    """
+    _require_share(alpha=alpha)
+    columns = (returns, reference_returns, costs, reference_costs)
+    table = [np.stack([_as_vector(c) for c in seed], axis=-1) for seed in zip(*columns, strict=True)]  # (N, 4) each
+    earned, earned_before, paid, paid_before = np.stack([seed.mean(0) for seed in table]).mean(0)
+    ratio_low = cost_high = None
+    if len(table) > 1:
+        means = hierarchical_means(table, rng, resamples)  # (R, 4)
+        cost_high = float(np.quantile(means[:, 2] - means[:, 3], 1 - alpha))
+        if (means[:, 1] > 0).all():
+            ratio_low = float(np.quantile(means[:, 0] / means[:, 1], alpha))
+    ratio = float(earned / earned_before) if earned_before else float("nan")
+    return RepairTest(ratio, ratio_low, margin, float(paid - paid_before), cost_high, alpha)
+
+
+def _as_vector(values: np.ndarray) -> np.ndarray:
+    vector = np.asarray(values, np.float64)
+    _require(vector.ndim == 1 and len(vector) > 0, f"expected a shape (N,) with N at least 1, got {vector.shape}")
+    return vector
+
+
+def _require(holds: bool, message: str) -> None:
+    if not holds:
+        raise ValueError(message)
+
+
+def _require_share(**shares: float) -> None:
+    for name, share in shares.items():
+        _require(0.0 < share < 1.0, f"{name}={share} is not possible: use a number between 0 and 1.")

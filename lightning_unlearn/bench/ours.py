@@ -1,0 +1,172 @@
+"""The machine's limit, and this package's environments, collectors and evaluation.
+
+Shapes: E environments, A action size.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
+from typing import Literal
+
+import mujoco
+import numpy as np
+import torch
+
+from lightning_unlearn import keys
+from lightning_unlearn.audits.policy_suite import evaluate
+from lightning_unlearn.bench.plan import PEER_ENVS, Measurement, Plan, cores
+from lightning_unlearn.collection.data import RolloutData
+from lightning_unlearn.envs.batched import BatchedEnv, make_env
+from lightning_unlearn.envs.compat import BaseTask, make_task
+from lightning_unlearn.envs.physics import lay_out
+from lightning_unlearn.envs.simulator import Simulator
+from lightning_unlearn.envs.world import Blueprint
+from lightning_unlearn.policies.actor_critic import ActorCritic, PolicyConfig
+from lightning_unlearn.seeds import evaluation_layouts
+
+FRAMES = 10
+"""Physics steps of one environment step."""
+EPISODES = 50
+"""Of an evaluation."""
+_PHYSICS_STEPS = 4000
+
+
+def physics(plan: Plan) -> list[Measurement]:
+    """The limit, and its mj_step alone on all cores and on one."""
+    tasks = [_laid_out(plan.env, plan.seed + k) for k in range(cores())]
+    rows = (
+        ("physics.limit", "10 mj_step + 3 mj_forward on all cores", 3, tasks),
+        ("physics.steps_only", "10 mj_step on all cores", 0, tasks),
+        ("physics.one_core", "10 mj_step + 3 mj_forward on one core", 3, tasks[:1]),
+    )
+    return [
+        Measurement(name, what, "steps/s", [_physics_rate(used, forwards, plan.seed) for _ in range(plan.repeats)])
+        for name, what, forwards, used in rows
+    ]
+
+
+def stepping(plan: Plan, num_envs: int, workers: int) -> list[Measurement]:
+    """Environment stepping with random actions, episode ends and resets included."""
+    with _environment(plan, num_envs, workers) as env:
+        rates = [step_rate(env.simulator, plan.steps // num_envs, plan.seed) for _ in range(plan.repeats)]
+    name, what = stepping_name(num_envs, workers), f"stepping, E={num_envs}, {workers} worker(s)"
+    return [Measurement(name, what, "steps/s", rates)]
+
+
+def stepping_name(num_envs: int, workers: int) -> str:
+    """Name of the measurement of our stepping."""
+    return f"env.ours_e{num_envs}_w{workers}"
+
+
+def resets(plan: Plan) -> list[Measurement]:
+    """Milliseconds of one reset, amortised over a batch of them."""
+    with _environment(plan, PEER_ENVS, 1) as env:
+        values = [1000 * _seconds(env.simulator.reset) / PEER_ENVS for _ in range(10 * plan.repeats)]
+    return [Measurement("reset.ours", "one reset", "ms", values)]
+
+
+def collection(plan: Plan, collector: Literal["lean", "stock"]) -> list[Measurement]:
+    """Rollouts of 8 × T with a random policy."""
+    data = RolloutData(
+        plan.env, PEER_ENVS, plan.horizon, workers=_workers(PEER_ENVS), collector=collector, seed=plan.seed
+    )
+    try:
+        gatherer = data.collector(random_policy(data.env, plan.seed))
+        rates = [
+            data.steps_per_update / _seconds(gatherer.rollout)
+            for _ in range(plan.peer_repeats if collector == "stock" else plan.repeats)
+        ]
+    finally:
+        data.teardown("fit")
+    return [
+        Measurement(f"collect.{collector}", f"collecting 8 x {plan.horizon}, {collector} collector", "steps/s", rates)
+    ]
+
+
+def evaluation(plan: Plan) -> list[Measurement]:
+    """50 deterministic episodes in one batch, from building the environments to the result."""
+    with _environment(plan, 1, 1) as env:
+        policy = random_policy(env, plan.seed)
+    rates = [_evaluation_rate(plan, policy) for _ in range(min(plan.repeats, 3))]
+    return [Measurement("evaluate.ours", f"evaluating {EPISODES} episodes in one batch", "steps/s", rates)]
+
+
+def random_policy(env: BatchedEnv, seed: int) -> ActorCritic:
+    """The default network with random weights."""
+    sim = env.simulator
+    config = PolicyConfig(sim.observation_size, sim.action_low.tolist(), sim.action_high.tolist())
+    return ActorCritic(config, torch.Generator().manual_seed(seed))
+
+
+def step_rate(sim: Simulator, steps: int, seed: int) -> float:
+    """Environment steps a second of `steps` steps of every environment, resetting what ends."""
+    actions = np.random.default_rng(seed).uniform(
+        sim.action_low, sim.action_high, (steps, sim.num_envs, len(sim.action_low))
+    )
+    return steps * sim.num_envs / _seconds(partial(_step_all, sim, actions))
+
+
+def _step_all(sim: Simulator, actions: np.ndarray) -> None:
+    for action in actions:
+        step = sim.step(action)
+        done = step.terminated | step.truncated
+        if done.any():
+            sim.reset(done)
+
+
+def _evaluation_rate(plan: Plan, policy: ActorCritic) -> float:
+    started = time.perf_counter()
+    outcome = evaluate(
+        policy,
+        plan.env,
+        evaluation_layouts(EPISODES),
+        workers=_workers(EPISODES),
+        max_steps=plan.evaluation_steps,
+    )
+    return float(outcome.episodes.length.sum() / (time.perf_counter() - started))
+
+
+def _laid_out(env_id: str, seed: int) -> BaseTask:
+    task = make_task(env_id)
+    task.random_generator.set_random_seed(seed)
+    lay_out(task, Blueprint())
+    return task
+
+
+def _physics_rate(tasks: list[BaseTask], forwards: int, seed: int) -> float:
+    """Steps a second of several simulations, each on a thread of its own."""
+    with ThreadPoolExecutor(len(tasks)) as pool:
+        run = partial(_simulate, forwards=forwards, seed=seed)
+        return len(tasks) * _PHYSICS_STEPS / _seconds(lambda: list(pool.map(run, tasks)))
+
+
+def _simulate(task: BaseTask, forwards: int, seed: int) -> None:
+    low, high = task.model.actuator_ctrlrange.T
+    for control in np.random.default_rng(seed).uniform(low, high, (_PHYSICS_STEPS, len(low))):
+        task.data.ctrl[:] = control
+        mujoco.mj_step(task.model, task.data, FRAMES)
+        for _ in range(forwards):
+            mujoco.mj_forward(task.model, task.data)
+
+
+@contextmanager
+def _environment(plan: Plan, num_envs: int, workers: int) -> Iterator[BatchedEnv]:
+    env = make_env(plan.env, num_envs, workers=workers)
+    try:
+        env.set_seed(plan.seed)
+        env.reset()[keys.OBSERVATION]
+        yield env
+    finally:
+        env.close()
+
+
+def _workers(num_envs: int) -> int:
+    return min(cores(), num_envs)
+
+
+def _seconds(function: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    function()
+    return time.perf_counter() - started

@@ -1,0 +1,53 @@
+"""Options of the tools: a parser that reports in one line, and names the nearest option when one is unknown."""
+
+import difflib
+import re
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from jsonargparse import ArgumentParser
+
+
+class CommandParser(ArgumentParser):
+    """Refuses abbreviations; a bad option is a `ValueError`."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **{"allow_abbrev": False, **kwargs})
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Report a bad option.
+
+        Raises:
+            ValueError: At the top; the parser's own trials of nested values end as it wants them to.
+        """
+        if not self.exit_on_error:
+            super().error(message, ex)
+        known = [action.dest for action in self._actions]
+        raise ValueError(" ".join(message.split()) + suggestion(message, known)) from ex
+
+
+def suggestion(message: str, known: Sequence[str]) -> str:
+    """The nearest of the known keys to one that a parser's message complains about, as a question; empty if none is."""
+    for key in re.findall(r"(?:--|[\"'])([\w.]+)", message):
+        begun = [name for name in known if name.startswith(key)]
+        near = difflib.get_close_matches(key, known, n=1, cutoff=0.7) or begun
+        if near and near[0] != key:
+            return f"\nDid you mean {near[0]}?"
+    return ""
+
+
+def choose(command: str, subcommands: Sequence[str], args: Sequence[str]) -> tuple[str, list[str]]:
+    """The subcommand, and the options after it; asking for help prints the choices.
+
+    Raises:
+        ValueError: It is none of `subcommands`.
+    """
+    usage = f"lightning-unlearn {command} {'|'.join(subcommands)} [options]"
+    name, *options = [*args] or ["--help"]
+    if name in ("-h", "--help"):
+        print(f"usage: {usage}")
+        raise SystemExit(0)
+    if name not in subcommands:
+        near = difflib.get_close_matches(name, subcommands, n=1)
+        raise ValueError(f"unknown: {command} {name}. Use {usage}" + (f"\nDid you mean {near[0]}?" if near else ""))
+    return name, options

@@ -1,0 +1,84 @@
+"""A run that breaks or is stopped ends at once, says how, and leaves nothing behind."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import mlflow
+import pytest
+
+from lightning_unlearn import registry, training
+from lightning_unlearn.envs.physics import Scene
+
+BASE = ["-c", "configs/base.yaml", "-c", "configs/env/point_goal1.yaml", "-c", "configs/method/unsafe.yaml"]
+
+
+def only_run(store):
+    registry.open_store(store)
+    (run,) = mlflow.search_runs(experiment_names=["SafetyPointGoal1-v0"], output_format="list")
+    return run
+
+
+def physics_threads():
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith("physics")]
+
+
+def test_an_environment_that_raises_in_a_worker_ends_the_run(store, monkeypatch):
+    def step(self, control):
+        if threading.current_thread().name.startswith("physics"):
+            raise OSError("the environment broke")
+        time.sleep(0.001)  # so that the other thread gets its share
+        original(self, control)
+
+    original = Scene.step
+    monkeypatch.setattr(Scene, "step", step)
+    with pytest.raises(OSError, match="the environment broke"):
+        training.train([*BASE, "--n_envs", "4", "--horizon", "64", "--updates", "2"])
+    assert only_run(store).info.status == "FAILED"
+    assert physics_threads() == []
+
+
+def test_an_interrupted_collection_ends_within_two_seconds_as_killed(store, tmp_path):
+    command = [sys.executable, "-m", "lightning_unlearn", "fit", *BASE, "--horizon", "1024", "--updates", "50"]
+    with (tmp_path / "log").open("w") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log, env=os.environ, start_new_session=True)
+        try:
+            wait_for_progress(process, tmp_path / "log")
+            process.send_signal(signal.SIGINT)
+            started = time.perf_counter()
+            process.wait(timeout=30)
+            seconds = time.perf_counter() - started
+        finally:
+            process.kill()
+    assert process.returncode != 0
+    assert only_run(store).info.status == "KILLED"
+    assert seconds < 2.0 * busy()
+    assert_gone(process.pid)
+
+
+def wait_for_progress(process, log):
+    """Until the first update is shown; the next rollout is being collected then."""
+    deadline = time.perf_counter() + 120
+    while "1/50" not in log.read_text():
+        assert process.poll() is None, log.read_text()
+        assert time.perf_counter() < deadline, log.read_text()
+        time.sleep(0.05)
+
+
+def assert_gone(group):
+    """No process of the group is left, once the helpers of Python's own multiprocessing have noticed the end."""
+    for _ in range(100):
+        try:
+            os.killpg(group, 0)
+        except ProcessLookupError:
+            return
+        time.sleep(0.05)
+    pytest.fail(f"processes of group {group} are still there")
+
+
+def busy():
+    """How many times slower than alone a process may be on this machine now."""
+    return max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
