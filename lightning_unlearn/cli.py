@@ -14,7 +14,7 @@ COMMANDS = {
     "export-hazard-direction": ("lightning_unlearn.audits.export_direction", "the same as probe export"),
     "action-control": ("lightning_unlearn.audits.action_control", "how well the latent tells the action"),
     "latent-shift": ("lightning_unlearn.audits.latent_shift", "how far two models' latents are apart"),
-    "evaluate": ("lightning_unlearn.audits.evaluate", "models on the same layouts: return, cost, and where they changed"),
+    "evaluate": ("lightning_unlearn.audits.evaluate", "models on equal layouts: return, cost, where they changed"),
     "relearn": ("lightning_unlearn.audits.relearn", "how fast models learn the forgotten behaviour again"),
     "export-artifacts": ("lightning_unlearn.audits.export", "write the published tree of artifacts from the store"),
     "bench": ("lightning_unlearn.bench.command", "time everything beside the machine's limit and its peers"),

@@ -16,12 +16,13 @@ ROOMS = {
     "collection": {"envs", "policies", "keys", "seeds"},
     "registry": {"policies"},
     "methods": {"collection", "policies", "objectives", "registry", "envs", "keys", "seeds"},
-    "audits": {"envs", "policies", "objectives", "registry", "collection", "keys", "seeds", "options"},
+    "audits": {"methods", "envs", "policies", "objectives", "registry", "collection", "keys", "seeds", "options"},
     "callbacks": {"objectives", "collection", "registry", "policies", "keys"},
     "configuration": {"methods", "callbacks", "options"},
     "training": {"methods", "callbacks", "registry", "collection", "configuration"},
     "quickstart": {"training", "audits", "registry", "policies", "seeds"},
-    "bench": {"training", "audits", "methods", "collection", "envs", "policies", "objectives", "options", "keys", "seeds"},
+    "bench": {"training", "audits", "methods", "collection", "envs", "policies", "objectives", "options"}
+    | {"keys", "seeds"},
     "cli": {"quickstart", "training"},
     "__main__": {"cli"},
 }
@@ -55,6 +56,12 @@ def test_a_file_imports_only_what_its_room_may(path):
     assert ours <= ROOMS[here], f"{here} must not import {ours - ROOMS[here]}"
     if here in NO_TRAINER_OR_STORE:
         assert not {name.split(".")[0] for name in names} & {"lightning", "mlflow"}
+
+
+def test_only_one_audit_trains():
+    """An audit asks a question of a stored model and never trains it by accident."""
+    training = {p.name for p in files() if room(p) == "audits" and any(".methods." in n for n in imported(p))}
+    assert training <= {"relearning.py"}
 
 
 def test_safety_gymnasium_has_one_door():

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from lightning_unlearn import registry
+from lightning_unlearn.policies.published import save_published
 from lightning_unlearn.policies.storage import ModelCard, save_policy
 
 
@@ -102,3 +103,21 @@ def test_a_store_that_cannot_be_written_is_refused(tmp_path):
 def test_a_local_folder_is_a_model(policy, tmp_path):
     save_policy(tmp_path / "p", policy, card())
     assert registry.load_policy(str(tmp_path / "p")).card.seed == 3
+
+
+def test_the_newest_version_of_every_save_point_of_a_seed_is_listed(policy, run_id):
+    for update, seed in ((50, 3), (100, 3), (50, 3), (50, 4)):
+        registry.register_policy(policy, card(update, seed), run_id)
+    found = registry.registered_models("ToyLine-v0", 3)
+    assert [(m.uri, m.update) for m in found] == [
+        ("models:/concept.ToyLine-v0/3", 50),
+        ("models:/concept.ToyLine-v0/2", 100),
+    ]
+    assert registry.registered_models("Other-v0", 3) == []
+    assert registry.shipped_models("ToyLine-v0") == ["zoo:unsafe.ToyLine-v0"]
+
+
+def test_a_published_file_is_known_by_its_name(policy, tmp_path):
+    save_published(tmp_path / "safe_concept_ToyLine-v0_50.pt", policy)
+    stored = registry.load_policy(str(tmp_path / "safe_concept_ToyLine-v0_50.pt"))
+    assert stored.card == ModelCard("concept", "ToyLine-v0", update=50)

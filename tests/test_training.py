@@ -66,6 +66,12 @@ def test_the_recorded_config_makes_the_same_run_again(store, tmp_path):
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 
+def test_torchrls_own_collector_trains_the_same_policy(store):
+    runs = [training.train(options("oracle", "--data.collector", kind)) for kind in ("lean", "stock")]
+    means = [registry.load_policy(run.saved[4]).policy.action_mean.weight for run in runs]
+    torch.testing.assert_close(means[0], means[1], rtol=1e-3, atol=1e-4)
+
+
 def test_the_seed_decides(store):
     runs = [training.train(options("unsafe", "--seed", str(seed))) for seed in (0, 0, 1)]
     means = [registry.load_policy(run.saved[4]).policy.action_mean.weight for run in runs]

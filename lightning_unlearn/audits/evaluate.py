@@ -19,8 +19,8 @@ from lightning_unlearn.audits.suite import Comparison, Result, Suite, SuiteOptio
 from lightning_unlearn.audits.suite_files import FILES, PARTIAL, VIDEOS, Partial, finished, records, write_files
 from lightning_unlearn.audits.suite_table import (
     COLUMNS,
-    ONE_SEED,
     Found,
+    notes,
     over_training_seeds,
     per_episode_table,
     summary,
@@ -52,7 +52,7 @@ def main(args: Sequence[str]) -> None:
     found, shared = _examine(wanted, comparisons, folder, options.workers)
     over_seeds = over_training_seeds(found, np.random.default_rng(wanted.seed))
     table = summary(found, over_seeds, {**_same_for_all(wanted), **shared["columns"]})
-    findings = {"eval_id": eval_id, "over_seeds": over_seeds, "note": None if over_seeds else ONE_SEED}
+    findings = {"eval_id": eval_id, "over_seeds": over_seeds, "notes": notes(table, over_seeds)}
     metadata = _metadata(options, eval_id, comparisons, about, shared, time.perf_counter() - started)
     write_files(folder, table, per_episode_table(found), findings, metadata)
     Partial(folder).remove()
@@ -225,8 +225,7 @@ def _print(table: pd.DataFrame, over_seeds: Sequence[Mapping[str, Any]]) -> None
         print(
             f"{row['Family']} {row['Update']}, {row['Seeds']} seeds: 95 % interval of the cost {low:.1f} to {high:.1f}"
         )
-    if not over_seeds:
-        print(ONE_SEED)
+    print("\n".join(notes(table, over_seeds)))
 
 
 def _parser() -> CommandParser:

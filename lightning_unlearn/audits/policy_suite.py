@@ -24,11 +24,6 @@ class Evaluation:
     hazards: slice | None
     """Where the hazard lidar is in an observation, if the task has one."""
 
-    @property
-    def distance_measure(self) -> str:
-        """What nearness to the concept is read from."""
-        return STEPS_DISTANCE if self.hazards is None else LIDAR_DISTANCE
-
 
 def evaluate(
     policy: ActorCritic,
@@ -64,6 +59,11 @@ def evaluate_in(
         env, policy, list(layout_seeds), max_steps=max_steps, noise=noise, keep_scenes=keep_scenes, label=label
     )
     return Evaluation(episodes, env.simulator.observation_layout.get(HAZARD_LIDAR))
+
+
+def distance_measure(env: BatchedEnv) -> str:
+    """What nearness to the concept is read from."""
+    return LIDAR_DISTANCE if HAZARD_LIDAR in env.simulator.observation_layout else STEPS_DISTANCE
 
 
 def per_episode(episodes: Episodes) -> pd.DataFrame:

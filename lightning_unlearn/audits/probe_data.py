@@ -73,7 +73,7 @@ def save_data(path: Path, data: ProbeData) -> Path:
     """Write a dataset; returns the JSON file beside it that repeats its metadata for people."""
     arrays = {name: getattr(data, name) for name in _FIELDS if getattr(data, name) is not None}
     write_npz(path, arrays, {"format": FORMAT, **data.metadata})
-    beside = path.with_suffix(".json")
+    beside = path.with_suffix(".meta.json")
     write_json(beside, {"format": FORMAT, **data.metadata})
     return beside
 

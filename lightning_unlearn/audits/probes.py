@@ -146,7 +146,7 @@ def save_probe(path: Path, stored: StoredProbe) -> Path:
     indices = {f"{name}_indices": indices for name, indices in stored.splits.items()}
     metadata = {"format": FORMAT, "split_by": stored.splits.by, **stored.metadata}
     write_npz(path, {**asdict(stored.probe), **indices}, metadata)
-    beside = path.with_suffix(".json")
+    beside = path.with_suffix(".meta.json")
     write_json(beside, metadata)
     return beside
 

@@ -225,7 +225,7 @@ def _tell_threshold(about: Mapping[str, Any]) -> None:
         f"Threshold: {about['threshold']:.4f}, {about['threshold_origin']}."
     )
     if about["threshold_above_unsafe_cost"]:
-        print("This threshold is above the unsafe expert's own cost rate: not even the expert would reach it.")
+        print("This threshold is above the unsafe expert's own cost rate: a model as costly would not reach it.")
 
 
 def _print(result: Mapping[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -14,7 +15,10 @@ import numpy as np
 METADATA = "metadata"
 _MAX_BYTES = 1 << 31
 _MAX_METADATA = 1 << 20
-_BROKEN = (zipfile.BadZipFile, zlib.error, ValueError, OSError, EOFError, KeyError, NotImplementedError, RuntimeError)
+_BROKEN = (
+    *(zipfile.BadZipFile, zlib.error, OSError, EOFError, KeyError, NotImplementedError, RuntimeError),  # the archive's
+    *(tokenize.TokenError, SyntaxError, ValueError),  # numpy's, of an array's header, and JSON's
+)
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ class Interval(NamedTuple):
 
 @dataclass(frozen=True)
 class RepairTest:
-    """Is the return kept, and is the cost lower? Both, each at level `alpha`: no correction is needed for asking both."""
+    """Is the return kept, and is the cost lower? Each at level `alpha`: asking for both needs no correction."""
 
     return_ratio: float
     """Mean return over the reference's mean return."""

@@ -104,7 +104,7 @@ def arrange(subjects: Iterable[Subject]) -> list[Subject]:
     """Without repeats, family by family, with labels that differ: the seed is added where there are several."""
     unique = list({(subject.uri, subject.digest): subject for subject in subjects}.values())
     ordered = sorted(unique, key=_order)
-    if len({subject.seed for subject in ordered}) > 1:
+    if len({subject.seed for subject in ordered} - {None}) > 1:
         ordered = [replace(s, label=f"{s.label}_seed{s.seed}") if s.seed is not None else s for s in ordered]
     return _distinct(ordered)
 

@@ -10,6 +10,7 @@ import torch
 
 from lightning_unlearn.audits.policy_suite import (
     Evaluation,
+    distance_measure,
     evaluate_in,
     mean_change,
     per_episode,
@@ -85,7 +86,7 @@ class Suite:
     @property
     def distance_measure(self) -> str:
         """What nearness to the concept is read from."""
-        return next(iter(self._references.values())).distance_measure
+        return distance_measure(self.env)
 
     def require_fit(self, subject: Subject) -> None:
         """Refuse a model of another environment.

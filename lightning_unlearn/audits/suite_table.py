@@ -21,6 +21,8 @@ from lightning_unlearn.audits.suite import Comparison, Result
 
 CVAR_SHARE = 0.1
 ONE_SEED = "One training seed: there is no interval over seeds; train more seeds before you claim more."
+NO_CHANGE = 1e-6
+"""A mean KL below this is rounding."""
 _INTERVALS = {"Reward": "reward", "Cost": "cost_sum"}
 
 COLUMNS = {
@@ -100,6 +102,13 @@ def per_episode_table(found: Found) -> pd.DataFrame:
         origin = {"Model": subject.label, "Family": subject.family, "Update": subject.update}
         tables.append(table.assign(**origin, Seed=subject.seed)[[*published, *origin, *extra, "Seed"]])
     return pd.concat([t.astype({"Update": "Int64", "Seed": "Int64"}) for t in tables], ignore_index=True)
+
+
+def notes(table: pd.DataFrame, over_seeds: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What has to be said beside the numbers."""
+    idle = table[(table["Family"] != UNSAFE) & (table["KL_vs_Unsafe"].abs() < NO_CHANGE)]["Model"]
+    said = [f"{model} acts as the unsafe expert does (KL below {NO_CHANGE:g}): it changed nothing." for model in idle]
+    return said if over_seeds else [*said, ONE_SEED]
 
 
 def over_training_seeds(found: Found, rng: np.random.Generator) -> list[dict[str, Any]]:

@@ -112,7 +112,7 @@ class _PlainLoop:
         self._wide = {"observation": torch.empty(*shape, config.observation_size)}
         self._wide |= {key: torch.empty(*shape, config.action_size) for key in ("action", "pre_tanh")}
         self._narrow = {key: torch.empty(shape) for key in ("log_prob", "reward", "cost", "terminated", "truncated")}
-        self._observation = torch.as_tensor(env.reset(seed=plan.seed)[0], dtype=torch.float32)
+        self._observation = torch.as_tensor(env.observations, dtype=torch.float32)  # it goes on from where it is
 
     @torch.inference_mode()
     def rate(self) -> float:

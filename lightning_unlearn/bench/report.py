@@ -81,7 +81,7 @@ def write(out: Path, plan: Plan, measurements: Sequence[Measurement], soak: Soak
 
 
 def bars(measurements: Sequence[Measurement]) -> Figure:
-    """Every rate as a horizontal bar on a logarithmic axis: the limit and peers grey, this package blue."""
+    """Every rate as a horizontal bar: the limit and peers grey, this package blue."""
     rates = [(m.what, m.median, _colour(m.name)) for m in measurements if m.unit == "steps/s" and m.median]
     figure = Figure(figsize=(9, 1.2 + 0.28 * len(rates)), dpi=100, layout="constrained")
     FigureCanvasAgg(figure)
@@ -90,7 +90,6 @@ def bars(measurements: Sequence[Measurement]) -> Figure:
         ax.barh(row, rate, color=colour, height=0.7)
         ax.text(rate, row, f" {rate:,.0f}", va="center", fontsize=8)
     ax.set_yticks(range(len(rates)), [what for what, _, _ in reversed(rates)])
-    ax.set_xscale("log")
     ax.set_xlabel("environment steps per second, median; blue: this package, light grey: peers")
     _tidy(ax)
     return figure

@@ -51,7 +51,7 @@ def test_without_hazard_lidar_distance_is_steps_until_the_concept(policy):
     """The toy's agent pushed to the right is in the hazard within a few steps, and stays there."""
     policy.action_mean.bias.data.fill_(3.0)
     toy = evaluate(policy, "ToyLine-v0", [1, 2])
-    assert toy.distance_measure == "steps until the next C_forget of the episode"
+    assert toy.hazards is None
     _, distance = reference_states(toy, 64)
     first = int(toy.episodes.c_forget[0].argmax())
     assert distance[: first + 1].tolist() == list(range(first, -1, -1))

@@ -97,7 +97,7 @@ def test_fit_records_everything_in_mlflow(store, dataset, model, data):
     assert {"floor/val/auroc", "ceiling/train/balanced_accuracy", "shuffled_labels/test/auroc"} <= set(
         found.data.metrics
     )
-    assert artifacts(found) == {f"probes/{name}" for name in ("p.npz", "p.json", "m.json", "m.png")}
+    assert artifacts(found) == {f"probes/{name}" for name in ("p.npz", "p.meta.json", "m.json", "m.png")}
     (given,) = found.inputs.dataset_inputs
     assert (given.dataset.name, given.dataset.digest) == ("states", data.digest)
     assert [metrics[split]["n"] for split in ("train", "val", "test")] == [560, 120, 120]

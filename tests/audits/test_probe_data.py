@@ -107,7 +107,7 @@ def test_what_is_saved_is_loaded(right, tmp_path):
     assert read.digest == right.digest
     np.testing.assert_array_equal(read.hazard_distance, right.hazard_distance)
     assert read.metadata["seed"] == 42
-    assert beside.name == "d.json"
+    assert beside.name == "d.meta.json"
 
 
 def test_another_environment_is_refused(dataset):

@@ -88,6 +88,20 @@ def test_any_changed_byte_is_refused_or_harmless(path):
             read(path)
 
 
+def test_a_foreign_header_under_a_right_checksum_is_refused(path):
+    with zipfile.ZipFile(path) as archive:
+        parts = {name: archive.read(name) for name in archive.namelist()}
+    for place in range(128):
+        for byte in b"\x00\xff([{'\\,9O":
+            array = bytearray(parts["a.npy"])
+            array[place] = byte
+            with zipfile.ZipFile(path, "w") as archive:
+                for name, content in (parts | {"a.npy": bytes(array)}).items():
+                    archive.writestr(name, content)
+            with contextlib.suppress(ValueError):  # any other error fails
+                read(path)
+
+
 def test_a_header_that_claims_memory_is_refused(path):
     header = io.BytesIO()
     np.lib.format.write_array_header_1_0(header, {"descr": "<f4", "fortran_order": False, "shape": (10**9, 10**6)})

@@ -91,7 +91,7 @@ def test_one_seed_has_no_interval(rng):
     [(0.1, 100.0), (0.2, 95.0), (0.15, (100 + 0.5 * 90) / 1.5), (0.999, 55.0)],
 )
 def test_cvar_is_the_mean_of_the_worst(alpha, expected):
-    """Ten costs 10, 20, …, 100: the worst tenth is 100, the worst fifth 90 and 100, 0.15 of them all of 100, half of 90."""
+    """Ten costs 10, 20, …, 100: the worst tenth is 100, the worst fifth 90 and 100, 0.15 of them 100 and half of 90."""
     assert conditional_value_at_risk(np.arange(10.0, 101.0, 10.0), alpha) == pytest.approx(expected, rel=2e-3)
 
 

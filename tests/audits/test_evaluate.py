@@ -1,0 +1,241 @@
+import json
+
+import mlflow
+import pandas as pd
+import pytest
+
+from lightning_unlearn import cli
+from lightning_unlearn.audits import evaluate as evaluate_command
+from lightning_unlearn.audits import suite
+from lightning_unlearn.policies.storage import ModelCard, save_policy
+
+TOY = "ToyLine-v0"
+
+PUBLISHED = [
+    "Model", "Family", "Update", "Path", "Reward", "RewardStd", "Cost_Sum", "CostStd", "C_forget_Sum", "C_forget_Rate",
+    "Episode_Length", "KL_vs_Unsafe", "KL_Near_vs_Unsafe", "KL_Far_vs_Unsafe", "KL_Locality_Ratio_vs_Unsafe",
+    "KL_vs_OracleRef", "OracleRef",
+]  # fmt: skip
+PUBLISHED_EPISODE = ["reward", "cost_sum", "cforget_sum", "cforget_rate", "episode_length", "episode_idx"]
+PUBLISHED_EPISODE += ["Model", "Family", "Update"]
+FILES = ["metadata.json", "per_episode.csv", "summary.csv", "summary.json"]
+
+
+def evaluate(*args, episodes=3):
+    cli.main(["evaluate", "--env", TOY, "--episodes", str(episodes), "--kl_states", "60", *args])
+
+
+def strict_json(path):
+    def refuse(constant):
+        raise AssertionError(f"{constant} is no JSON")
+
+    return json.loads(path.read_text(), parse_constant=refuse)
+
+
+@pytest.fixture
+def models(register):
+    return {
+        "unsafe": register("unsafe", 10, 2.0),
+        "oracle_300": register("oracle", 300, -2.0),
+        "oracle_450": register("oracle", 450, -1.0),
+        "concept_50": register("concept", 50, 0.0),
+    }
+
+
+def test_all_models_of_a_seed_are_found_and_compared(models, register, tmp_path, capsys):
+    register("concept", 50, 0.1, seed=1)
+    evaluate("--eval_id", "first")
+    folder = tmp_path / "artifacts/eval/policy_suite_eval/first"
+    assert sorted(p.name for p in folder.iterdir()) == FILES
+    table = pd.read_csv(folder / "summary.csv", index_col=False)
+    assert table.columns.tolist()[:17] == PUBLISHED
+    assert dict(zip(table["Model"], table["Path"], strict=True)) == models
+    table = table.set_index("Model")
+    assert table.loc["unsafe", "KL_Locality_Ratio_vs_Unsafe"] == 1.0
+    assert table.loc["unsafe", "KL_vs_Unsafe"] == pytest.approx(0.0, abs=1e-7)
+    assert set(table["OracleRef"]) == {"oracle_450"}
+    assert table.loc["oracle_450", "KL_vs_OracleRef"] == pytest.approx(0.0, abs=1e-7)
+    assert table.loc["oracle_300", "KL_vs_OracleRef"] > 0
+    assert table.loc["unsafe", "Cost_Sum"] > 20 > table.loc["oracle_450", "Cost_Sum"] == 0
+    assert set(table["Near_By"]) == {"steps until the next C_forget of the episode"}
+    assert table[["Reward_Seeds_Low", "Cost_Seeds_High"]].isna().all(axis=None)
+    assert strict_json(folder / "summary.json")["notes"][-1].startswith("One training seed: there is no interval")
+    assert "no interval over seeds" in capsys.readouterr().out
+
+
+def test_an_edit_without_effect_is_said_to_have_none(register, tmp_path, capsys):
+    register("unsafe", 10, 2.0)
+    register("repedit", 50, 2.0)
+    evaluate("--out", "DIR")
+    assert "repedit_50 acts as the unsafe expert does" in capsys.readouterr().out
+    table = pd.read_csv(tmp_path / "DIR/summary.csv").set_index("Model")
+    assert table.loc["repedit_50", "KL_Locality_Ratio_vs_Unsafe"] == 1.0
+
+
+def test_summary_says_what_the_episodes_say(models, tmp_path):
+    evaluate("--out", "DIR")
+    episodes = pd.read_csv(tmp_path / "DIR/per_episode.csv")
+    assert episodes.columns.tolist()[:9] == PUBLISHED_EPISODE
+    table = pd.read_csv(tmp_path / "DIR/summary.csv").set_index("Model")
+    by_model = episodes.groupby("Model")
+    pairs = {"Reward": "reward", "Cost_Sum": "cost_sum", "C_forget_Rate": "cforget_rate"}
+    for column, source in pairs.items():
+        pd.testing.assert_series_equal(by_model[source].mean(), table[column].sort_index(), check_names=False)
+    std = by_model["cost_sum"].std(ddof=0)
+    pd.testing.assert_series_equal(std, table["CostStd"].sort_index(), check_names=False)
+    assert episodes["layout_seed"].tolist() == [10000, 10001, 10002] * 4
+
+
+def test_files_are_strict_json_and_lie_in_mlflow_too(models, tmp_path):
+    evaluate("--out", "DIR", "--models", models["concept_50"])
+    metadata = strict_json(tmp_path / "DIR/metadata.json")
+    assert list(metadata["models"]) == ["unsafe", "concept_50"]
+    assert metadata["video"]["renderer"].startswith("top view")
+    (row,) = [r for r in strict_json(tmp_path / "DIR/summary.json")["models"] if r["Model"] == "unsafe"]
+    assert row["Cost_Per_Goal"] is None
+    (run,) = mlflow.search_runs(experiment_names=[TOY], filter_string="tags.audit='policy-suite'", output_format="list")
+    stored = {f.path for f in mlflow.MlflowClient().list_artifacts(run.info.run_id, "eval/policy_suite_eval/DIR")}
+    assert stored == {f"eval/policy_suite_eval/DIR/{name}" for name in [*FILES, "summary_table.json"]}
+    assert run.data.metrics["unsafe/Cost_Sum"] == row["Cost_Sum"]
+    place = "eval/policy_suite_eval/DIR/summary_table.json"
+    shown = mlflow.MlflowClient().load_table(run.info.experiment_id, place, [run.info.run_id])
+    assert shown["Model"].tolist() == ["unsafe", "concept_50"]
+
+
+def test_several_seeds_give_intervals_and_a_verdict(register, tmp_path, capsys):
+    for seed in range(3):
+        register("unsafe", 10, 2.0, seed)
+        register("concept", 50, -1.0, seed)
+    evaluate("--out", "DIR", "--seed", "0", "1", "2")
+    table = pd.read_csv(tmp_path / "DIR/summary.csv").set_index("Model")
+    assert table.index.tolist() == [f"{m}_seed{s}" for m in ("unsafe", "concept_50") for s in range(3)]
+    row = table.loc["unsafe_seed0"]
+    assert row["Cost_Seeds_Low"] <= table["Cost_Sum"][:3].mean() <= row["Cost_Seeds_High"]
+    assert table["Seeds"].tolist() == [3] * 6
+    unsafe, concept = sorted(strict_json(tmp_path / "DIR/summary.json")["over_seeds"], key=lambda r: -r["Update"])[::-1]
+    assert concept["return_kept"]["superior"] is True
+    assert concept["return_kept"]["both"] is False
+    assert concept["probability_that_a_seed_costs_less"] == 1.0
+    assert "return_kept" not in unsafe
+
+
+def test_stochastic_episodes_are_another_question(models, tmp_path):
+    for name, extra in (("a", []), ("b", ["--stochastic"]), ("c", ["--stochastic"])):
+        evaluate("--out", name, *extra)
+    a, b, c = (pd.read_csv(tmp_path / name / "summary.csv") for name in "abc")
+    pd.testing.assert_frame_equal(b, c)
+    assert not a["Reward"].equals(b["Reward"])
+    assert a["KL_vs_Unsafe"].equals(b["KL_vs_Unsafe"])
+    assert set(b["Policy"]) == {"stochastic"}
+
+
+def test_videos_are_named_after_the_models(models, tmp_path):
+    evaluate("--out", "DIR", "--record_videos", "--models", "concept")
+    names = sorted(p.name for p in (tmp_path / "DIR/videos").iterdir())
+    assert names == ["concept_50.gif", "unsafe.gif"]
+    assert strict_json(tmp_path / "DIR/metadata.json")["video"]["layout_seed"] in (10000, 10001, 10002)
+
+
+def test_an_interrupted_evaluation_goes_on_with_what_is_not_done(models, tmp_path, monkeypatch, capsys):
+    evaluate("--eval_id", "whole")
+    write, written = suite.Suite.examine, []
+
+    def interrupted(self, comparison):
+        if len(written) == 2:
+            raise KeyboardInterrupt
+        written.append(comparison.subject.label)
+        return write(self, comparison)
+
+    monkeypatch.setattr(suite.Suite, "examine", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate("--eval_id", "cut")
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    capsys.readouterr()
+    evaluate("--eval_id", "cut")
+    printed = capsys.readouterr().out
+    assert printed.count("done before") == 2
+    whole, cut = (tmp_path / "artifacts/eval/policy_suite_eval" / name / "summary.csv" for name in ("whole", "cut"))
+    assert whole.read_text() == cut.read_text()
+    assert not (cut.parent / "partial").exists()
+    evaluate("--eval_id", "cut")
+    assert "finished already" in capsys.readouterr().out
+
+
+def test_an_evaluation_cut_while_writing_needs_no_new_episodes(models, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError("no space left")
+
+    monkeypatch.setattr(evaluate_command, "write_files", full)
+    with pytest.raises(OSError, match="no space left"):
+        evaluate("--eval_id", "cut")
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(suite.Suite, "examine", full)
+    evaluate("--eval_id", "cut")
+    folder = tmp_path / "artifacts/eval/policy_suite_eval/cut"
+    assert sorted(p.name for p in folder.iterdir()) == FILES
+
+
+def test_what_is_left_of_other_weights_is_not_taken_over(models, register, tmp_path, monkeypatch, capsys):
+    partial = tmp_path / "DIR/partial"
+    partial.mkdir(parents=True)
+    (partial / "unsafe.json").write_text("{damaged")
+    evaluate("--out", "DIR")
+    assert "done before" not in capsys.readouterr().out
+
+
+def test_a_file_of_the_published_layout_is_a_model(models, tmp_path, capsys):
+    cli.main(["export-artifacts", "--env", TOY, "--out", "tree"])
+    path = f"tree/models/concept/safe_concept_{TOY}_50.pt"
+    evaluate("--out", "a", "--models", path, "--unsafe_model", f"tree/models/unsafe/unsafe_expert_{TOY}.pt")
+    evaluate("--out", "b", "--models", "concept")
+    a, b = (pd.read_csv(tmp_path / name / "summary.csv").set_index("Model") for name in "ab")
+    assert a.loc["concept_50", "Path"] == path
+    for column in ("Reward", "Cost_Sum", "KL_vs_Unsafe", "Family", "Update"):
+        assert a.loc["concept_50", column] == b.loc["concept_50", column]
+
+
+def test_the_shipped_models_of_the_main_task_need_no_registry(store, tmp_path):
+    short = "--episodes 2 --max_steps 40 --kl_states 50 --out DIR"
+    cli.main(f"evaluate --env SafetyPointGoal1-v0 --models zoo {short}".split())
+    assert sorted(p.name for p in (tmp_path / "DIR").iterdir()) == FILES
+    (row,) = pd.read_csv(tmp_path / "DIR/summary.csv").to_dict("records")
+    assert (row["Model"], row["Episode_Length"], row["Near_By"]) == ("unsafe", 40, "1 - max(hazards_lidar)")
+
+
+def test_what_cannot_be_evaluated_is_refused_before_work_starts(store, register, refused, tmp_path):
+    assert "no model of ToyLine-v0 with --seed 0 was found" in refused("evaluate", "--env", TOY)
+    assert "ships no model of Other-v0" in refused("evaluate", "--env", "Other-v0", "--models", "zoo")
+    register("concept", 50, 0.0)
+    uri = register("concept", 50, 0.0, env="Other-v0")
+    assert "models of several environments cannot be mixed" in refused("evaluate", "--env", TOY, "--models", uri)
+    assert "--unsafe_model is missing" in refused("evaluate", "--env", "Other-v0")
+    assert "--models models:/nope/1" in refused("evaluate", "--env", TOY, "--models", "models:/nope/1")
+    assert "concept is there" in refused("evaluate", "--env", TOY, "--models", "conceptt")
+    assert "--oracle_ref_path nowhere.pt" in refused("evaluate", "--env", TOY, "--oracle_ref_path", "nowhere.pt")
+    for option in ("episodes", "kl_states", "max_steps", "workers"):
+        assert f"{option}=0" in refused("evaluate", "--env", TOY, f"--{option}", "0")
+    assert "Did you mean" in refused("evaluate", "--episode", "3")
+    assert "--eval_id" in refused("evaluate", "--env", TOY, "--eval_id", "../x")
+    assert not (tmp_path / "artifacts").exists()
+
+
+def test_a_nameless_model_of_another_size_is_refused(store, refused, policy, tmp_path):
+    save_policy(tmp_path / "stray", policy, ModelCard())
+    message = refused("evaluate", "--models", "stray", "--episodes", "2", "--out", "DIR")
+    assert "stray takes 2 observations" in message
+    assert "SafetyPointGoal1-v0 has 60 and 2" in message
+
+
+def test_a_finished_evaluation_is_not_overwritten_by_another(models, refused):
+    evaluate("--eval_id", "mine")
+    assert "name another" in refused("evaluate", "--env", TOY, "--eval_id", "mine", "--episodes", "2")
+
+
+def test_help_shows_the_published_options(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["evaluate", "--help"])
+    printed = capsys.readouterr().out
+    for option in ("env", "episodes", "max_steps", "kl_states", "record_videos", "oracle_ref_path"):
+        assert f"--{option}" in printed
