@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 from jsonargparse import ArgumentParser
 
-from lightning_unlearn import registry, training
+from lightning_unlearn import registry, runs, training
 from lightning_unlearn.audits.drawing import save_png
 from lightning_unlearn.audits.figures import before_after
 from lightning_unlearn.audits.policy_suite import Evaluation, evaluate, per_episode, policy_change, reference_states
@@ -46,7 +46,7 @@ def main(args: Sequence[str]) -> None:
     table = comparison(before, after)
     print("3/3  Drawing")
     _write_results(out, table, before, after)
-    registry.log_files(run.run_id, out, "eval/quickstart")
+    runs.log_files(run.run_id, out, "eval/quickstart")
     _report(table, after, out, run.run_id)
 
 

@@ -1,6 +1,6 @@
 """Where models are stored and found: MLflow's model registry, its runs and artifacts, files, and the shipped zoo.
 
-The only file that knows MLflow's registry and artifact paths. A model is asked for by one of
+The only file that knows MLflow's model registry; runs and their artifacts are in `runs`. A model is asked for by one of
 
 - `models:/concept.SafetyPointGoal1-v0@update-150`, `models:/<name>/<version>` or `models:/<name>/latest`,
 - `runs:/<run id>/update-150`,
@@ -12,7 +12,7 @@ import os
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -175,132 +175,6 @@ def register_policy(policy: ActorCritic, card: ModelCard, run_id: str) -> str:
     version = str(info.registered_model_version)
     _mark(name, version, card)
     return version
-
-
-def log_files(run_id: str, folder: Path, artifact_path: str) -> None:
-    """Store a folder's files with a run, under `artifact_path`."""
-    mlflow.MlflowClient().log_artifacts(run_id, str(folder), artifact_path)
-
-
-@dataclass(frozen=True)
-class AuditData:
-    """The labelled states that an audit looked at."""
-
-    name: str
-    path: Path
-    digest: str
-    states: np.ndarray
-    """Shape: (N, O)."""
-    labels: np.ndarray
-    """Shape: (N,)."""
-
-
-def record_audit(
-    env_id: str,
-    name: str,
-    params: Mapping[str, Any],
-    metrics: Mapping[str, float],
-    files: Mapping[Path, str],
-    data: AuditData | None = None,
-) -> str:
-    """Store a finished audit as a run of its own in the environment's experiment; returns the run's id.
-
-    Args:
-        env_id: The environment, which names the experiment.
-        name: Of the run, such as `probe-fit`.
-        params: The options.
-        metrics: By name.
-        files: File → folder among the run's artifacts, such as `probes`.
-        data: Logged as the run's dataset.
-    """
-    tags = {"audit": name, "env": env_id}
-    with mlflow.start_run(experiment_id=_experiment(env_id), run_name=name, tags=tags) as run:
-        mlflow.log_params({key: value for key, value in params.items() if value is not None})
-        mlflow.log_metrics(dict(metrics))
-        if data is not None:
-            mlflow.log_input(_as_dataset(data), context="probe")
-        for file, folder in files.items():
-            mlflow.log_artifact(str(file), folder)
-    return str(run.info.run_id)
-
-
-def log_table(run_id: str, table: Any, artifact_file: str) -> None:
-    """Store a pandas table with a run, so that MLflow shows it as a table."""
-    mlflow.MlflowClient().log_table(run_id, table, artifact_file)
-
-
-@dataclass(frozen=True)
-class StoredRun:
-    """A run of an environment's experiment, as text."""
-
-    run_id: str
-    name: str
-    audit: str
-    """Name of the audit; empty for a training."""
-    seed: str
-    """Of a training; empty for an audit."""
-    log: str
-
-
-def stored_runs(env_id: str) -> list[StoredRun]:
-    """Every run of an environment's experiment, oldest first."""
-    client = mlflow.MlflowClient()
-    experiment = client.get_experiment_by_name(env_id)
-    if experiment is None:
-        return []
-    runs, token = [], None
-    while True:
-        page = client.search_runs([experiment.experiment_id], order_by=["attributes.start_time ASC"], page_token=token)
-        runs += [_stored_run(client, run) for run in page]
-        token = page.token
-        if not token:
-            return runs
-
-
-def copy_artifacts(run_id: str, artifact_path: str, folder: Path) -> None:
-    """Copy a run's artifacts under `artifact_path` to the same path under a folder; nothing if there are none."""
-    if mlflow.MlflowClient().list_artifacts(run_id, artifact_path):
-        mlflow.artifacts.download_artifacts(run_id=run_id, artifact_path=artifact_path, dst_path=str(folder))
-
-
-def _stored_run(client: mlflow.MlflowClient, run: Any) -> StoredRun:
-    tags = run.data.tags
-    return StoredRun(
-        run_id=run.info.run_id,
-        name=run.info.run_name,
-        audit=tags.get("audit", ""),
-        seed="" if "audit" in tags else tags.get("seed", ""),
-        log=_run_as_text(client, run),
-    )
-
-
-def _run_as_text(client: mlflow.MlflowClient, run: Any) -> str:
-    info, visible = run.info, {k: v for k, v in run.data.tags.items() if not k.startswith("mlflow.")}
-    lines = [f"# Written from the MLflow run {info.run_id}; the run left no other log file.", f"status: {info.status}"]
-    for title, entries in (("tags", visible), ("parameters", run.data.params)):
-        lines += ["", f"## {title}", *(f"{key}: {value}" for key, value in sorted(entries.items()))]
-    lines += ["", "## metrics (step: value)"]
-    for metric in sorted(run.data.metrics):
-        history = client.get_metric_history(info.run_id, metric)
-        lines += [f"{metric}: " + " ".join(f"{point.step}: {point.value:.6g}" for point in history)]
-    return "\n".join(lines) + "\n"
-
-
-def _experiment(env_id: str) -> str:
-    client = mlflow.MlflowClient()
-    experiment = client.get_experiment_by_name(env_id)
-    if experiment is None:
-        return str(client.create_experiment(env_id, artifact_location=artifact_location()))
-    return str(experiment.experiment_id)
-
-
-def _as_dataset(data: AuditData) -> Any:
-    from mlflow.data.numpy_dataset import from_numpy
-    from mlflow.data.sources import LocalArtifactDatasetSource  # type: ignore[attr-defined]
-
-    # given only the path, from_numpy finds two kinds of source that fit, and warns
-    source = LocalArtifactDatasetSource(data.path.resolve().as_uri())
-    return from_numpy(data.states, source=source, targets=data.labels, name=data.name, digest=data.digest)
 
 
 class PyfuncPolicy:

@@ -15,12 +15,14 @@ ROOMS = {
     "objectives": {"keys"},
     "collection": {"envs", "policies", "keys", "seeds"},
     "registry": {"policies"},
+    "runs": {"registry"},
     "methods": {"collection", "policies", "objectives", "registry", "envs", "keys", "seeds"},
-    "audits": {"methods", "envs", "policies", "objectives", "registry", "collection", "keys", "seeds", "options"},
+    "audits": {"methods", "envs", "policies", "objectives", "registry", "runs", "collection", "keys", "seeds"}
+    | {"options"},
     "callbacks": {"objectives", "collection", "registry", "policies", "keys"},
     "configuration": {"methods", "callbacks", "options"},
     "training": {"methods", "callbacks", "registry", "collection", "configuration"},
-    "quickstart": {"training", "audits", "registry", "policies", "seeds"},
+    "quickstart": {"training", "audits", "registry", "runs", "policies", "seeds"},
     "bench": {"training", "audits", "methods", "collection", "envs", "policies", "objectives", "options"}
     | {"keys", "seeds"},
     "cli": {"quickstart", "training"},

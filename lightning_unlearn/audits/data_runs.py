@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lightning_unlearn import registry
+from lightning_unlearn import runs
 from lightning_unlearn.audits.probe_data import ProbeData
 from lightning_unlearn.audits.records import flat_numbers
 
@@ -28,8 +28,8 @@ def record_on_data(
         files: File → folder among the run's artifacts.
     """
     numbers = {key.replace(" ", "_"): value for key, value in flat_numbers(metrics).items()}
-    about = registry.AuditData(dataset.stem, dataset, data.digest, data.states, data.labels)
-    return registry.record_audit(data.env, name, vars(options), numbers, files, about)
+    about = runs.AuditData(dataset.stem, dataset, data.digest, data.states, data.labels)
+    return runs.record_audit(data.env, name, vars(options), numbers, files, about)
 
 
 def print_reports(reports: Mapping[str, Mapping[str, Mapping[str, Any]]], metrics: Sequence[str]) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from lightning_unlearn import registry
+from lightning_unlearn import registry, runs
 from lightning_unlearn.audits.places import results_folder
 from lightning_unlearn.audits.records import flat_numbers, require_at_least
 from lightning_unlearn.audits.subjects import ORACLE, UNSAFE, ZOO, Subject, arrange, expert, find, latest_oracle
@@ -210,9 +210,9 @@ def _record(
     numbers = flat_numbers({row["Model"]: row for row in records(table)})
     for row in over_seeds:
         numbers |= flat_numbers({f"over_seeds/{row['Family']}_{row['Update']}": row})
-    run = registry.record_audit(options.env, "policy-suite", vars(options), numbers, places)
+    run = runs.record_audit(options.env, "policy-suite", vars(options), numbers, places)
     shown = table.astype(object).where(table.notna(), None)
-    registry.log_table(run, shown, f"{place}/summary_table.json")
+    runs.log_table(run, shown, f"{place}/summary_table.json")
     return run
 
 

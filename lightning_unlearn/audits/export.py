@@ -9,7 +9,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from lightning_unlearn import registry
+from lightning_unlearn import registry, runs
 from lightning_unlearn.audits.places import ARTIFACTS
 from lightning_unlearn.audits.probes import LinearProbe, load_probe
 from lightning_unlearn.audits.subjects import UNSAFE
@@ -26,11 +26,11 @@ def main(args: Sequence[str]) -> None:
     if options.seed < 0:
         raise ValueError(f"--seed {options.seed} is not possible: use 0 or more.")
     registry.open_store(options.tracking_uri)
-    models, runs = _models(options.env, options.seed), registry.stored_runs(options.env)
+    models, past = _models(options.env, options.seed), runs.stored_runs(options.env)
     out = _tree(options.out)
     left_out = _write_models(out, options.env, models)
-    _write_audits(out, [run for run in runs if run.audit])
-    _write_logs(out, [run for run in runs if run.audit or run.seed == str(options.seed)])
+    _write_audits(out, [run for run in past if run.audit])
+    _write_logs(out, [run for run in past if run.audit or run.seed == str(options.seed)])
     if left_out:
         (out / NOT_EXPORTED).write_text("\n".join(left_out) + "\n", encoding="utf-8")
     files = sorted(path.relative_to(out) for path in out.rglob("*") if path.is_file())
@@ -85,11 +85,11 @@ def _write_models(out: Path, env_id: str, models: Sequence[tuple[str, str, int]]
     return left_out
 
 
-def _write_audits(out: Path, audits: Sequence[registry.StoredRun]) -> None:
+def _write_audits(out: Path, audits: Sequence[runs.StoredRun]) -> None:
     """Files of the audits' runs, newer ones over older ones, and each safe probe as a pickle beside it."""
     for run in audits:
         for place in ("probes", "eval"):
-            registry.copy_artifacts(run.run_id, place, out)
+            runs.copy_artifacts(run.run_id, place, out)
     for path in sorted((out / "probes").glob("*.npz")):
         try:
             stored = load_probe(str(path))
@@ -108,8 +108,8 @@ def as_pipeline(probe: LinearProbe) -> Pipeline:
     return make_pipeline(scaler, model)
 
 
-def _write_logs(out: Path, runs: Sequence[registry.StoredRun]) -> None:
-    for run in runs:
+def _write_logs(out: Path, past: Sequence[runs.StoredRun]) -> None:
+    for run in past:
         kind = "eval" if run.audit else "train"
         (out / "logs" / kind / f"{run.name}_{run.run_id[:8]}.log").write_text(run.log, encoding="utf-8")
 

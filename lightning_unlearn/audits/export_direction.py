@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-from lightning_unlearn import registry
+from lightning_unlearn import registry, runs
 from lightning_unlearn.audits.probes import load_probe
 from lightning_unlearn.audits.records import output_file
 from lightning_unlearn.options import CommandParser
@@ -19,7 +19,7 @@ def main(args: Sequence[str], command: str = "export-hazard-direction") -> None:
     registry.open_store(options.tracking_uri)
     save_direction(out, direction if options.include_tau else replace(direction, tau=None))
     params = {"probe_path": options.probe_path, "include_tau": options.include_tau}
-    run = registry.record_audit(stored.metadata["env"], "probe-export", params, {"tau": direction.tau}, {out: "probes"})  # type: ignore[dict-item]
+    run = runs.record_audit(stored.metadata["env"], "probe-export", params, {"tau": direction.tau}, {out: "probes"})  # type: ignore[dict-item]
     kept = "stored with it" if options.include_tau else "left out; --include_tau stores it"
     print(f"Unit direction of {stored.probe.size} latent components, tau {direction.tau:.4f} ({kept}).")
     print(f"Direction: {out.resolve()}\nMLflow run: {run}")

@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 import torch
 
-from lightning_unlearn import registry
+from lightning_unlearn import registry, runs
 from lightning_unlearn.audits.drawing import save_png
 from lightning_unlearn.audits.features import random_twin
 from lightning_unlearn.audits.places import results_folder
@@ -210,7 +210,7 @@ def _write(
 def _finish(options: Any, eval_id: str, folder: Path, result: Mapping[str, Any], names: Sequence[str]) -> None:
     files = [folder / name for name in names]
     numbers = flat_numbers({row["model"]: row for row in result.get("models", [])})
-    run = registry.record_audit(
+    run = runs.record_audit(
         options.env, "relearn", vars(options), numbers, dict.fromkeys(files, f"eval/{KIND}/{eval_id}")
     )
     print("\n".join(f"  {file.resolve()}" for file in files) + f"\nMLflow run: {run}")
