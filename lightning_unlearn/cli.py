@@ -36,6 +36,7 @@ def main(args: Sequence[str] | None = None) -> None:
         return
     if command not in COMMANDS:
         _fail(f"unknown command {command!r}.\n\n{usage()}")
+    logging.getLogger().addFilter(_is_no_plugin_news)
     module = importlib.import_module(COMMANDS[command][0])
     _quieten()
     try:
@@ -53,6 +54,11 @@ def usage() -> str:
         f"commands:\n{rows}\n\n"
         "lightning-unlearn COMMAND --help lists the options of a command."
     )
+
+
+def _is_no_plugin_news(record: logging.LogRecord) -> bool:
+    """Gymnasium loads every plugin it finds, and gymnasium-robotics then speaks of its own environments."""
+    return "AdroitHand" not in record.getMessage()
 
 
 def _quieten() -> None:

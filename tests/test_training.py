@@ -104,6 +104,7 @@ BAD = {
     "model of another size": (["--model.source", "zoo:unsafe.SafetyPointGoal1-v0"], "takes 60 observations"),
     "concept never reported": (["--data.concept", "cost_vases"], "cost_hazards, cost_sum"),
     "no environments": (["--n_envs", "0"], "num_envs=0"),
+    "more workers than environments": (["--n_envs", "2", "--data.workers", "3"], "workers=3 is more than num_envs=2"),
     "no horizon": (["--horizon", "0"], "horizon=0"),
     "no updates": (["--updates", "0"], "max_epochs=0"),
     "save points beyond the updates": (["--save_points", "2", "40"], r"save_points=\[40\].*max_epochs=4"),

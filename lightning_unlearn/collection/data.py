@@ -50,7 +50,7 @@ class RolloutData(pl.LightningDataModule):
         num_envs: int = 8,
         horizon: int = 1024,
         concept: str = "auto",
-        workers: int = 2,
+        workers: int = 1,
         seed: int = 0,
         collector: Literal["lean", "stock"] = "lean",
     ) -> None:
@@ -67,7 +67,7 @@ class RolloutData(pl.LightningDataModule):
     def env(self) -> BatchedEnv:
         """The training environments, built and seeded at first use."""
         if self._env is None:
-            self._env = make_env(self.env_id, self.num_envs, self.concept, min(self.workers, self.num_envs))
+            self._env = make_env(self.env_id, self.num_envs, self.concept, self.workers)
             self._env.seed_environments(training_seeds(SeedStreams.of(self.seed).environments, self.num_envs))
         return self._env
 
