@@ -15,6 +15,12 @@ from lightning_unlearn.envs.physics import Scene
 
 BASE = ["-c", "configs/base.yaml", "-c", "configs/env/point_goal1.yaml", "-c", "configs/method/unsafe.yaml"]
 
+# A shell that starts tests in the background lets them inherit an ignored SIGINT.
+INTERRUPTIBLE = (
+    "import runpy, signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    "runpy.run_module('lightning_unlearn', run_name='__main__', alter_sys=True)"
+)
+
 
 def only_run(store):
     registry.open_store(store)
@@ -42,7 +48,7 @@ def test_an_environment_that_raises_in_a_worker_ends_the_run(store, monkeypatch)
 
 
 def test_an_interrupted_collection_ends_within_two_seconds_as_killed(store, tmp_path):
-    command = [sys.executable, "-m", "lightning_unlearn", "fit", *BASE, "--horizon", "1024", "--updates", "50"]
+    command = [sys.executable, "-c", INTERRUPTIBLE, "fit", *BASE, "--horizon", "1024", "--updates", "50"]
     with (tmp_path / "log").open("w") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log, env=os.environ, start_new_session=True)
         try:
@@ -53,6 +59,7 @@ def test_an_interrupted_collection_ends_within_two_seconds_as_killed(store, tmp_
             seconds = time.perf_counter() - started
         finally:
             process.kill()
+            process.wait()
     assert process.returncode != 0
     assert only_run(store).info.status == "KILLED"
     assert seconds < 2.0
