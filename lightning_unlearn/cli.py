@@ -41,8 +41,15 @@ def main(args: Sequence[str] | None = None) -> None:
     _quieten()
     try:
         module.main(options)
-    except ValueError as error:
+    except Exception as error:
+        if not _is_the_users(error):
+            raise
         _fail(str(error))
+
+
+def _is_the_users(error: Exception) -> bool:
+    """Whether an error is about what was asked for; Lightning's own class for it is not imported for that."""
+    return isinstance(error, ValueError) or type(error).__name__ == "MisconfigurationException"
 
 
 def usage() -> str:

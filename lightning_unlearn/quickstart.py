@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
-from jsonargparse import ArgumentParser
 
 from lightning_unlearn import registry, runs, training
 from lightning_unlearn.audits.drawing import save_png
 from lightning_unlearn.audits.figures import before_after
 from lightning_unlearn.audits.policy_suite import Evaluation, evaluate, per_episode, policy_change, reference_states
 from lightning_unlearn.audits.top_view import write_gif
+from lightning_unlearn.options import CommandParser
 from lightning_unlearn.policies.actor_critic import ActorCritic
 from lightning_unlearn.seeds import evaluation_layouts
 
@@ -20,7 +20,7 @@ ENV_ID = "SafetyPointGoal1-v0"
 SOURCE = f"zoo:unsafe.{ENV_ID}"
 CONFIGS = ("base.yaml", "env/point_goal1.yaml", "method/concept.yaml")
 UPDATES = 60
-"""The seeds' recipe, stopped where the whole stays well under five minutes on two cores."""
+"""The published recipe, stopped where the whole stays well under five minutes on two cores."""
 
 
 @dataclass(frozen=True)
@@ -70,8 +70,8 @@ def comparison(before: Subject, after: Subject) -> pd.DataFrame:
     return pd.DataFrame(rows).set_index("policy")
 
 
-def _parser() -> ArgumentParser:
-    parser = ArgumentParser(prog="lightning-unlearn quickstart", description=__doc__)
+def _parser() -> CommandParser:
+    parser = CommandParser(prog="lightning-unlearn quickstart", description=__doc__)
     parser.add_argument("--updates", type=int, default=UPDATES, help="updates of concept unlearning")
     parser.add_argument("--episodes", type=int, default=50, help="evaluation layouts, one episode each")
     parser.add_argument("--seed", type=int, default=0, help="seed of the repair")

@@ -34,6 +34,7 @@ import mlflow
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model, ModelSignature
 from mlflow.types import Schema, TensorSpec
+from sqlalchemy.exc import SQLAlchemyError
 
 DEFAULT_TRACKING_URI = "sqlite:///mlruns/mlflow.db"
 ZOO = Path(__file__).parent / "zoo"
@@ -55,8 +56,8 @@ def open_store(tracking_uri: str = DEFAULT_TRACKING_URI) -> None:
     mlflow.set_registry_uri(tracking_uri)
     try:
         mlflow.MlflowClient().search_experiments(max_results=1)
-    except MlflowException as error:
-        raise ValueError(f"tracking_uri={tracking_uri} cannot be opened: {error.message}") from error
+    except (MlflowException, SQLAlchemyError) as error:
+        raise ValueError(f"tracking_uri={tracking_uri} cannot be opened: {error}") from error
 
 
 def tracking_uri() -> str:

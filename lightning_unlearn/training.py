@@ -95,6 +95,8 @@ class TrainingCLI(LightningCLI):
         if updates is None or updates < 1:
             raise ValueError(f"trainer.max_epochs={updates} (the number of updates) is not possible: use at least 1.")
         self.save_points.require_within(updates)
+        if self.config_init.pid is not None and not hasattr(self.model, "cost_weight"):
+            raise ValueError(f"pid has no effect on the method {self.model.method}: leave --pid and its options out.")
         self.model.prepare(self.datamodule)
 
     def _run(self) -> MLflowRun:

@@ -58,6 +58,7 @@ def test_the_registered_model_is_the_experts_weights_and_an_editor(store):
 @pytest.mark.filterwarnings("ignore:The edit does nothing")
 def test_controls_are_one_option_away(store, control):
     run = training.train([*CHAIN, *SMALL, "--model.direction", control])
+    assert run.saved[1] == f"models:/repedit_{control}.ToyLine-v0/1"  # it must not pass for the published edit
     stored = registry.load_policy(run.saved[1])
     assert stored.policy.config.editor == ("affine" if control == "leace" else "gated")
     assert f"direction {control}" in stored.card.note

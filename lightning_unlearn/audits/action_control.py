@@ -69,7 +69,10 @@ def report(predicted: np.ndarray, target: np.ndarray, splits: Splits) -> dict[st
 
 def _features(options: Any, data: ProbeData) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """Latents of the model and of a random network, and what the model sees; and the model's action means."""
-    policy, batch_size = load_model("model_path", options.model_path, data.states.shape[1]), options.batch_size
+    policy, batch_size = (
+        load_model("model_path", options.model_path, data.states.shape[1], data.env),
+        options.batch_size,
+    )
     features = {
         "model": latents(policy, data.states, batch_size=batch_size),
         "floor": latents(random_twin(policy, options.seed), data.states, batch_size=batch_size),

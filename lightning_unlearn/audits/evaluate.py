@@ -14,7 +14,17 @@ import torch
 from lightning_unlearn import registry, runs
 from lightning_unlearn.audits.places import results_folder
 from lightning_unlearn.audits.records import flat_numbers, require_at_least
-from lightning_unlearn.audits.subjects import ORACLE, UNSAFE, ZOO, Subject, arrange, expert, find, latest_oracle
+from lightning_unlearn.audits.subjects import (
+    ORACLE,
+    UNSAFE,
+    ZOO,
+    Subject,
+    arrange,
+    expert,
+    find,
+    latest_oracle,
+    require_fit,
+)
 from lightning_unlearn.audits.suite import Comparison, Result, Suite, SuiteOptions, settings
 from lightning_unlearn.audits.suite_files import FILES, PARTIAL, VIDEOS, Partial, finished, records, write_files
 from lightning_unlearn.audits.suite_table import (
@@ -25,7 +35,8 @@ from lightning_unlearn.audits.suite_table import (
     per_episode_table,
     summary,
 )
-from lightning_unlearn.envs.batched import make_env
+from lightning_unlearn.audits.top_view import has_map
+from lightning_unlearn.envs.batched import BatchedEnv, make_env
 from lightning_unlearn.options import CommandParser
 
 KIND = "policy_suite_eval"
@@ -122,13 +133,11 @@ def _examine(
     env = make_env(wanted.env, wanted.episodes, wanted.concept, min(workers, wanted.episodes))
     videos = folder / VIDEOS if wanted.record_videos else None
     partial, found = Partial(folder), list[tuple[Comparison, Result]]()
-    if videos is not None:
-        videos.mkdir(exist_ok=True)
     try:
+        _require_possible(wanted, comparisons, env)
+        if videos is not None:
+            videos.mkdir(exist_ok=True)
         suite = Suite(env, wanted, videos)
-        for comparison in comparisons:
-            for subject in filter(None, (comparison.subject, comparison.unsafe, comparison.oracle)):
-                suite.require_fit(subject)
         for number, comparison in enumerate(comparisons, start=1):
             found.append((comparison, _result(suite, partial, wanted, comparison, f"{number}/{len(comparisons)}")))
         shared: dict[str, Any] = {"columns": {"Near_By": suite.distance_measure}, "concept": env.concept}
@@ -137,6 +146,17 @@ def _examine(
         return found, shared
     finally:
         env.close()
+
+
+def _require_possible(wanted: SuiteOptions, comparisons: Sequence[Comparison], env: BatchedEnv) -> None:
+    """Refuse models of other sizes than the environment's, and videos where there is nothing to draw."""
+    named: list[tuple[str, Subject | None]] = [("unsafe_model", c.unsafe) for c in comparisons]
+    named += [("models", c.subject) for c in comparisons] + [("oracle_ref_path", c.oracle) for c in comparisons]
+    for option, subject in named:
+        if subject is not None:
+            require_fit(subject, env.simulator, option)
+    if wanted.record_videos and not has_map(env.simulator.top_view()):
+        raise ValueError(f"--record_videos is not possible in {wanted.env}, which has no map to draw: leave it out.")
 
 
 def _result(suite: Suite, partial: Partial, wanted: SuiteOptions, comparison: Comparison, number: str) -> Result:

@@ -11,22 +11,38 @@ import torch
 
 from lightning_unlearn import registry
 from lightning_unlearn.policies.actor_critic import ActorCritic
+from lightning_unlearn.policies.storage import ModelCard
 from lightning_unlearn.seeds import SeedStreams, torch_generator
 
 
-def load_model(option: str, uri: str, observation_size: int) -> ActorCritic:
-    """The policy that an option names, for states of one size.
+def load_model(option: str, uri: str, observation_size: int, env_id: str) -> ActorCritic:
+    """The policy that an option names, for states of one size and, where its own is known, of one environment.
 
     Raises:
-        ValueError: There is none, or it takes observations of another size.
+        ValueError: There is none, it is of another environment, or it takes observations of another size.
     """
-    policy = registry.load_policy(uri).policy
+    stored = registry.load_policy(uri)
+    require_env(option, uri, stored.card, env_id)
+    policy = stored.policy
     if policy.config.observation_size != observation_size:
         raise ValueError(
             f"--{option} {uri} takes {policy.config.observation_size} observations, but the dataset's states have "
             f"{observation_size}: name a model of the dataset's environment, or collect a dataset in the model's."
         )
     return policy
+
+
+def require_env(option: str, uri: str, card: ModelCard, env_id: str) -> None:
+    """Refuse a model, named by an option, whose card names another environment.
+
+    Raises:
+        ValueError: It does.
+    """
+    if card.env and card.env != env_id:
+        raise ValueError(
+            f"--{option} {uri} is a model of {card.env}, not of {env_id}: name a model of {env_id}, or use the model's "
+            "own environment."
+        )
 
 
 def latents(policy: ActorCritic, states: np.ndarray, *, edited: bool = False, batch_size: int = 4096) -> np.ndarray:

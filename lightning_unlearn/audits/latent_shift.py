@@ -44,7 +44,7 @@ def main(args: Sequence[str]) -> None:
     data = load_data(options.dataset, options.env)
     registry.open_store(options.tracking_uri)
     names = ("ref_model_path", "cmp_model_path")
-    reference, compared = (load_model(name, options[name], data.states.shape[1]) for name in names)
+    reference, compared = (load_model(name, options[name], data.states.shape[1], data.env) for name in names)
     shift = measure(reference, compared, data.states, edited=not options.raw_features, batch_size=options.batch_size)
     folder = evaluation_folder(options.out, KIND)
     content = {

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from lightning_unlearn import registry
 from lightning_unlearn.audits import export_direction, probe_fit
 from lightning_unlearn.audits.data_runs import record_on_data, tell
+from lightning_unlearn.audits.features import require_env
 from lightning_unlearn.audits.probe_data import ProbeData, save_data
 from lightning_unlearn.audits.records import output_file
 from lightning_unlearn.options import CommandParser, choose
@@ -24,7 +25,9 @@ def _collect(args: Sequence[str]) -> None:
     asked = {name: value for name, value in vars(options).items() if name not in ("out", "tracking_uri")}
     wanted, out = Collection(**asked), output_file("out", options.out)
     registry.open_store(options.tracking_uri)
-    data = collect(registry.load_policy(wanted.model_path).policy, wanted, "collecting")
+    stored = registry.load_policy(wanted.model_path)
+    require_env("model_path", wanted.model_path, stored.card, wanted.env)
+    data = collect(stored.policy, wanted, "collecting")
     files = out, save_data(out, data)
     run = record_on_data("probe-collect", options, {}, data, out, dict.fromkeys(files, "probes"))
     _tell_collected(data, wanted.n_per_class)

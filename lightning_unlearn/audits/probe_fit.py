@@ -144,14 +144,14 @@ def _draw(path: Path, outcomes: Mapping[str, Outcome], reports: Mapping[str, Any
 
 def _all_features(options: Any, data: ProbeData) -> dict[str, np.ndarray]:
     """The model's latents; the floor, a random network's; the ceiling, what the model sees."""
-    policy = load_model("model_path", options.model_path, data.states.shape[1])
+    policy = load_model("model_path", options.model_path, data.states.shape[1], data.env)
     networks = {"model": policy, "floor": random_twin(policy, options.seed)}
     found = {name: latents(network, data.states, batch_size=options.batch_size) for name, network in networks.items()}
     return found | {"ceiling": data.states.astype(np.float64)}
 
 
 def _eval_features(options: Any, data: ProbeData) -> np.ndarray:
-    policy = load_model("model_path", options.model_path, data.states.shape[1])
+    policy = load_model("model_path", options.model_path, data.states.shape[1], data.env)
     if options.use_editor_features and policy.editor is None:
         print(f"{options.model_path} has no editor: its edited latents are the raw ones.")
     return latents(policy, data.states, edited=options.use_editor_features, batch_size=options.batch_size)

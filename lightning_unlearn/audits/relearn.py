@@ -24,7 +24,7 @@ from lightning_unlearn.audits.relearning import (
     cost_rate,
     relearn,
 )
-from lightning_unlearn.audits.subjects import Subject, arrange, expert, read
+from lightning_unlearn.audits.subjects import Subject, arrange, expert, read, require_fit
 from lightning_unlearn.envs.batched import BatchedEnv, make_env
 from lightning_unlearn.options import CommandParser
 
@@ -60,12 +60,13 @@ def main(args: Sequence[str]) -> None:
     registry.open_store(options.tracking_uri)
     unsafe = expert(options.env, options.seed, options.unsafe_model)
     subjects = [] if options.compute_threshold_only else _subjects(options, unsafe)
-    folder = results_folder(options.out, KIND, options.eval_id)
-    eval_id = options.eval_id or folder.name
     bank, few = (
         make_env(options.env, n, options.concept, min(2, n)) for n in (THRESHOLD_EPISODES, wanted.eval_episodes)
     )
     try:
+        _require_fit(unsafe, subjects, bank)
+        folder = results_folder(options.out, KIND, options.eval_id)
+        eval_id = options.eval_id or folder.name
         about = _threshold(options, eval_id, unsafe, bank, few)
         _tell_threshold(about)
         write_json(folder / THRESHOLD_ONLY, about)
@@ -100,15 +101,15 @@ def _subjects(options: Any, unsafe: Subject) -> list[Subject]:
         unsafe, label=RANDOM, family=RANDOM, uri=RANDOM, update=None, policy=random_twin(unsafe.policy, options.seed)
     )
     read_in = [twin if name == RANDOM else read(name, options.env, "model_path") for name in options.model_path]
-    for subject in read_in:
-        sizes = [(p.config.observation_size, p.config.action_size) for p in (subject.policy, unsafe.policy)]
-        if sizes[0] != sizes[1]:
-            raise ValueError(
-                f"--model_path {subject.uri} is of another environment than --unsafe_model {unsafe.uri}: it has "
-                f"{sizes[0][0]} observations and {sizes[0][1]} actions, not {sizes[1][0]} and {sizes[1][1]}."
-            )
     labelled = {subject.uri: subject for subject in arrange(read_in)}
     return [labelled[uri] for uri in dict.fromkeys(subject.uri for subject in read_in)]
+
+
+def _require_fit(unsafe: Subject, subjects: Sequence[Subject], env: BatchedEnv) -> None:
+    """Refuse models of other sizes than the environment's."""
+    require_fit(unsafe, env.simulator, "unsafe_model")
+    for subject in subjects:
+        require_fit(subject, env.simulator, "model_path")
 
 
 def _threshold(options: Any, eval_id: str, unsafe: Subject, bank: BatchedEnv, few: BatchedEnv) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lightning_unlearn import registry
+from lightning_unlearn.envs.simulator import Simulator
 from lightning_unlearn.policies.actor_critic import ActorCritic
 
 UNSAFE, ORACLE, ZOO = "unsafe", "oracle", "zoo"
@@ -65,6 +66,22 @@ def read(uri: str, env_id: str, option: str) -> Subject:
     update, seed = (number if number >= 0 else None for number in (card.update, card.seed))
     label = _label(card.method, update) or _from_uri(uri)
     return Subject(label, card.method, update, seed, uri, stored.policy, _digest(stored.policy))
+
+
+def require_fit(subject: Subject, simulator: Simulator, option: str) -> None:
+    """Refuse a model, named by an option, of another environment.
+
+    Raises:
+        ValueError: Its observations or actions are of other sizes.
+    """
+    config = subject.policy.config
+    has = config.observation_size, config.action_size
+    needs = simulator.observation_size, len(simulator.action_low)
+    if has != needs:
+        raise ValueError(
+            f"--{option} {subject.uri} takes {has[0]} observations and gives {has[1]} actions, but {simulator.env_id} "
+            f"has {needs[0]} and {needs[1]}: models of several environments cannot be mixed; leave it out."
+        )
 
 
 def expert(env_id: str, seed: int, given: str | None, *, shipped: bool = False) -> Subject:

@@ -88,20 +88,6 @@ class Suite:
         """What nearness to the concept is read from."""
         return distance_measure(self.env)
 
-    def require_fit(self, subject: Subject) -> None:
-        """Refuse a model of another environment.
-
-        Raises:
-            ValueError: Its observations or actions are of other sizes.
-        """
-        sim, config = self.env.simulator, subject.policy.config
-        has, needs = (config.observation_size, config.action_size), (sim.observation_size, len(sim.action_low))
-        if has != needs:
-            raise ValueError(
-                f"{subject.uri} takes {has[0]} observations and gives {has[1]} actions, but {sim.env_id} has "
-                f"{needs[0]} and {needs[1]}: models of several environments cannot be mixed; leave it out."
-            )
-
     def examine(self, comparison: Comparison) -> Result:
         """Run a model's episodes, compare it with its references, and draw its video."""
         subject = comparison.subject

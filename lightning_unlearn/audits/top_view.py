@@ -20,6 +20,7 @@ from matplotlib.text import Text
 
 from lightning_unlearn.audits.drawing import GREEN, INK, SKY, VERMILLION
 from lightning_unlearn.collection.episodes import Episodes
+from lightning_unlearn.envs.simulator import TopView
 
 FORGET = VERMILLION
 TRAIL_STEPS = 100
@@ -126,17 +127,24 @@ class Path2D:
         self._flagged.set_data(*steps[c_forget > 0].reshape(-1, 2).T)
 
 
+def has_map(scene: TopView) -> bool:
+    """Whether the task says where the agent is, without which nothing can be drawn."""
+    return "agent" in scene.positions
+
+
 def require_scenes(episodes: Episodes, episode: int) -> None:
     """Refuse what cannot be drawn.
 
     Raises:
-        ValueError: The episodes came without scenes, or have no such number.
+        ValueError: The episodes came without scenes, have no such number, or are of a task without a map.
     """
     count = len(episodes.length)
     if not 0 <= episode < count:
         raise ValueError(f"episode={episode} is not possible: there are {count}, use 0 to {count - 1}.")
     if not episodes.scenes:
         raise ValueError("These episodes came without scenes, so nothing can be drawn: evaluate with keep_scenes=True.")
+    if not has_map(episodes.scenes[0]):
+        raise ValueError("These episodes are of a task without a map (no place of the agent): nothing can be drawn.")
 
 
 def positions_at(episodes: Episodes, episode: int, step: int) -> dict[str, np.ndarray]:
@@ -187,7 +195,7 @@ def write_gif(path: Path, episodes: Episodes, episode: int, title: str, every: i
         fps: Frames per second; GIF rounds the time of a frame to 1/100 s.
 
     Raises:
-        ValueError: The episodes came without scenes, or a number is impossible.
+        ValueError: The episodes cannot be drawn, as in `require_scenes`, or a number is impossible.
     """
     require_scenes(episodes, episode)
     for name, value in (("every", every), ("fps", fps)):

@@ -36,7 +36,7 @@ def machine() -> dict[str, Any]:
 def summary(measurements: Sequence[Measurement]) -> dict[str, float | None]:
     """Speed-ups over `vector.make` at 8 environments, training's rate, and its share of the physics limit."""
     median = {m.name: m.median for m in measurements}
-    training = median.get("train.seeds")
+    training = median.get("train.published")
     stepping = median.get(stepping_name(PEER_ENVS, min(cores(), PEER_ENVS)))
     return {
         "env_speedup": _ratio(stepping, median.get("env.vector_make")),

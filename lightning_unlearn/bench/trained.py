@@ -17,7 +17,7 @@ from lightning_unlearn.methods.dual_head_ppo import DualHeadPPO
 from lightning_unlearn.objectives.dual_ppo import dual_ppo_loss
 
 CONFIGS = ("base.yaml", "env/point_goal1.yaml", "method/unsafe.yaml")
-"""The seeds' settings: 8 environments of 1024 steps, 6 epochs, minibatches of 256."""
+"""The published settings: 8 environments of 1024 steps, 6 epochs, minibatches of 256."""
 
 
 class Stopwatch(pl.Callback):
@@ -51,14 +51,16 @@ class Stopwatch(pl.Callback):
 
 
 def whole_training(plan: Plan) -> list[Measurement]:
-    """Training at the seeds' settings, and its minibatch loop beside a plain one on the last rollout."""
+    """Training at the published settings, and its minibatch loop beside a plain one on the last rollout."""
     clock, module = _train(plan)
     rates = [8 * plan.horizon / seconds for seconds in clock.cycles()]
     taken = f"{statistics.median(clock.minibatches):.0f} minibatches an update"
     ours = [_each(seconds, number) for seconds, number in zip(clock.updates, clock.minibatches, strict=True)]
     plain = [_plain_update(module, clock.rollout) for _ in range(plan.repeats)]
     return [
-        Measurement("train.seeds", f"training, 8 x {plan.horizon}, the seeds' settings", "steps/s", rates, taken),
+        Measurement(
+            "train.published", f"training, 8 x {plan.horizon}, the published settings", "steps/s", rates, taken
+        ),
         Measurement("update.ours", "updating, a minibatch of 256, through Lightning", "ms", ours),
         Measurement("update.plain", "the same as a plain PyTorch loop", "ms", plain),
     ]

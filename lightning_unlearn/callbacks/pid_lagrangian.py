@@ -1,5 +1,6 @@
 """The PID-Lagrangian: moves the module's one float λ from each rollout's C_forget rate."""
 
+import math
 from typing import Any, Literal
 
 import lightning.pytorch as pl
@@ -36,6 +37,10 @@ class PIDLagrangian(pl.Callback):
         form: Literal["incremental", "positional"] = "incremental",
         smoothing: float = 0.0,
     ) -> None:
+        gains = {"kp": kp, "ki": ki, "kd": kd}
+        for name, number in (gains | {"target_cost": target_cost, "lambda_max": lambda_max}).items():
+            if not 0.0 <= number < math.inf:
+                raise ValueError(f"pid.{name}={number} is not possible: use a number of at least 0.")
         if not 0.0 <= lambda_init <= lambda_max:
             raise ValueError(f"pid.lambda_init={lambda_init} must lie from 0 to pid.lambda_max={lambda_max}.")
         if not 0.0 <= smoothing < 1.0:

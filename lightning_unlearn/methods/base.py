@@ -1,5 +1,6 @@
 """What every method is: a LightningModule with one policy, fed by rollouts, measured against environment steps."""
 
+import math
 from typing import Any
 
 import lightning.pytorch as pl
@@ -52,6 +53,7 @@ class RolloutMethod(pl.LightningModule):
         self.source_uri = registry.expert_uri(env_id, self.seed) if self.source == "auto" else self.source
         self.policy = registry.load_policy(self.source_uri).policy.train()
         _require_fit(self.policy, env, self.source_uri)
+        print(f"Starting from {self.source_uri}.")
 
     def prepare(self, data: RolloutData) -> None:
         """Make all that training starts from, and refuse what is impossible, before a run exists."""
@@ -100,14 +102,14 @@ def rollout_metrics(batch: TensorDict) -> dict[str, torch.Tensor]:
 def require_at_least(least: float, **numbers: float) -> None:
     """Refuse options below a number."""
     for name, number in numbers.items():
-        if not number >= least:
-            raise ValueError(f"model.{name}={number} is not possible: use at least {least}.")
+        if not least <= number < math.inf:
+            raise ValueError(f"model.{name}={number} is not possible: use a number of at least {least}.")
 
 
 def require_positive(**numbers: float) -> None:
     """Refuse options that are not above 0."""
     for name, number in numbers.items():
-        if not number > 0:
+        if not 0 < number < math.inf:
             raise ValueError(f"model.{name}={number} is not possible: use a number above 0.")
 
 

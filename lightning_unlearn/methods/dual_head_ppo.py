@@ -112,7 +112,7 @@ class DualHeadPPO(GradientMethod):
         )
 
     def update(self, batch: TensorDict) -> list[DualPPOLoss]:
-        """Minibatches until all passes are made or the policy has moved far enough; the losses of those taken."""
+        """Minibatches until all passes are made or the policy has moved far enough; the losses of those looked at."""
         losses: list[DualPPOLoss] = []
         for minibatch in self._minibatches(batch):
             loss = self.loss(minibatch)

@@ -54,6 +54,8 @@ class RepEdit(RolloutMethod):
         seed: The run's seed.
     """
 
+    score_direction: torch.Tensor
+
     def __init__(
         self,
         method: str = "repedit",
@@ -76,7 +78,7 @@ class RepEdit(RolloutMethod):
         batch_size: int = 256,
         seed: int = 0,
     ) -> None:
-        super().__init__(method, source, unsafe_updates, seed)
+        super().__init__(_variant(method, mode, direction), source, unsafe_updates, seed)
         require_at_least(0, repedit_alpha=repedit_alpha)
         require_at_least(1, calibration_steps=calibration_steps, buffer_steps=buffer_steps, near_window=near_window)
         require_positive(repedit_beta=repedit_beta)
@@ -108,7 +110,8 @@ class RepEdit(RolloutMethod):
         _require_unedited(self.policy, str(self.source_uri))
         fit = EditorFit(self.options, self.policy, env, self.seed)
         self.policy = self.policy.with_editor(fit.editor).requires_grad_(False)
-        self.score_direction, self.note = fit.direction, fit.note
+        self.register_buffer("score_direction", fit.direction, persistent=False)
+        self.note = fit.note
         print(self.note)
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
@@ -215,3 +218,9 @@ def _statistics(name: str, values: torch.Tensor) -> dict[str, torch.Tensor]:
 def _require_unedited(policy: ActorCritic, source: str) -> None:
     if policy.editor is not None:
         raise ValueError(f"model.source={source} has an editor already: name the expert that it was made from.")
+
+
+def _variant(method: str, mode: Mode, direction: DirectionName) -> str:
+    """Name a model is registered under: controls and the trained mode must not pass for the published edit."""
+    marks = [mark for mark, usual in ((mode, "static"), (direction, "probe")) if mark != usual]
+    return "_".join([method, *marks])

@@ -11,6 +11,7 @@ from tensordict import TensorDict
 
 from lightning_unlearn import keys
 from lightning_unlearn.collection import trajectories
+from lightning_unlearn.collection.acting import ActingPolicy
 from lightning_unlearn.collection.data import Experience, RolloutData
 from lightning_unlearn.collection.trajectories import Trajectories
 from lightning_unlearn.envs.batched import BatchedEnv
@@ -157,10 +158,15 @@ class TrajectoryDecremental(GradientMethod):
         """Discounted returns, bootstrapped by the expert where an episode was cut. Shape: (M, 1)."""
         table = retained.episodes
         follows = ~(table[keys.TERMINATED] | table[keys.FAILED]).squeeze(-1)  # (N,)
-        value = self.expert(table[keys.FINAL_OBSERVATION]).reward_value.where(follows, 0.0)  # (N,)
+        value = self._acting_expert(table[keys.FINAL_OBSERVATION]).reward_value.where(follows, 0.0)  # (N,)
         steps = {key: retained.transitions[key].squeeze(-1) for key in (keys.REWARD, keys.DONE, keys.EPISODE)}
         final_value = value[steps[keys.EPISODE]]  # (M,)
         return discounted_returns(steps[keys.REWARD], steps[keys.DONE], final_value, self.gamma).unsqueeze(-1)
+
+    @property
+    def _acting_expert(self) -> ActorCritic:
+        """The expert where the environments are, wherever the learner went."""
+        return ActingPolicy(self.expert).current()
 
     def _due(self, data: RolloutData) -> TensorDict:
         collection, before = self.trainer.current_epoch // self.recollect_every, self._steps_collected
@@ -196,7 +202,7 @@ class TrajectoryDecremental(GradientMethod):
         streams = SeedStreams.of(self.seed)
         collected = trajectories.collect(
             data.more_environments,
-            self.expert,
+            self._acting_expert,
             training_seeds(child(streams.environments, collection), self.dataset_episodes),
             torch_generator(child(streams.policy_noise, collection)),
             label=f"collection {collection}",

@@ -151,7 +151,7 @@ def _steps_to_next(shows: torch.Tensor, episode: torch.Tensor) -> torch.Tensor:
     Shapes: (E, T) bool, (E, T) → (E, T).
     """
     steps, never = shows.shape[1], torch.iinfo(torch.int64).max
-    index = torch.arange(steps).expand_as(shows)
+    index = torch.arange(steps, device=shows.device).expand_as(shows)
     following = torch.where(shows, index, steps).flip(1).cummin(1).values.flip(1)  # (E, T), `steps` if none
     same = episode.gather(1, following.clamp(max=steps - 1)) == episode
     return torch.where((following < steps) & same, following - index, never)

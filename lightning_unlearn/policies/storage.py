@@ -5,8 +5,10 @@ are read too, with PyTorch's weights-only loader.
 """
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -110,8 +112,12 @@ def _require_field_types(config: PolicyConfig) -> None:
     if not all(type(size) is int and 0 < size <= 1 << 16 for size in sizes):
         raise ValueError(f"sizes must be whole numbers up to 65536, got {sizes}")
     bounds = [*config.action_low, *config.action_high]
-    if not all(isinstance(bound, float | int) for bound in bounds) or len(bounds) > 1 << 12:
-        raise ValueError("action bounds must be numbers")
+    if len(bounds) > 1 << 12 or not all(isinstance(bound, float | int) and math.isfinite(bound) for bound in bounds):
+        raise ValueError("action bounds must be finite numbers")
+    if not all(low < high for low, high in zip(config.action_low, config.action_high, strict=True)):
+        raise ValueError("every lower action bound must be below its upper one")
+    if sum(wide * narrow for wide, narrow in pairwise(sizes)) > _MAX_WEIGHTS_BYTES // 4:
+        raise ValueError("sizes ask for more weights than a file may hold")
     choices = {
         "activation": ("tanh", "relu", "elu"),
         "squash": ("tanh", "none"),

@@ -7,6 +7,8 @@ import pytest
 from lightning_unlearn import cli
 from lightning_unlearn.audits import evaluate as evaluate_command
 from lightning_unlearn.audits import suite
+from lightning_unlearn.envs.simulator import TopView
+from lightning_unlearn.envs.toy import ToySimulator
 from lightning_unlearn.policies.storage import ModelCard, save_policy
 
 TOY = "ToyLine-v0"
@@ -224,8 +226,16 @@ def test_what_cannot_be_evaluated_is_refused_before_work_starts(store, register,
 def test_a_nameless_model_of_another_size_is_refused(store, refused, policy, tmp_path):
     save_policy(tmp_path / "stray", policy, ModelCard())
     message = refused("evaluate", "--models", "stray", "--episodes", "2", "--out", "DIR")
-    assert "stray takes 2 observations" in message
+    assert "--models stray takes 2 observations" in message
     assert "SafetyPointGoal1-v0 has 60 and 2" in message
+
+
+def test_videos_of_a_task_without_a_map_are_refused_before_episodes_run(models, refused, tmp_path, monkeypatch):
+    monkeypatch.setattr(ToySimulator, "top_view", lambda _: TopView())
+    monkeypatch.setattr(suite.Suite, "examine", lambda *_: pytest.fail("an episode was run"))
+    message = refused("evaluate", "--env", TOY, "--episodes", "2", "--record_videos", "--out", "DIR")
+    assert "--record_videos is not possible in ToyLine-v0" in message
+    assert not (tmp_path / "DIR/videos").exists()
 
 
 def test_a_finished_evaluation_is_not_overwritten_by_another(models, refused):

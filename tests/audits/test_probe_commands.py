@@ -10,6 +10,7 @@ import torch
 
 from lightning_unlearn import cli, registry
 from lightning_unlearn.audits.action_control import predict, report
+from lightning_unlearn.audits.features import load_model
 from lightning_unlearn.audits.probe_data import load_data, save_data
 from lightning_unlearn.audits.probe_fit import fit_beside
 from lightning_unlearn.audits.probes import load_probe
@@ -228,6 +229,18 @@ def test_bad_input_is_refused_before_anything_is_made(store, capsys, given, mess
 def test_bad_split_options_are_refused(store, dataset, model, capsys, given, message):
     about = ["--dataset", dataset, "--model_path", model, "--out", "p.npz", "--metrics_out", "m.json"]
     refused(capsys, message, "probe fit", *ENV, *about, *given)
+
+
+def test_a_model_of_another_environment_is_refused_though_its_sizes_fit(store, policy, tmp_path, capsys):
+    for name, env in (("other", "Other-v0"), ("nameless", ""), ("same", "ToyLine-v0")):
+        save_policy(tmp_path / name, policy, ModelCard(env=env))
+    said = r"--model_path other is a model of Other-v0, not of ToyLine-v0"
+    with pytest.raises(ValueError, match=said):
+        load_model("model_path", "other", 2, "ToyLine-v0")
+    for name in ("nameless", "same"):
+        assert load_model("model_path", name, 2, "ToyLine-v0").config == policy.config
+    refused(capsys, said, "probe collect", *ENV, "--model_path", "other", "--out", "s.npz")
+    assert not (tmp_path / "s.npz").exists()
 
 
 def test_a_random_network_is_the_floor(policy):

@@ -8,6 +8,7 @@ import torch
 from lightning_unlearn import cli, registry
 from lightning_unlearn.audits.relearning import RelearnOptions, cost_rate, relearn
 from lightning_unlearn.envs.batched import make_env
+from lightning_unlearn.policies.actor_critic import ActorCritic, PolicyConfig
 from lightning_unlearn.policies.editor import GatedEditor
 from lightning_unlearn.policies.storage import ModelCard, save_policy
 
@@ -136,3 +137,15 @@ def test_impossible_options_are_refused_before_work_starts(store, refused, tmp_p
     )
     assert not (tmp_path / "artifacts").exists()
     assert registry.registered_models(TOY, 0) == []
+
+
+@pytest.mark.parametrize("option", ["model_path", "unsafe_model"])
+@pytest.mark.parametrize(("observations", "actions"), [(3, 1), (2, 2)])
+def test_a_nameless_model_of_another_size_is_refused(store, refused, tmp_path, option, observations, actions):
+    stray = ActorCritic(PolicyConfig(observations, [-1.0] * actions, [1.0] * actions))
+    save_policy(tmp_path / "stray", stray, ModelCard())
+    named = {"model_path": "random", option: "stray"}
+    message = refused("relearn", "--env", TOY, *(word for name, uri in named.items() for word in (f"--{name}", uri)))
+    assert f"--{option} stray takes {observations} observations and gives {actions} actions" in message
+    assert "ToyLine-v0 has 2 and 1" in message
+    assert not (tmp_path / "artifacts").exists()

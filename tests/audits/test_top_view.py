@@ -93,6 +93,8 @@ def test_impossible_requests_name_the_remedy(toy_episodes, tmp_path):
         write_gif(path, dataclasses.replace(toy_episodes, scenes=[]), 0, "")
     with pytest.raises(ValueError, match=r"episode=3 .* use 0 to 2"):
         write_gif(path, toy_episodes, 3, "")
+    with pytest.raises(ValueError, match="task without a map"):
+        write_gif(path, dataclasses.replace(toy_episodes, scenes=[TopView()] * len(toy_episodes.scenes)), 0, "")
     with pytest.raises(ValueError, match="every=0"):
         write_gif(path, toy_episodes, 0, "", every=0)
     assert not path.exists()

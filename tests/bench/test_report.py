@@ -16,7 +16,7 @@ MADE_UP = [
     Measurement("env.vector_make", "peer", "steps/s", [900.0]),
     Measurement("collect.lean", "ours", "steps/s", [7000.0]),
     Measurement("collect.vector_make", "peer", "steps/s", [], "OSError: no such thing"),
-    Measurement("train.seeds", "training", "steps/s", [5500.0]),
+    Measurement("train.published", "training", "steps/s", [5500.0]),
 ]
 TINY = Plan("ToyLine-v0", 2, 0, (8,), 64, 4, 1, 2, 8, False, horizon=16)
 

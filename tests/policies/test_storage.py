@@ -125,6 +125,9 @@ SPOILED = {
     "an unknown activation": (edit(lambda d: d["policy"].update(activation="softmax")), "softmax"),
     "a huge size": (edit(lambda d: d["policy"].update(hidden_sizes=[10**9, 10**9])), "65536"),
     "a size that is no number": (edit(lambda d: d["policy"].update(observation_size="60")), "does not describe"),
+    "a bound that is no number": (edit(lambda d: d["policy"].update(action_low=[float("nan")])), "finite"),
+    "bounds the wrong way round": (edit(lambda d: d["policy"].update(action_low=[2.0])), "below"),
+    "a network too large for any file": (edit(lambda d: d["policy"].update(hidden_sizes=[65536] * 2)), "more weights"),
     "a card of another type": (edit(lambda d: d["card"].update(seed="zero")), "card"),
 }
 
