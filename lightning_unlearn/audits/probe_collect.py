@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
+from lightning_unlearn.audits.policy_suite import HAZARD_LIDAR
 from lightning_unlearn.audits.probe_data import CLASSES, LIDAR_DISTANCE, STEPS_DISTANCE, ProbeData, steps_until
 from lightning_unlearn.audits.records import require_at_least
 from lightning_unlearn.envs.batched import BatchedEnv, make_env
@@ -17,8 +18,6 @@ from lightning_unlearn.envs.concepts import concept_signal
 from lightning_unlearn.envs.simulator import Step
 from lightning_unlearn.policies.actor_critic import ActorCritic
 from lightning_unlearn.seeds import SeedStreams, training_seeds
-
-HAZARD_LIDAR = "hazards_lidar"
 
 
 @dataclass(frozen=True)
