@@ -40,6 +40,7 @@ DEFAULT_TRACKING_URI = "sqlite:///mlruns/mlflow.db"
 ZOO = Path(__file__).parent / "zoo"
 _POLICY_FOLDER = "policy"
 _SQLITE = "sqlite:///"
+_SHIPPED = "zoo:"
 
 
 def open_store(tracking_uri: str = DEFAULT_TRACKING_URI) -> None:
@@ -108,7 +109,7 @@ def load_policy(uri: str) -> StoredPolicy:
         ValueError: Nothing is there, or it is not a policy.
     """
     try:
-        if uri.startswith("zoo:"):
+        if is_shipped(uri):
             return load_policy_files(_zoo_folder(uri))
         if uri.startswith(("models:", "runs:")):
             with _downloaded(uri) as folder:
@@ -143,6 +144,11 @@ def registered_models(env_id: str, seed: int) -> list[RegisteredModel]:
         token = page.token
         if not token:
             return [found[key] for key in sorted(found)]
+
+
+def is_shipped(uri: str) -> bool:
+    """Whether a URI names a model that the package ships, which belongs to no seed of the store."""
+    return uri.startswith(_SHIPPED)
 
 
 def shipped_models(env_id: str) -> list[str]:
@@ -259,7 +265,7 @@ def _with_origin(stored: StoredPolicy, file_name: str) -> StoredPolicy:
 
 
 def _zoo_folder(uri: str) -> Path:
-    name = uri.removeprefix("zoo:")
+    name = uri.removeprefix(_SHIPPED)
     shipped = sorted(folder.name for folder in ZOO.iterdir() if folder.is_dir())
     if name not in shipped:
         raise ValueError(f"model {uri} was not found: the package ships {', '.join(shipped)}.")

@@ -1,7 +1,8 @@
 """MLflow's runs beside the models: files of a run, audits as runs of their own, and what a run left as text."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,8 @@ import mlflow
 import numpy as np
 
 from lightning_unlearn.registry import artifact_location
+
+SEEDS_TAG = "training_seeds"
 
 
 def log_files(run_id: str, folder: Path, artifact_path: str) -> None:
@@ -36,6 +39,7 @@ def record_audit(
     metrics: Mapping[str, float],
     files: Mapping[Path, str],
     data: AuditData | None = None,
+    seeds: Iterable[int | None] = (),
 ) -> str:
     """Store a finished audit as a run of its own in the environment's experiment; returns the run's id.
 
@@ -46,8 +50,10 @@ def record_audit(
         metrics: By name.
         files: File → folder among the run's artifacts, such as `probes`.
         data: Logged as the run's dataset.
+        seeds: Training seeds of the models that were looked at, as far as they are known.
     """
-    tags = {"audit": name, "env": env_id}
+    known = sorted({seed for seed in seeds if seed is not None and seed >= 0})
+    tags = {"audit": name, "env": env_id, SEEDS_TAG: " ".join(map(str, known))}
     with mlflow.start_run(experiment_id=_experiment(env_id), run_name=name, tags=tags) as run:
         mlflow.log_params({key: value for key, value in params.items() if value is not None})
         mlflow.log_metrics(dict(metrics))
@@ -65,15 +71,26 @@ def log_table(run_id: str, table: Any, artifact_file: str) -> None:
 
 @dataclass(frozen=True)
 class StoredRun:
-    """A run of an environment's experiment, as text."""
+    """A run of an environment's experiment."""
 
     run_id: str
     name: str
-    audit: str
-    """Name of the audit; empty for a training."""
-    seed: str
-    """Of a training; empty for an audit."""
-    log: str
+    status: str
+    """FINISHED, RUNNING, KILLED or FAILED."""
+    started: datetime
+    params: dict[str, str]
+    tags: dict[str, str]
+    """This project's own, not MLflow's."""
+
+    @property
+    def audit(self) -> str:
+        """Name of the audit; empty for a training."""
+        return self.tags.get("audit", "")
+
+    @property
+    def seeds(self) -> set[int]:
+        """Of a training, or of the models of an audit as far as they are known."""
+        return {int(seed) for seed in self.tags.get(SEEDS_TAG if self.audit else "seed", "").split()}
 
 
 def stored_runs(env_id: str) -> list[StoredRun]:
@@ -85,10 +102,16 @@ def stored_runs(env_id: str) -> list[StoredRun]:
     runs, token = [], None
     while True:
         page = client.search_runs([experiment.experiment_id], order_by=["attributes.start_time ASC"], page_token=token)
-        runs += [_stored_run(client, run) for run in page]
+        runs += [_stored_run(run) for run in page]
         token = page.token
         if not token:
             return runs
+
+
+def history(run_id: str, metric: str) -> list[tuple[int, float]]:
+    """Step and value of a run's metric, in order; empty if it was never logged."""
+    points = mlflow.MlflowClient().get_metric_history(run_id, metric)
+    return sorted((point.step, point.value) for point in points)
 
 
 def copy_artifacts(run_id: str, artifact_path: str, folder: Path) -> None:
@@ -97,27 +120,21 @@ def copy_artifacts(run_id: str, artifact_path: str, folder: Path) -> None:
         mlflow.artifacts.download_artifacts(run_id=run_id, artifact_path=artifact_path, dst_path=str(folder))
 
 
-def _stored_run(client: mlflow.MlflowClient, run: Any) -> StoredRun:
-    tags = run.data.tags
-    return StoredRun(
-        run_id=run.info.run_id,
-        name=run.info.run_name,
-        audit=tags.get("audit", ""),
-        seed="" if "audit" in tags else tags.get("seed", ""),
-        log=_run_as_text(client, run),
-    )
-
-
-def _run_as_text(client: mlflow.MlflowClient, run: Any) -> str:
-    info, visible = run.info, {k: v for k, v in run.data.tags.items() if not k.startswith("mlflow.")}
-    lines = [f"# Written from the MLflow run {info.run_id}; the run left no other log file.", f"status: {info.status}"]
-    for title, entries in (("tags", visible), ("parameters", run.data.params)):
+def as_text(run: StoredRun) -> str:
+    """All that a run left, metrics included, as a log file would have it."""
+    lines = [f"# Written from the MLflow run {run.run_id}; the run left no other log file.", f"status: {run.status}"]
+    for title, entries in (("tags", run.tags), ("parameters", run.params)):
         lines += ["", f"## {title}", *(f"{key}: {value}" for key, value in sorted(entries.items()))]
     lines += ["", "## metrics (step: value)"]
-    for metric in sorted(run.data.metrics):
-        history = client.get_metric_history(info.run_id, metric)
-        lines += [f"{metric}: " + " ".join(f"{point.step}: {point.value:.6g}" for point in history)]
+    for metric in sorted(mlflow.MlflowClient().get_run(run.run_id).data.metrics):
+        lines += [f"{metric}: " + " ".join(f"{step}: {value:.6g}" for step, value in history(run.run_id, metric))]
     return "\n".join(lines) + "\n"
+
+
+def _stored_run(run: Any) -> StoredRun:
+    tags = {key: value for key, value in run.data.tags.items() if not key.startswith("mlflow.")}
+    started = datetime.fromtimestamp(run.info.start_time / 1000, UTC)
+    return StoredRun(run.info.run_id, run.info.run_name, run.info.status, started, dict(run.data.params), tags)
 
 
 def _experiment(env_id: str) -> str:

@@ -4,9 +4,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lightning_unlearn import runs
+from lightning_unlearn import registry, runs
 from lightning_unlearn.audits.probe_data import ProbeData
 from lightning_unlearn.audits.records import flat_numbers
+
+MODEL_OPTIONS = ("model_path", "ref_model_path", "cmp_model_path")
 
 
 def record_on_data(
@@ -29,7 +31,13 @@ def record_on_data(
     """
     numbers = {key.replace(" ", "_"): value for key, value in flat_numbers(metrics).items()}
     about = runs.AuditData(dataset.stem, dataset, data.digest, data.states, data.labels)
-    return runs.record_audit(data.env, name, vars(options), numbers, files, about)
+    return runs.record_audit(data.env, name, vars(options), numbers, files, about, _seeds(options))
+
+
+def _seeds(options: Any) -> set[int]:
+    """Training seeds of the models that the options name."""
+    named = [options[name] for name in MODEL_OPTIONS if name in options]
+    return {registry.load_policy(uri).card.seed for uri in named if not registry.is_shipped(uri)}
 
 
 def print_reports(reports: Mapping[str, Mapping[str, Mapping[str, Any]]], metrics: Sequence[str]) -> None:

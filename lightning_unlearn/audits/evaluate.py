@@ -1,7 +1,7 @@
 """The `evaluate` command: the policy suite on stored models, deterministic unless asked otherwise."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -68,7 +68,8 @@ def main(args: Sequence[str]) -> None:
     write_files(folder, table, per_episode_table(found), findings, metadata)
     Partial(folder).remove()
     _print(table, over_seeds)
-    run = _record(options, eval_id, folder, table, over_seeds)
+    seeds = {c.subject.seed for c in comparisons if not registry.is_shipped(c.subject.uri)}
+    run = _record(options, eval_id, folder, table, over_seeds, seeds)
     print("\n".join(f"  {path.resolve()}" for path in _written(folder)) + f"\nMLflow run: {run}")
 
 
@@ -223,14 +224,19 @@ def _written(folder: Path) -> list[Path]:
 
 
 def _record(
-    options: Any, eval_id: str, folder: Path, table: pd.DataFrame, over_seeds: Sequence[Mapping[str, Any]]
+    options: Any,
+    eval_id: str,
+    folder: Path,
+    table: pd.DataFrame,
+    over_seeds: Sequence[Mapping[str, Any]],
+    seeds: Iterable[int | None],
 ) -> str:
     place = f"eval/{KIND}/{eval_id}"
     places = {path: f"{place}/{VIDEOS}" if path.suffix == ".gif" else place for path in _written(folder)}
     numbers = flat_numbers({row["Model"]: row for row in records(table)})
     for row in over_seeds:
         numbers |= flat_numbers({f"over_seeds/{row['Family']}_{row['Update']}": row})
-    run = runs.record_audit(options.env, "policy-suite", vars(options), numbers, places)
+    run = runs.record_audit(options.env, "policy-suite", vars(options), numbers, places, seeds=seeds)
     shown = table.astype(object).where(table.notna(), None)
     runs.log_table(run, shown, f"{place}/summary_table.json")
     return run

@@ -26,11 +26,11 @@ def main(args: Sequence[str]) -> None:
     if options.seed < 0:
         raise ValueError(f"--seed {options.seed} is not possible: use 0 or more.")
     registry.open_store(options.tracking_uri)
-    models, past = _models(options.env, options.seed), runs.stored_runs(options.env)
+    models, past = _models(options.env, options.seed), _runs_of_seed(options.env, options.seed)
     out = _tree(options.out)
     left_out = _write_models(out, options.env, models)
     _write_audits(out, [run for run in past if run.audit])
-    _write_logs(out, [run for run in past if run.audit or run.seed == str(options.seed)])
+    _write_logs(out, past)
     if left_out:
         (out / NOT_EXPORTED).write_text("\n".join(left_out) + "\n", encoding="utf-8")
     files = sorted(path.relative_to(out) for path in out.rglob("*") if path.is_file())
@@ -51,6 +51,12 @@ def _models(env_id: str, seed: int) -> list[tuple[str, str, int]]:
         )
     models = [(model.uri, model.method, model.update) for model in found if model.method != UNSAFE]
     return [(registry.expert_uri(env_id, seed), UNSAFE, -1), *models] if _has_expert(env_id, seed) else models
+
+
+def _runs_of_seed(env_id: str, seed: int) -> list[runs.StoredRun]:
+    """The trainings of a seed and the audits of its models; so are audits of models that belong to no seed."""
+    past = runs.stored_runs(env_id)
+    return [run for run in past if seed in run.seeds or (run.audit and not run.seeds)]
 
 
 def _has_expert(env_id: str, seed: int) -> bool:
@@ -111,7 +117,7 @@ def as_pipeline(probe: LinearProbe) -> Pipeline:
 def _write_logs(out: Path, past: Sequence[runs.StoredRun]) -> None:
     for run in past:
         kind = "eval" if run.audit else "train"
-        (out / "logs" / kind / f"{run.name}_{run.run_id[:8]}.log").write_text(run.log, encoding="utf-8")
+        (out / "logs" / kind / f"{run.name}_{run.run_id[:8]}.log").write_text(runs.as_text(run), encoding="utf-8")
 
 
 def _parser() -> CommandParser:

@@ -71,7 +71,7 @@ def main(args: Sequence[str]) -> None:
         _tell_threshold(about)
         write_json(folder / THRESHOLD_ONLY, about)
         if options.compute_threshold_only:
-            _finish(options, eval_id, folder, {}, [THRESHOLD_ONLY])
+            _finish(options, eval_id, folder, {}, [THRESHOLD_ONLY], [unsafe])
             return
         starts = [_start(subject, bank, about, options.fractions) for subject in subjects]
         histories = {s.subject.label: _relearn(s, wanted, few) for s in starts}
@@ -81,7 +81,7 @@ def main(args: Sequence[str]) -> None:
     result = _result(about, wanted, starts, histories)
     _write(folder, result, starts, histories, wanted.eval_episodes)
     _print(result)
-    _finish(options, eval_id, folder, result, [THRESHOLD_ONLY, HISTORY, RESULT, FIGURE])
+    _finish(options, eval_id, folder, result, [THRESHOLD_ONLY, HISTORY, RESULT, FIGURE], subjects)
 
 
 def _checked(options: Any) -> RelearnOptions:
@@ -208,12 +208,19 @@ def _write(
     save_png(relearn_figure(histories, thresholds, result["unsafe_cost"], episodes), folder / FIGURE)
 
 
-def _finish(options: Any, eval_id: str, folder: Path, result: Mapping[str, Any], names: Sequence[str]) -> None:
+def _finish(
+    options: Any,
+    eval_id: str,
+    folder: Path,
+    result: Mapping[str, Any],
+    names: Sequence[str],
+    subjects: Sequence[Subject],
+) -> None:
     files = [folder / name for name in names]
+    places = dict.fromkeys(files, f"eval/{KIND}/{eval_id}")
+    seeds = {s.seed for s in subjects if s.uri != RANDOM and not registry.is_shipped(s.uri)}
     numbers = flat_numbers({row["model"]: row for row in result.get("models", [])})
-    run = runs.record_audit(
-        options.env, "relearn", vars(options), numbers, dict.fromkeys(files, f"eval/{KIND}/{eval_id}")
-    )
+    run = runs.record_audit(options.env, "relearn", vars(options), numbers, places, seeds=seeds)
     print("\n".join(f"  {file.resolve()}" for file in files) + f"\nMLflow run: {run}")
 
 

@@ -88,3 +88,13 @@ def test_an_empty_store_is_refused(store, refused, tmp_path):
     assert "no model of --env ToyLine-v0 with --seed 0" in refused("export-artifacts", "--env", TOY)
     assert "--seed -1" in refused("export-artifacts", "--env", TOY, "--seed=-1")
     assert not (tmp_path / "artifacts").exists()
+
+
+def test_audits_of_another_seeds_models_stay_out(register, tmp_path):
+    for seed in (0, 1):
+        register("unsafe", 10, 2.0, seed)
+        short = ["--episodes", "2", "--kl_states", "9", "--eval_id", f"of_{seed}"]
+        cli.main(["evaluate", "--env", TOY, "--seed", str(seed), *short])
+    cli.main(["evaluate", "--env", TOY, "--models", "zoo", *short[:4], "--eval_id", "shipped"])
+    export("--seed", "1")
+    assert {p.name for p in (tmp_path / "tree/eval/policy_suite_eval").iterdir()} == {"of_1", "shipped"}
