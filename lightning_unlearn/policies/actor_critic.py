@@ -16,9 +16,21 @@ from torch.nn import functional as F
 
 from lightning_unlearn.policies.editor import EDITORS, Editor, editor_name
 
-LOG_STD_RANGE = (-5.0, 1.0)
 _LOG_SQRT_TWO_PI = 0.5 * math.log(2.0 * math.pi)
-_ACTIVATIONS = {"tanh": nn.Tanh, "relu": nn.ReLU, "elu": nn.ELU}
+Activation = Literal["tanh", "relu", "elu", "leaky_relu", "selu", "silu", "gelu", "mish", "softplus", "sigmoid"]
+ACTIVATIONS: dict[str, type[nn.Module]] = {
+    "tanh": nn.Tanh,
+    "relu": nn.ReLU,
+    "elu": nn.ELU,
+    "leaky_relu": nn.LeakyReLU,
+    "selu": nn.SELU,
+    "silu": nn.SiLU,
+    "gelu": nn.GELU,
+    "mish": nn.Mish,
+    "softplus": nn.Softplus,
+    "sigmoid": nn.Sigmoid,
+}
+"""Name in a policy's description → layer, with PyTorch's defaults."""
 
 
 @dataclass(frozen=True)
@@ -33,22 +45,33 @@ class PolicyConfig:
     """Upper bound of each action component, length A."""
     hidden_sizes: list[int] = field(default_factory=lambda: [64, 64])
     """Widths of the trunk's layers; the last one is the latent size H."""
-    activation: Literal["tanh", "relu", "elu"] = "tanh"
-    """Non-linearity after each layer of the trunk."""
+    activation: Activation = "tanh"
+    """Non-linearity after each layer of a trunk."""
     squash: Literal["tanh", "none"] = "tanh"
     """`tanh`: the Gaussian draw goes through tanh, scaled to the bounds; `none`: it is clipped to them."""
     critics: Literal["shared", "separate"] = "shared"
-    """Whether the value heads read the policy's trunk, or one of their own of the same shape."""
+    """Whether the value heads read the policy's trunk, or one of their own."""
     normalise_observation: bool = False
     """Whether observations are normalised by statistics that are part of the policy."""
     editor: Literal["none", "gated", "affine"] = "none"
     """What edits the latent before the heads read it: nothing, a `GatedEditor` or an `AffineEditor`."""
+    critic_hidden_sizes: list[int] | None = None
+    """Widths of the critics' own trunk, where they have one; null: those of the policy's."""
+    normaliser_epsilon: float = 1e-8
+    """Added to the variance that observations are normalised by."""
+    normaliser_clip: float = 10.0
+    """Normalised observations are clipped to ± this."""
+    log_std_range: list[float] = field(default_factory=lambda: [-5.0, 1.0])
+    """What the log-std is clamped to."""
 
     def __post_init__(self) -> None:
         """Refuse impossible shapes."""
         if len(self.action_low) != len(self.action_high) or not self.action_low:
             raise ValueError(f"action_low={self.action_low} and action_high={self.action_high} must pair up.")
-        for name, sizes in (("observation_size", [self.observation_size]), ("hidden_sizes", self.hidden_sizes)):
+        named = {"observation_size": [self.observation_size], "hidden_sizes": self.hidden_sizes}
+        if self.critic_hidden_sizes is not None:
+            named["critic_hidden_sizes"] = self.critic_hidden_sizes
+        for name, sizes in named.items():
             if not sizes or min(sizes) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} is not possible: use sizes of at least 1.")
 
@@ -61,6 +84,12 @@ class PolicyConfig:
     def latent_size(self) -> int:
         """H."""
         return self.hidden_sizes[-1]
+
+    @property
+    def critic_sizes(self) -> list[int]:
+        """Widths of the layers that the value heads read."""
+        own = self.critics == "separate" and self.critic_hidden_sizes
+        return own or self.hidden_sizes
 
 
 class PolicyOutput(NamedTuple):
@@ -75,19 +104,20 @@ class PolicyOutput(NamedTuple):
 
 
 class ObservationNormaliser(nn.Module):
-    """(observation − mean) / √(variance + 1e-8), clipped to ±10; its buffers travel with the policy."""
+    """(observation − mean) / √(variance + epsilon), clipped to ±clip; its buffers travel with the policy."""
 
     mean: torch.Tensor
     variance: torch.Tensor
 
-    def __init__(self, observation_size: int) -> None:
+    def __init__(self, observation_size: int, epsilon: float, clip: float) -> None:
         super().__init__()
+        self.epsilon, self.clip = epsilon, clip
         self.register_buffer("mean", torch.zeros(observation_size))
         self.register_buffer("variance", torch.ones(observation_size))
 
     def forward(self, observation: torch.Tensor) -> torch.Tensor:
         """Normalise. Shape: (B, O) → (B, O)."""
-        return ((observation - self.mean) / (self.variance + 1e-8).sqrt()).clamp(-10.0, 10.0)
+        return ((observation - self.mean) / (self.variance + self.epsilon).sqrt()).clamp(-self.clip, self.clip)
 
 
 class ActorCritic(nn.Module):
@@ -99,16 +129,16 @@ class ActorCritic(nn.Module):
     def __init__(self, config: PolicyConfig, generator: torch.Generator | None = None) -> None:
         super().__init__()
         self.config = config
-        self.normaliser = ObservationNormaliser(config.observation_size) if config.normalise_observation else None
-        self.trunk = _mlp(config)
-        self.critic_trunk = _mlp(config) if config.critics == "separate" else None
+        self.normaliser = _normaliser(config) if config.normalise_observation else None
+        self.trunk = _mlp(config, config.hidden_sizes)
+        self.critic_trunk = _mlp(config, config.critic_sizes) if config.critics == "separate" else None
         self.editor: Editor | None = (
             None if config.editor == "none" else EDITORS[config.editor].blank(config.latent_size)
         )
         self.action_mean = nn.Linear(config.latent_size, config.action_size)
         self.log_std = nn.Parameter(torch.zeros(config.action_size))
-        self.reward_value = nn.Linear(config.latent_size, 1)
-        self.cost_value = nn.Linear(config.latent_size, 1)
+        self.reward_value = nn.Linear(config.critic_sizes[-1], 1)
+        self.cost_value = nn.Linear(config.critic_sizes[-1], 1)
         self.register_buffer("action_low", torch.tensor(config.action_low), persistent=False)
         self.register_buffer("action_high", torch.tensor(config.action_high), persistent=False)
         if generator is not None:
@@ -117,7 +147,12 @@ class ActorCritic(nn.Module):
     @property
     def std(self) -> torch.Tensor:
         """Standard deviation before squashing. Shape: (A,)."""
-        return self.log_std.clamp(*LOG_STD_RANGE).exp()
+        return self.clamped_log_std.exp()
+
+    @property
+    def clamped_log_std(self) -> torch.Tensor:
+        """Log of `std`. Shape: (A,)."""
+        return self.log_std.clamp(*self.config.log_std_range)
 
     def latent(self, observation: torch.Tensor) -> torch.Tensor:
         """The trunk's output. Shape: (B, O) → (B, H)."""
@@ -166,13 +201,13 @@ class ActorCritic(nn.Module):
 
         Σ_a [ log N(u; mean, std) − log |∂action/∂u| ]; without squashing the density is that of the draw itself.
         """
-        log_std = self.log_std.clamp(*LOG_STD_RANGE)
+        log_std = self.clamped_log_std
         gaussian = -0.5 * ((pre_tanh - mean) / log_std.exp()).square() - log_std - _LOG_SQRT_TWO_PI
         return (gaussian - self._log_squash_slope(pre_tanh)).sum(-1)
 
     def entropy(self) -> torch.Tensor:
         """Entropy of the Gaussian before squashing, Σ_a (½ + log √(2π) + log std). Shape: ()."""
-        return (0.5 + _LOG_SQRT_TWO_PI + self.log_std.clamp(*LOG_STD_RANGE)).sum()
+        return (0.5 + _LOG_SQRT_TWO_PI + self.clamped_log_std).sum()
 
     def _with(self, editor: Editor | None) -> "ActorCritic":
         own, sizes = self.config.latent_size, {len(b) for b in (editor.buffers() if editor else ()) if b.ndim}
@@ -194,11 +229,14 @@ class ActorCritic(nn.Module):
         return observation if self.normaliser is None else self.normaliser(observation)
 
 
-def _mlp(config: PolicyConfig) -> nn.Sequential:
-    sizes: Sequence[int] = [config.observation_size, *config.hidden_sizes]
+def _normaliser(config: PolicyConfig) -> ObservationNormaliser:
+    return ObservationNormaliser(config.observation_size, config.normaliser_epsilon, config.normaliser_clip)
+
+
+def _mlp(config: PolicyConfig, hidden_sizes: Sequence[int]) -> nn.Sequential:
     layers: list[nn.Module] = []
-    for wide, narrow in pairwise(sizes):
-        layers += [nn.Linear(wide, narrow), _ACTIVATIONS[config.activation]()]
+    for wide, narrow in pairwise([config.observation_size, *hidden_sizes]):
+        layers += [nn.Linear(wide, narrow), ACTIVATIONS[config.activation]()]
     return nn.Sequential(*layers)
 
 

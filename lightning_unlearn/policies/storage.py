@@ -16,7 +16,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from lightning_unlearn.policies.actor_critic import ActorCritic, PolicyConfig
+from lightning_unlearn.policies.actor_critic import ACTIVATIONS, ActorCritic, PolicyConfig
 from lightning_unlearn.policies.editor import EDITORS, require_unit
 
 WEIGHTS_FILE = "policy.safetensors"
@@ -109,17 +109,21 @@ def _config(description: Mapping[str, Any], folder: Path) -> PolicyConfig:
 
 def _require_field_types(config: PolicyConfig) -> None:
     sizes = [config.observation_size, *config.hidden_sizes]
-    if not all(type(size) is int and 0 < size <= 1 << 16 for size in sizes):
-        raise ValueError(f"sizes must be whole numbers up to 65536, got {sizes}")
+    critic_sizes = [config.observation_size, *config.critic_sizes]
+    if not all(type(size) is int and 0 < size <= 1 << 16 for size in sizes + critic_sizes):
+        raise ValueError(f"sizes must be whole numbers up to 65536, got {sizes} and {critic_sizes}")
     bounds = [*config.action_low, *config.action_high]
     if len(bounds) > 1 << 12 or not all(isinstance(bound, float | int) and math.isfinite(bound) for bound in bounds):
         raise ValueError("action bounds must be finite numbers")
     if not all(low < high for low, high in zip(config.action_low, config.action_high, strict=True)):
         raise ValueError("every lower action bound must be below its upper one")
-    if sum(wide * narrow for wide, narrow in pairwise(sizes)) > _MAX_WEIGHTS_BYTES // 4:
+    if (
+        sum(wide * narrow for chain in (sizes, critic_sizes) for wide, narrow in pairwise(chain))
+        > _MAX_WEIGHTS_BYTES // 4
+    ):
         raise ValueError("sizes ask for more weights than a file may hold")
     choices = {
-        "activation": ("tanh", "relu", "elu"),
+        "activation": tuple(ACTIVATIONS),
         "squash": ("tanh", "none"),
         "critics": ("shared", "separate"),
         "editor": ("none", *EDITORS),
@@ -129,6 +133,19 @@ def _require_field_types(config: PolicyConfig) -> None:
             raise ValueError(f"{name}={getattr(config, name)!r} is not one of {allowed}")
     if not isinstance(config.normalise_observation, bool):
         raise ValueError("normalise_observation must be true or false")
+    _require_numbers(config)
+
+
+def _require_numbers(config: PolicyConfig) -> None:
+    low, high = config.log_std_range
+    numbers = [config.normaliser_epsilon, config.normaliser_clip, low, high]
+    if not all(type(number) in (int, float) and math.isfinite(number) for number in numbers):
+        raise ValueError("normaliser_epsilon, normaliser_clip and log_std_range must be finite numbers")
+    if config.normaliser_epsilon < 0 or config.normaliser_clip <= 0 or low > high:
+        raise ValueError(
+            f"normaliser_epsilon={config.normaliser_epsilon}, normaliser_clip={config.normaliser_clip} or "
+            f"log_std_range={config.log_std_range} is out of range"
+        )
 
 
 def _card(description: Mapping[str, Any], folder: Path) -> ModelCard:

@@ -82,6 +82,26 @@ def test_separate_critics_do_not_touch_the_policys_trunk(generator):
     assert all(p.grad is not None for p in policy.critic_trunk.parameters())
 
 
+def test_separate_critics_may_be_of_another_shape(generator):
+    policy = make(generator, critics="separate", critic_hidden_sizes=[7])
+    assert [layer.out_features for layer in policy.critic_trunk if hasattr(layer, "out_features")] == [7]
+    output = policy(torch.randn(4, 3, generator=generator))
+    assert (output.mean.shape, output.cost_value.shape) == ((4, 2), (4,))
+
+
+def test_a_wider_range_of_log_std_is_kept(generator):
+    policy = make(generator, log_std_range=[-9.0, 2.0])
+    policy.log_std.data.fill_(-8.0)
+    assert policy.std[0].item() == pytest.approx(math.exp(-8.0))
+
+
+def test_normaliser_adds_its_epsilon_and_clips(generator):
+    policy = make(generator, normalise_observation=True, normaliser_epsilon=3.0, normaliser_clip=2.5)
+    # variance 1 + epsilon 3: divided by 2; 8/2 = 4 is beyond the clip
+    normalised = policy.normaliser(torch.tensor([[1.0, -3.0, 8.0]]))
+    torch.testing.assert_close(normalised, torch.tensor([[0.5, -1.5, 2.5]]))
+
+
 def test_normaliser_is_part_of_the_policy(generator):
     policy = make(generator, normalise_observation=True)
     policy.normaliser.mean.fill_(2.0)

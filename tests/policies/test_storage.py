@@ -25,6 +25,14 @@ def test_a_stored_policy_comes_back_the_same(policy, folder):
         assert torch.equal(stored.policy.state_dict()[name], weight)
 
 
+NEWER = ("critic_hidden_sizes", "normaliser_epsilon", "normaliser_clip", "log_std_range")
+
+
+def test_a_description_from_before_a_field_existed_is_read(policy, folder):
+    edit(lambda d: [d["policy"].pop(name) for name in NEWER])(folder)
+    assert load_policy(folder).policy.config == policy.config
+
+
 def test_the_weights_file_is_enough_of_a_path(policy, folder):
     stored = load_policy(folder / "policy.safetensors")
     observation = torch.ones(1, 2)
@@ -128,6 +136,13 @@ SPOILED = {
     "a bound that is no number": (edit(lambda d: d["policy"].update(action_low=[float("nan")])), "finite"),
     "bounds the wrong way round": (edit(lambda d: d["policy"].update(action_low=[2.0])), "below"),
     "a network too large for any file": (edit(lambda d: d["policy"].update(hidden_sizes=[65536] * 2)), "more weights"),
+    "critics too large for any file": (
+        edit(lambda d: d["policy"].update(critics="separate", critic_hidden_sizes=[65536] * 2)),
+        "more weights",
+    ),
+    "a clip that is no number": (edit(lambda d: d["policy"].update(normaliser_clip="ten")), "finite numbers"),
+    "a negative epsilon": (edit(lambda d: d["policy"].update(normaliser_epsilon=-1.0)), "out of range"),
+    "a log-std range of one number": (edit(lambda d: d["policy"].update(log_std_range=[0.0])), "does not describe"),
     "a card of another type": (edit(lambda d: d["card"].update(seed="zero")), "card"),
 }
 
