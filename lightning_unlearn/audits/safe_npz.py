@@ -4,7 +4,6 @@ import json
 import math
 import tokenize
 import zipfile
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,13 +11,13 @@ from typing import Any
 
 import numpy as np
 
+from lightning_unlearn.untrusted import open_zip, parse_json
+
 METADATA = "metadata"
 _MAX_BYTES = 1 << 31
 _MAX_METADATA = 1 << 20
-_BROKEN = (
-    *(zipfile.BadZipFile, zlib.error, OSError, EOFError, KeyError, NotImplementedError, RuntimeError),  # the archive's
-    *(tokenize.TokenError, SyntaxError, ValueError),  # numpy's, of an array's header, and JSON's
-)
+_BROKEN = (KeyError, tokenize.TokenError, SyntaxError, TypeError, ValueError, OverflowError, RecursionError)
+"""What numpy raises for an array's header, besides what `open_zip` raises."""
 
 
 @dataclass(frozen=True)
@@ -62,8 +61,9 @@ def read_npz(
         raise ValueError(f"{path} was not found; {remedy}")
     try:
         _require_zip(path)
-        arrays = _read_arrays(path, fields)
-        return arrays, _metadata(path, file_format)
+        with open_zip(path, _MAX_BYTES) as archive:
+            _require_names(archive, fields)
+            return _read_arrays(archive, fields), _metadata(archive, file_format)
     except _BROKEN as error:
         raise ValueError(f"{path} cannot be used: {error}; {remedy}") from error
 
@@ -77,21 +77,17 @@ def _require_zip(path: Path) -> None:
         raise ValueError("it is no npz file")
 
 
-def _read_arrays(path: Path, fields: Mapping[str, Field]) -> dict[str, np.ndarray]:
-    with zipfile.ZipFile(path) as archive:
-        _require_names(archive, fields)
-        present = {name: field for name, field in fields.items() if f"{name}.npy" in archive.namelist()}
-        return {name: _read_array(archive, name, field) for name, field in present.items()}
+def _read_arrays(archive: zipfile.ZipFile, fields: Mapping[str, Field]) -> dict[str, np.ndarray]:
+    present = {name: field for name, field in fields.items() if f"{name}.npy" in archive.namelist()}
+    return {name: _read_array(archive, name, field) for name, field in present.items()}
 
 
 def _require_names(archive: zipfile.ZipFile, fields: Mapping[str, Field]) -> None:
-    names = {name.removesuffix(".npy") for name in archive.namelist()}
+    names = {name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")}
     missing = {name for name, field in fields.items() if field.required} - names
-    unknown = names - set(fields) - {METADATA}
-    if missing or unknown or METADATA not in names:
-        raise ValueError(f"it holds {sorted(names)}, not {sorted([*fields, METADATA])}")
-    if sum(info.file_size for info in archive.infolist()) > _MAX_BYTES:
-        raise ValueError(f"it unpacks to more than {_MAX_BYTES} bytes")
+    foreign = len(archive.namelist()) > len(names) or names - set(fields) - {METADATA}
+    if missing or foreign or METADATA not in names:
+        raise ValueError(f"it holds {sorted(archive.namelist())[:20]}, not {sorted([*fields, METADATA])}")
 
 
 def _read_array(archive: zipfile.ZipFile, name: str, field: Field) -> np.ndarray:
@@ -122,12 +118,11 @@ def _load(archive: zipfile.ZipFile, name: str) -> np.ndarray:
         return np.lib.format.read_array(file, allow_pickle=False)
 
 
-def _metadata(path: Path, file_format: str) -> dict[str, Any]:
-    with zipfile.ZipFile(path) as archive:
-        shape, dtype = _header(archive, METADATA)
-        if shape != () or dtype.kind != "U" or dtype.itemsize > _MAX_METADATA:
-            raise ValueError("its metadata is no text")
-        metadata = json.loads(str(_load(archive, METADATA)))
+def _metadata(archive: zipfile.ZipFile, file_format: str) -> dict[str, Any]:
+    shape, dtype = _header(archive, METADATA)
+    if shape != () or dtype.kind != "U" or dtype.itemsize > _MAX_METADATA:
+        raise ValueError("its metadata is no text")
+    metadata = parse_json(str(_load(archive, METADATA)))
     if not isinstance(metadata, dict) or metadata.get("format") != file_format:
         raise ValueError(f"its metadata is not of the format {file_format!r}")
     return metadata

@@ -22,6 +22,7 @@ from lightning_unlearn import keys
 from lightning_unlearn.collection.episodes import Episodes, run_episodes
 from lightning_unlearn.envs.batched import BatchedEnv
 from lightning_unlearn.policies.actor_critic import ActorCritic
+from lightning_unlearn.untrusted import parse_json, require_small_header
 
 FORMAT = "lightning-unlearn/collection/1"
 SIDE_BY_SIDE = 50
@@ -127,10 +128,11 @@ def load(path: Path, facts: Mapping[str, Any]) -> Trajectories:
         ValueError: The file is damaged, is something else, or was made another way.
     """
     try:
+        require_small_header(path)
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        made = json.loads(metadata.get("facts", "null"))
+        made = parse_json(metadata.get("facts", "null"))
     except (SafetensorError, OSError, ValueError) as error:
         raise ValueError(f"{path} cannot be read: {error}. Remove it, and it is collected anew.") from error
     if metadata.get("format") != FORMAT or not isinstance(made, dict):
@@ -154,7 +156,8 @@ def _require_made_as(path: Path, made: Mapping[str, Any], facts: Mapping[str, An
 def _part(path: Path, tensors: Mapping[str, torch.Tensor], part: str, expected: set[str]) -> TensorDict:
     found = {name.removeprefix(f"{part}."): t for name, t in tensors.items() if name.startswith(f"{part}.")}
     lengths = {len(tensor) if tensor.ndim == 2 else -1 for tensor in found.values()}
-    if set(found) != expected or len(lengths) != 1 or -1 in lengths:
+    finite = all(tensor.isfinite().all() for tensor in found.values())
+    if set(found) != expected or len(lengths) != 1 or -1 in lengths or not finite:
         raise ValueError(f"{path} does not hold {part} as it should. Remove it, and it is collected anew.")
     return TensorDict(found, batch_size=list(lengths))
 

@@ -1,12 +1,15 @@
 """Directions in latent space, in files: what a probe exports and the gated edit reads. Reading executes nothing."""
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from lightning_unlearn.policies.weights_file import read_pt
+
 _MAX_BYTES = 1 << 24
+_MAX_TAU = 1e30
 
 
 @dataclass(frozen=True)
@@ -50,20 +53,12 @@ def load_direction(path: Path, latent_size: int) -> Direction:
 
 def _number(tau: object, path: Path) -> float:
     number = tau.item() if isinstance(tau, torch.Tensor) and tau.numel() == 1 else tau
-    if not isinstance(number, float | int) or not math.isfinite(number):
+    if not isinstance(number, float | int) or not abs(number) <= _MAX_TAU:
         raise ValueError(f"{path}: its tau is no finite number; export it again from a fitted probe.")
     return float(number)
 
 
-def _read(path: Path) -> dict[str, object]:
+def _read(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ValueError(f"{path} was not found; make it with `lightning-unlearn probe export`.")
-    if path.stat().st_size > _MAX_BYTES:
-        raise ValueError(f"{path} is larger than {_MAX_BYTES} bytes: not a direction.")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise ValueError(f"{path} cannot be read safely: {type(error).__name__}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} holds no direction.")
-    return content
+    return read_pt(path, _MAX_BYTES)

@@ -5,16 +5,21 @@ edited policy a dict `editor` with direction, alpha, tau and beta. `storage.load
 """
 
 import re
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from lightning_unlearn.policies.actor_critic import ActorCritic
+from lightning_unlearn.policies.actor_critic import ActorCritic, PolicyConfig
 from lightning_unlearn.policies.editor import GatedEditor
+from lightning_unlearn.policies.weights_file import read_pt
 
 _HEADS = {"trunk": "shared", "action_mean": "mu", "reward_value": "vr", "cost_value": "vc", "log_std": "logstd"}
+_OWN_NAMES = {published: own for own, published in _HEADS.items()}
 _NAME = re.compile(r"(?:(unsafe)_expert|(oracle)|safe_([a-z_]+))_([A-Z][A-Za-z0-9]*-v\d+)(?:_(\d+))?\.pt")
+_MAX_ACTIONS = 1 << 12
 _EDITOR_PARTS = ("direction", "alpha", "tau", "beta")
 
 
@@ -70,6 +75,61 @@ def require_publishable(policy: ActorCritic) -> None:
     named = [f"{name}={getattr(config, name)}" for name, is_odd in odd.items() if is_odd]
     if named:
         raise ValueError(f"the published layout has no place for {', '.join(named)}")
+
+
+def read_published(path: Path, max_bytes: int) -> tuple[PolicyConfig, dict[str, Any]]:
+    """A policy's shape and its weights under their names here; whether they are all there is left to the caller.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It is not of the published layout, or cannot be read safely.
+    """
+    content = read_pt(path, max_bytes)
+    if not isinstance(content.get("state_dict"), dict):
+        raise ValueError(f"{path} holds no `state_dict` of the published layout.")
+    weights = {_own_name(name): tensor for name, tensor in content["state_dict"].items()}
+    editor = _editor(content.get("editor"), path)
+    config = _config(weights, path)
+    return (replace(config, editor="gated") if editor else config), weights | editor
+
+
+def _own_name(name: str) -> str:
+    head, dot, rest = name.partition(".")
+    return _OWN_NAMES.get(head, head) + dot + rest
+
+
+def _config(weights: Mapping[str, Any], path: Path) -> PolicyConfig:
+    """Sizes are read off the weights; the published policies have actions in [−1, 1]."""
+    layers = [weights.get(f"trunk.{i}.weight") for i in (0, 2)]
+    log_std = weights.get("log_std")
+    if any(not isinstance(w, torch.Tensor) or w.ndim != 2 for w in layers) or not isinstance(log_std, torch.Tensor):
+        raise ValueError(f"{path} has no shared.0, shared.2 and logstd: not of the published layout.")
+    actions = log_std.numel()
+    if actions > _MAX_ACTIONS:
+        raise ValueError(f"{path} has {actions} actions, more than {_MAX_ACTIONS}.")
+    return PolicyConfig(
+        observation_size=int(layers[0].shape[1]),  # type: ignore[union-attr]
+        action_low=[-1.0] * actions,
+        action_high=[1.0] * actions,
+        hidden_sizes=[int(w.shape[0]) for w in layers],  # type: ignore[union-attr]
+    )
+
+
+def _editor(editor: object, path: Path) -> dict[str, torch.Tensor]:
+    """The editor's buffers under their names here; empty where the file has none.
+
+    The published editor compares τ with the score along the normalised direction, whatever length the file's has.
+    """
+    if editor is None:
+        return {}
+    if not isinstance(editor, dict) or not {*_EDITOR_PARTS} <= set(editor):
+        raise ValueError(f"{path}: its `editor` must hold {', '.join(_EDITOR_PARTS)}.")
+    try:
+        parts = {name: torch.as_tensor(editor[name], dtype=torch.float32).squeeze() for name in _EDITOR_PARTS}
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        raise ValueError(f"{path}: its `editor` holds something that is no number: {error}") from error
+    parts["direction"] = parts["direction"].flatten() / parts["direction"].norm()  # all zeros: refused as not finite
+    return {f"editor.{name}": tensor for name, tensor in parts.items()}
 
 
 def _renamed(name: str) -> str:

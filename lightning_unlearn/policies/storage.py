@@ -1,52 +1,30 @@
 """Policies in files: safetensors for the weights, JSON for their description. Reading executes nothing.
 
 A stored policy is a folder with `policy.safetensors` and `policy.json`. Single files of the published layout (`.pt`)
-are read too, with PyTorch's weights-only loader.
+are read too.
 """
 
+import hashlib
 import json
-import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
-from itertools import pairwise
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save_file
 
-from lightning_unlearn.policies.actor_critic import ACTIVATIONS, ActorCritic, PolicyConfig
-from lightning_unlearn.policies.editor import EDITORS, require_unit
+from lightning_unlearn.policies.actor_critic import ActorCritic, PolicyConfig
+from lightning_unlearn.policies.description import Description, ModelCard, read_description, require_possible
+from lightning_unlearn.policies.editor import require_unit
+from lightning_unlearn.policies.published import read_published
+from lightning_unlearn.untrusted import read_bytes, require_small_header, sha256
 
 WEIGHTS_FILE = "policy.safetensors"
 DESCRIPTION_FILE = "policy.json"
-FORMAT = "lightning-unlearn/policy/1"
-_MAX_WEIGHTS_BYTES = 1 << 30
-_MAX_DESCRIPTION_BYTES = 1 << 20
-_PUBLISHED_NAMES = {
-    "shared": "trunk",
-    "mu": "action_mean",
-    "vr": "reward_value",
-    "vc": "cost_value",
-    "logstd": "log_std",
-}
-_EDITOR_PARTS = ("direction", "alpha", "tau", "beta")
-
-
-@dataclass(frozen=True)
-class ModelCard:
-    """Where a policy comes from; empty fields are unknown (a policy of the published layout)."""
-
-    method: str = ""
-    env: str = ""
-    concept: str = ""
-    """The info key whose positive values mark the behaviour to forget."""
-    seed: int = -1
-    update: int = -1
-    env_steps: int = -1
-    note: str = ""
-    """What else has to be known of it, such as how its editor was made."""
+MAX_WEIGHTS_BYTES = 1 << 28
+"""As much as 67 million weights; the published policies have 8 thousand."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +36,7 @@ class StoredPolicy:
 
 
 def save_policy(folder: Path, policy: ActorCritic, card: ModelCard) -> None:
-    """Write a policy into a folder, which is made if need be.
+    """Write a policy into a folder, which is made if need be. Its description holds the digest of its weights file.
 
     Raises:
         ValueError: A weight is not finite; nothing is written then.
@@ -67,8 +45,8 @@ def save_policy(folder: Path, policy: ActorCritic, card: ModelCard) -> None:
     _require_finite(weights, folder)
     folder.mkdir(parents=True, exist_ok=True)
     save_file(weights, folder / WEIGHTS_FILE)
-    description = {"format": FORMAT, "policy": asdict(policy.config), "card": asdict(card)}
-    (folder / DESCRIPTION_FILE).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+    description = Description(policy.config, card, sha256(folder / WEIGHTS_FILE))
+    (folder / DESCRIPTION_FILE).write_text(json.dumps(description.as_json(), indent=2) + "\n", encoding="utf-8")
 
 
 def load_policy(path: Path) -> StoredPolicy:
@@ -79,161 +57,56 @@ def load_policy(path: Path) -> StoredPolicy:
         ValueError: The file is not a policy, or its parts do not belong together.
     """
     if path.suffix == ".pt":
-        return _load_published(path)
+        config, weights = read_published(path, MAX_WEIGHTS_BYTES)
+        return StoredPolicy(_filled(config, weights, path), ModelCard())
     folder = path if path.is_dir() else path.parent
-    description = _read_description(folder / DESCRIPTION_FILE)
-    policy = ActorCritic(_config(description, folder))
-    _fill(policy, _read_safetensors(path if path.is_file() else folder / WEIGHTS_FILE), folder)
-    return StoredPolicy(policy.eval(), _card(description, folder))
+    description = read_description(folder / DESCRIPTION_FILE)
+    weights = _read_safetensors(folder / WEIGHTS_FILE if path.is_dir() else path, description.weights_sha256)
+    return StoredPolicy(_filled(description.config, weights, folder), description.card)
 
 
-def _read_description(path: Path) -> dict[str, Any]:
-    _require_file(path, _MAX_DESCRIPTION_BYTES)
+def _read_safetensors(path: Path, digest: str | None) -> dict[str, torch.Tensor]:
+    content = read_bytes(path, MAX_WEIGHTS_BYTES)
+    require_small_header(path)
+    if digest is not None and hashlib.sha256(content).hexdigest() != digest:
+        raise ValueError(f"{path} is damaged, or is not the file that its description was written with.")
     try:
-        description = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise ValueError(f"{path} is not a policy description: {error}") from error
-    if not isinstance(description, dict) or description.get("format") != FORMAT:
-        raise ValueError(f"{path} is not a policy description of the format {FORMAT!r}.")
-    return description
-
-
-def _config(description: Mapping[str, Any], folder: Path) -> PolicyConfig:
-    try:
-        config = PolicyConfig(**description["policy"])
-        _require_field_types(config)
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{folder / DESCRIPTION_FILE} does not describe a policy: {error}") from error
-    return config
-
-
-def _require_field_types(config: PolicyConfig) -> None:
-    sizes = [config.observation_size, *config.hidden_sizes]
-    critic_sizes = [config.observation_size, *config.critic_sizes]
-    if not all(type(size) is int and 0 < size <= 1 << 16 for size in sizes + critic_sizes):
-        raise ValueError(f"sizes must be whole numbers up to 65536, got {sizes} and {critic_sizes}")
-    bounds = [*config.action_low, *config.action_high]
-    if len(bounds) > 1 << 12 or not all(isinstance(bound, float | int) and math.isfinite(bound) for bound in bounds):
-        raise ValueError("action bounds must be finite numbers")
-    if not all(low < high for low, high in zip(config.action_low, config.action_high, strict=True)):
-        raise ValueError("every lower action bound must be below its upper one")
-    if (
-        sum(wide * narrow for chain in (sizes, critic_sizes) for wide, narrow in pairwise(chain))
-        > _MAX_WEIGHTS_BYTES // 4
-    ):
-        raise ValueError("sizes ask for more weights than a file may hold")
-    choices = {
-        "activation": tuple(ACTIVATIONS),
-        "squash": ("tanh", "none"),
-        "critics": ("shared", "separate"),
-        "editor": ("none", *EDITORS),
-    }
-    for name, allowed in choices.items():
-        if getattr(config, name) not in allowed:
-            raise ValueError(f"{name}={getattr(config, name)!r} is not one of {allowed}")
-    if not isinstance(config.normalise_observation, bool):
-        raise ValueError("normalise_observation must be true or false")
-    _require_numbers(config)
-
-
-def _require_numbers(config: PolicyConfig) -> None:
-    low, high = config.log_std_range
-    numbers = [config.normaliser_epsilon, config.normaliser_clip, low, high]
-    if not all(type(number) in (int, float) and math.isfinite(number) for number in numbers):
-        raise ValueError("normaliser_epsilon, normaliser_clip and log_std_range must be finite numbers")
-    if config.normaliser_epsilon < 0 or config.normaliser_clip <= 0 or low > high:
-        raise ValueError(
-            f"normaliser_epsilon={config.normaliser_epsilon}, normaliser_clip={config.normaliser_clip} or "
-            f"log_std_range={config.log_std_range} is out of range"
-        )
-
-
-def _card(description: Mapping[str, Any], folder: Path) -> ModelCard:
-    card = description.get("card", {})
-    known = {field.name: field.type for field in fields(ModelCard)}
-    if not isinstance(card, dict) or not all(isinstance(card.get(k, t()), t) for k, t in known.items()):  # type: ignore[operator, arg-type]
-        raise ValueError(f"{folder / DESCRIPTION_FILE}: the card must hold {', '.join(known)} of their types.")
-    return ModelCard(**{name: card[name] for name in known if name in card})
-
-
-def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
-    _require_file(path, _MAX_WEIGHTS_BYTES)
-    try:
-        return load_file(path)
-    except (SafetensorError, ValueError, OSError) as error:
+        return load(content)
+    except (SafetensorError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is not a safetensors file, or is damaged: {error}") from error
 
 
-def _load_published(path: Path) -> StoredPolicy:
-    _require_file(path, _MAX_WEIGHTS_BYTES)
+def _filled(config: PolicyConfig, weights: Mapping[str, Any], path: Path) -> ActorCritic:
+    """A policy of this shape with these weights, ready to act."""
+    _require_plain(weights, path)
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise ValueError(f"{path} is not a weights file that can be read safely: {type(error).__name__}") from error
-    if not isinstance(content, dict) or not isinstance(content.get("state_dict"), dict):
-        raise ValueError(f"{path} holds no `state_dict` of the published layout.")
-    weights = {_published_name(str(name)): tensor for name, tensor in content["state_dict"].items()}
-    editor = _published_editor(content.get("editor"), path)
-    config = _published_config(weights, path)
-    policy = ActorCritic(replace(config, editor="gated") if editor else config)
-    weights |= editor
-    _fill(policy, weights, path)
-    return StoredPolicy(policy.eval(), ModelCard())
+        require_possible(config, sum(tensor.nbytes for tensor in weights.values()))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    policy = ActorCritic(config)
+    _require_fit(policy.state_dict(), weights, path)
+    policy.load_state_dict(dict(weights))
+    return policy.eval()
 
 
-def _published_name(name: str) -> str:
-    head, _, rest = name.partition(".")
-    return ".".join(part for part in (_PUBLISHED_NAMES.get(head, head), rest) if part)
+def _require_plain(weights: Mapping[str, Any], path: Path) -> None:
+    for name, tensor in weights.items():
+        if not isinstance(tensor, torch.Tensor) or tensor.dtype != torch.float32:
+            raise ValueError(
+                f"{path}: {name} should be float32, not {getattr(tensor, 'dtype', type(tensor).__name__)}."
+            )
+    _require_finite(weights, path)
 
 
-def _published_config(weights: Mapping[str, Any], path: Path) -> PolicyConfig:
-    """Sizes are read off the weights; the published policies have actions in [−1, 1]."""
-    layers = [weights.get(f"trunk.{i}.weight") for i in (0, 2)]
-    log_std = weights.get("log_std")
-    if any(not isinstance(w, torch.Tensor) or w.ndim != 2 for w in layers) or not isinstance(log_std, torch.Tensor):
-        raise ValueError(f"{path} has no shared.0, shared.2 and logstd: not of the published layout.")
-    actions = log_std.numel()
-    return PolicyConfig(
-        observation_size=int(layers[0].shape[1]),  # type: ignore[union-attr]
-        action_low=[-1.0] * actions,
-        action_high=[1.0] * actions,
-        hidden_sizes=[int(w.shape[0]) for w in layers],  # type: ignore[union-attr]
-    )
-
-
-def _published_editor(editor: object, path: Path) -> dict[str, torch.Tensor]:
-    """The editor's buffers under their names here; empty where the file has none.
-
-    The published editor compares τ with the score along the normalised direction, whatever length the file's has.
-    """
-    if editor is None:
-        return {}
-    if not isinstance(editor, dict) or not {*_EDITOR_PARTS} <= set(editor):
-        raise ValueError(f"{path}: its `editor` must hold {', '.join(_EDITOR_PARTS)}.")
-    try:
-        parts = {name: torch.as_tensor(editor[name], dtype=torch.float32).squeeze() for name in _EDITOR_PARTS}
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise ValueError(f"{path}: its `editor` holds something that is no number: {error}") from error
-    parts["direction"] = parts["direction"].flatten() / parts["direction"].norm()  # all zeros: refused as not finite
-    return {f"editor.{name}": tensor for name, tensor in parts.items()}
-
-
-def _fill(policy: ActorCritic, weights: Mapping[str, Any], path: Path) -> None:
-    expected = policy.state_dict()
+def _require_fit(expected: Mapping[str, torch.Tensor], weights: Mapping[str, torch.Tensor], path: Path) -> None:
     if set(weights) != set(expected):
         odd = sorted(set(weights) ^ set(expected))
         raise ValueError(f"{path}: the weights do not fit their description; missing or unknown: {odd[:6]}")
     for name, tensor in weights.items():
-        if not isinstance(tensor, torch.Tensor) or tensor.shape != expected[name].shape:
+        if tensor.shape != expected[name].shape:
             raise ValueError(f"{path}: {name} should be of shape {tuple(expected[name].shape)}.")
-        if tensor.dtype != torch.float32:
-            raise ValueError(f"{path}: {name} should be float32, not {tensor.dtype}.")
-    _require_finite(weights, path)
-    _require_unit_direction(weights, path)
-    policy.load_state_dict(dict(weights))
-
-
-def _require_unit_direction(weights: Mapping[str, torch.Tensor], path: Path) -> None:
+    if "normaliser.variance" in weights and (weights["normaliser.variance"] < 0).any():
+        raise ValueError(f"{path}: normaliser.variance has negative entries.")
     try:
         if "editor.direction" in weights:
             require_unit(weights["editor.direction"])
@@ -245,10 +118,3 @@ def _require_finite(weights: Mapping[str, torch.Tensor], path: Path) -> None:
     bad = [name for name, tensor in weights.items() if not torch.isfinite(tensor).all()]
     if bad:
         raise ValueError(f"{path}: not a number or infinite: {', '.join(bad)}")
-
-
-def _require_file(path: Path, max_bytes: int) -> None:
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist.")
-    if path.stat().st_size > max_bytes:
-        raise ValueError(f"{path} is larger than {max_bytes} bytes: not a policy of this project.")

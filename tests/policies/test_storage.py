@@ -1,8 +1,9 @@
+import contextlib
 import json
-import pickle
 
 import pytest
 import torch
+from hostile_files import seal
 from safetensors.torch import load_file, save_file
 
 from lightning_unlearn.policies.actor_critic import ActorCritic, PolicyConfig
@@ -64,23 +65,6 @@ def test_the_published_layout_is_read(tmp_path):
     torch.testing.assert_close(policy(x).cost_value, (h @ weights["vc.weight"].T + weights["vc.bias"]).squeeze(-1))
 
 
-class Bomb:
-    """Leaves a file behind when it is unpickled."""
-
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return (open, (self.path, "w"))
-
-
-def test_a_pickle_is_refused_without_being_run(tmp_path):
-    (tmp_path / "bomb.pt").write_bytes(pickle.dumps(Bomb(str(tmp_path / "ran"))))
-    with pytest.raises(ValueError, match="safely"):
-        load_policy(tmp_path / "bomb.pt")
-    assert not (tmp_path / "ran").exists()
-
-
 def truncate(folder):
     path = folder / "policy.safetensors"
     path.write_bytes(path.read_bytes()[:-40])
@@ -126,23 +110,35 @@ SPOILED = {
     "an infinite weight": (poison, "infinite"),
     "another dtype": (other_dtype, "float32"),
     "no weights": (lambda folder: (folder / "policy.safetensors").write_bytes(b""), "damaged"),
-    "no json": (lambda folder: (folder / "policy.json").write_text("{"), "not a policy description"),
-    "deep json": (lambda folder: (folder / "policy.json").write_text("[" * 100_000), "not a policy description"),
+    "no json": (lambda folder: (folder / "policy.json").write_text("{"), "not JSON"),
+    "deep json": (lambda folder: (folder / "policy.json").write_text("[" * 100_000), "nested too deeply"),
+    "a number of ten thousand digits": (lambda folder: (folder / "policy.json").write_text("1" * 10**4), "not JSON"),
+    "large json": (lambda folder: (folder / "policy.json").write_text(" " * (1 << 21)), "larger than"),
     "foreign json": (lambda folder: (folder / "policy.json").write_text('{"format": "other"}'), "format"),
     "an unknown field": (edit(lambda d: d["policy"].update(class_path="os.system")), "class_path"),
     "an unknown activation": (edit(lambda d: d["policy"].update(activation="softmax")), "softmax"),
     "a huge size": (edit(lambda d: d["policy"].update(hidden_sizes=[10**9, 10**9])), "65536"),
     "a size that is no number": (edit(lambda d: d["policy"].update(observation_size="60")), "does not describe"),
-    "a bound that is no number": (edit(lambda d: d["policy"].update(action_low=[float("nan")])), "finite"),
+    "a bound that is no number": (edit(lambda d: d["policy"].update(action_low=[float("nan")])), "NaN is no number"),
+    "a bound beyond every float": (edit(lambda d: d["policy"].update(action_high=[10**400])), "finite"),
     "bounds the wrong way round": (edit(lambda d: d["policy"].update(action_low=[2.0])), "below"),
-    "a network too large for any file": (edit(lambda d: d["policy"].update(hidden_sizes=[65536] * 2)), "more weights"),
     "critics too large for any file": (
         edit(lambda d: d["policy"].update(critics="separate", critic_hidden_sizes=[65536] * 2)),
         "more weights",
     ),
     "a clip that is no number": (edit(lambda d: d["policy"].update(normaliser_clip="ten")), "finite numbers"),
     "a negative epsilon": (edit(lambda d: d["policy"].update(normaliser_epsilon=-1.0)), "out of range"),
+    "an epsilon beyond every float": (edit(lambda d: d["policy"].update(normaliser_epsilon=10**400)), "finite numbers"),
     "a log-std range of one number": (edit(lambda d: d["policy"].update(log_std_range=[0.0])), "does not describe"),
+    "a network larger than its file": (edit(lambda d: d["policy"].update(hidden_sizes=[65536] * 2)), "more weights"),
+    "an editor larger than the file": (
+        edit(lambda d: d["policy"].update(hidden_sizes=[9999], editor="affine")),
+        "more w",
+    ),
+    "very many layers": (edit(lambda d: d["policy"].update(hidden_sizes=[1] * 10**5)), "layers"),
+    "a method that is a path": (edit(lambda d: d["card"].update(method="../../etc")), "no name"),
+    "an environment that is a path": (edit(lambda d: d["card"].update(env="/tmp/x")), "no name"),
+    "a digest of another kind": (edit(lambda d: d.update(weights_sha256=[])), "no SHA-256"),
     "a card of another type": (edit(lambda d: d["card"].update(seed="zero")), "card"),
 }
 
@@ -150,8 +146,21 @@ SPOILED = {
 @pytest.mark.parametrize(("spoil", "message"), SPOILED.values(), ids=SPOILED)
 def test_a_damaged_or_foreign_file_is_refused(folder, spoil, message):
     spoil(folder)
+    with contextlib.suppress(ValueError, RecursionError, AttributeError):
+        seal(folder)
     with pytest.raises(ValueError, match=message):
         load_policy(folder)
+
+
+def test_weights_of_another_description_are_refused(folder):
+    swap_weights(folder)
+    with pytest.raises(ValueError, match="not the file that its description was written with"):
+        load_policy(folder)
+
+
+def test_a_description_without_a_digest_is_read(folder):
+    edit(lambda d: d.pop("weights_sha256"))(folder)
+    assert load_policy(folder).card == CARD
 
 
 def test_a_missing_file_is_said_to_be_missing(tmp_path):

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from hostile_files import seal
 from safetensors.torch import load_file, save_file
 
 from lightning_unlearn.policies.editor import AffineEditor, GatedEditor
@@ -60,7 +61,7 @@ SPOILED = {
     "no tau": (respoil(**{"editor.tau": None}), "editor.tau"),
     "infinite": (respoil(**{"editor.alpha": torch.tensor(float("inf"))}), "infinite"),
     "described without": (redescribe("none"), "do not fit"),
-    "another kind": (redescribe("affine"), "do not fit"),
+    "another kind": (redescribe("affine"), "more weights"),
     "unknown kind": (redescribe("os.system"), "os.system"),
     "no name": (redescribe(["gated"]), "does not describe|is not one of"),
 }
@@ -70,6 +71,7 @@ SPOILED = {
 def test_a_damaged_or_foreign_editor_is_refused(policy, tmp_path, spoil, message):
     save_policy(tmp_path, policy.with_editor(EDITORS["gated"]), ModelCard())
     spoil(tmp_path)
+    seal(tmp_path)
     with pytest.raises(ValueError, match=message):
         load_policy(tmp_path)
 

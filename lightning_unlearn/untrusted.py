@@ -1,0 +1,143 @@
+"""Reading files that a stranger may have made: what they claim is bounded by what they are, and faults are ValueErrors.
+
+Nothing here executes what it reads, and nothing allocates more than a small multiple of the file's own size.
+"""
+
+import hashlib
+import json
+import struct
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO, NoReturn
+
+_MAX_DIRECTORY = 1 << 20
+_MAX_HEADER = 1 << 16
+_END, _LOCATOR, _END64 = 22, 20, 56
+"""Sizes of the records that end a zip archive."""
+_BROKEN_ZIP = (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, OSError, struct.error)
+
+
+def require_file(path: Path, max_bytes: int) -> int:
+    """Refuse what is no regular file, or a larger one than its kind can be; returns its size.
+
+    Raises:
+        FileNotFoundError: It is not there, or is a folder, device or pipe.
+        ValueError: It is too large.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist, or is not a file.")
+    size = path.stat().st_size
+    if size > max_bytes:
+        raise ValueError(f"{path} is larger than {max_bytes} bytes, which no file of its kind is.")
+    return size
+
+
+def read_bytes(path: Path, max_bytes: int) -> bytes:
+    """A whole file.
+
+    Raises:
+        FileNotFoundError: It is not there.
+        ValueError: It is too large, or cannot be read.
+    """
+    size = require_file(path, max_bytes)
+    try:
+        with path.open("rb") as file:
+            return file.read(size)
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def read_json(path: Path, max_bytes: int) -> Any:
+    """The content of a JSON file.
+
+    Raises:
+        FileNotFoundError: It is not there.
+        ValueError: It is too large, or is not strict JSON.
+    """
+    try:
+        return parse_json(read_bytes(path, max_bytes))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def parse_json(text: str | bytes) -> Any:
+    """The content of strict JSON.
+
+    Raises:
+        ValueError: It is not, holds NaN or an infinite number, or is nested too deeply.
+    """
+    try:
+        return json.loads(text, parse_constant=_refuse)
+    except RecursionError as error:
+        raise ValueError("not JSON that can be read: nested too deeply") from error
+    except ValueError as error:
+        raise ValueError(f"not JSON that can be read: {error}") from error
+
+
+def require_small_header(path: Path) -> None:
+    """Refuse a safetensors file that describes more tensors, or says more of itself, than any file of this project.
+
+    Raises:
+        ValueError: It does, or is something else.
+    """
+    with path.open("rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+    if size > _MAX_HEADER:
+        raise ValueError(f"{path} is damaged, or is no safetensors file: its header claims {size} bytes.")
+
+
+@contextmanager
+def open_zip(path: Path, max_bytes: int) -> Iterator[zipfile.ZipFile]:
+    """An archive whose members are stored as they are, each once: they unpack to no more than the file's own size.
+
+    Faults that show only while members are read become ValueErrors too.
+
+    Raises:
+        FileNotFoundError: It is not there.
+        ValueError: It is too large, damaged, compressed, or has members of equal names.
+    """
+    size = require_file(path, max_bytes)
+    try:
+        with path.open("rb") as file:
+            _require_small_directory(file)
+            with zipfile.ZipFile(file) as archive:
+                _require_plain_members(archive, size)
+                yield archive
+    except _BROKEN_ZIP as error:
+        raise ValueError(f"it is no archive, or is damaged: {error}") from error
+
+
+def sha256(path: Path) -> str:
+    """The SHA-256 of a file, in hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _refuse(constant: str) -> NoReturn:
+    raise ValueError(f"{constant} is no number of strict JSON")
+
+
+def _require_small_directory(file: BinaryIO) -> None:
+    """Python makes an object of every entry of the archive's directory, however many the file has room for."""
+    file.seek(0, 2)
+    file.seek(max(0, file.tell() - _END - _LOCATOR - _END64))
+    tail = file.read()
+    end, locator, end64 = tail[-_END:], tail[-_END - _LOCATOR : -_END], tail[: -_END - _LOCATOR]
+    if end[:4] != b"PK\5\6" or end[-2:] != b"\0\0":
+        raise ValueError("it is no archive, or is damaged: it does not end as one")
+    wide = locator[:4] == b"PK\6\7" and end64[:4] == b"PK\6\6"
+    size = int.from_bytes(end64[40:48] if wide else end[12:16], "little")
+    if size > _MAX_DIRECTORY:
+        raise ValueError(f"its directory claims {size} bytes, more than such a file needs")
+
+
+def _require_plain_members(archive: zipfile.ZipFile, file_size: int) -> None:
+    members = archive.infolist()
+    if len({member.filename for member in members}) < len(members):
+        raise ValueError("it has several members of one name")
+    if any(m.compress_type != zipfile.ZIP_STORED or m.file_size != m.compress_size for m in members):
+        raise ValueError("it has compressed members, which may unpack to any size")
+    if sum(member.file_size for member in members) > file_size:
+        raise ValueError("its members claim to be larger than the file")
