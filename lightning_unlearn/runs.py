@@ -1,5 +1,6 @@
 """MLflow's runs beside the models: files of a run, audits as runs of their own, and what a run left as text."""
 
+import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -118,6 +119,20 @@ def copy_artifacts(run_id: str, artifact_path: str, folder: Path) -> None:
     """Copy a run's artifacts under `artifact_path` to the same path under a folder; nothing if there are none."""
     if mlflow.MlflowClient().list_artifacts(run_id, artifact_path):
         mlflow.artifacts.download_artifacts(run_id=run_id, artifact_path=artifact_path, dst_path=str(folder))
+
+
+def artifact_paths(run_id: str, folder: str) -> list[str]:
+    """Every file among a run's artifacts under a folder; empty if there is none."""
+    found = mlflow.MlflowClient().list_artifacts(run_id, folder)
+    deeper = [path for entry in found if entry.is_dir for path in artifact_paths(run_id, entry.path)]
+    return [entry.path for entry in found if not entry.is_dir] + deeper
+
+
+def read_artifact(run_id: str, path: str) -> bytes:
+    """The content of one file among a run's artifacts."""
+    with tempfile.TemporaryDirectory() as scratch:
+        copied = mlflow.artifacts.download_artifacts(run_id=run_id, artifact_path=path, dst_path=scratch)
+        return Path(copied).read_bytes()
 
 
 def as_text(run: StoredRun) -> str:

@@ -21,6 +21,7 @@ from lightning_unlearn.options import CommandParser
 from lightning_unlearn.policies.actor_critic import ActorCritic
 
 KIND = "latent_shift_eval"
+METRICS = "latent_shift_metrics.json"
 _TINY = 1e-12
 
 
@@ -137,7 +138,7 @@ def _ratio(a: float | None, b: float | None) -> float | None:
 
 
 def _write(folder: Path, content: Mapping[str, Any], shift: Shift, data: ProbeData) -> list[Path]:
-    metrics = folder / "latent_shift_metrics.json"
+    metrics = folder / METRICS
     write_json(metrics, content)
     if data.hazard_distance is None:
         return [metrics]

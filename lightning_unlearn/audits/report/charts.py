@@ -1,0 +1,192 @@
+"""The report's drawings, each a small SVG that can be read on a phone."""
+
+from collections.abc import Mapping, Sequence
+from io import BytesIO
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from lightning_unlearn.audits.drawing import BLUE, GREEN, INK, ORANGE, PURPLE, SKY, VERMILLION
+from lightning_unlearn.audits.report.findings import Relearning, Training
+from lightning_unlearn.audits.report.kinds import Kind
+from lightning_unlearn.audits.report.reference import COST_LIMIT, Point
+
+NOTE = "#555555"
+_FAMILY = {
+    "unsafe": INK,
+    "oracle": GREEN,
+    "concept": BLUE,
+    "continued": ORANGE,
+    "localized_concept": PURPLE,
+    "trajectory_decremental": VERMILLION,
+    "repedit": SKY,
+    "random": "#999999",
+}
+_OTHERS = ("#882255", "#999933", "#44AA99", "#AA4499", "#661100", "#6699CC")
+_MARKERS = "osD^"
+_AS_WRITTEN: Any = {"text.parse_math": False, "svg.hashsalt": "lightning-unlearn"}
+"""Names are no formulas, and element names do not change from run to run."""
+
+
+def colours(families: Sequence[str]) -> dict[str, str]:
+    """One for each family, the same in every drawing of a report."""
+    others = [family for family in dict.fromkeys(families) if family not in _FAMILY]
+    return _FAMILY | {family: _OTHERS[i % len(_OTHERS)] for i, family in enumerate(others)}
+
+
+@matplotlib.rc_context(_AS_WRITTEN)
+def pareto(
+    found: Sequence[Kind],
+    published: Mapping[str, Point],
+    others: Mapping[str, Point],
+    colour: Mapping[str, str],
+) -> bytes:
+    """Return against episode cost: own means with seeds and intervals, and published points.
+
+    Args:
+        found: Own models.
+        published: Family and update → point, drawn as an open circle with the update.
+        others: Name → point, drawn as a cross.
+        colour: Family → colour.
+    """
+    figure, ax = _panel(5.4, 4.6)
+    ax.axvline(COST_LIMIT, color=NOTE, linewidth=0.8, linestyle=":")
+    for name, point in published.items():
+        family, _, update = name.partition(" ")
+        _draw_point(ax, point, update, "o", colour[family])
+    for name, point in others.items():
+        _draw_point(ax, point, name, "x", NOTE)
+    for kind in found:
+        _draw_kind(ax, kind, colour[kind.model.family])
+    for family in dict.fromkeys(kind.model.family for kind in found):
+        ax.plot([], [], "o", color=colour[family], label=family)
+    ax.set(xlabel="cost of an episode", ylabel="return of an episode")
+    _below(figure, ax)
+    return _svg(figure)
+
+
+def _draw_point(ax: Axes, point: Point, name: str, marker: str, colour: str) -> None:
+    ax.plot(point.cost, point.reward, marker, color=colour, markerfacecolor="none", markersize=5, alpha=0.7)
+    _name(ax, name, point.cost, point.reward, colour)
+
+
+def _draw_kind(ax: Axes, kind: Kind, colour: str) -> None:
+    cost, reward = (float(kind.rows[column].mean()) for column in ("Cost_Sum", "Reward"))
+    if kind.seeds > 1:
+        ax.plot(kind.rows["Cost_Sum"], kind.rows["Reward"], ".", color=colour, markersize=4, alpha=0.5)
+    x, y = (_error(middle, kind.interval(q)) for middle, q in ((cost, "Cost"), (reward, "Reward")))
+    ax.errorbar(cost, reward, y, x, fmt="o", color=colour, markersize=8, markeredgecolor="white", elinewidth=1)
+    _name(ax, "" if kind.model.update is None else str(kind.model.update), cost, reward, colour)
+
+
+def _error(middle: float, interval: tuple[float, float] | None) -> np.ndarray | None:
+    """Lengths below and above the middle, as matplotlib wants them. Shape: (2, 1)."""
+    if interval is None:
+        return None
+    return np.array([[max(0.0, middle - interval[0])], [max(0.0, interval[1] - middle)]])
+
+
+@matplotlib.rc_context(_AS_WRITTEN)
+def learning(
+    trainings: Sequence[Training], metric: str, unit: str, colour: Mapping[str, str], target: float | None = None
+) -> bytes | None:
+    """One metric against environment steps: a thin line a seed, a thick one for their mean; None without points."""
+    drawn = [training for training in trainings if len(training.curves[metric]) > 1]
+    if not drawn:
+        return None
+    figure, ax = _panel(5.4, 3.8)
+    for method in dict.fromkeys(training.method for training in drawn):
+        curves = [np.array(t.curves[metric]) for t in drawn if t.method == method]  # (points, 2) each
+        for curve in curves:
+            ax.plot(*curve.T, color=colour[method], linewidth=0.7, alpha=0.35 if len(curves) > 1 else 0.9)
+        mean = _mean_curve(curves)
+        ax.plot(*mean.T, color=colour[method], linewidth=1.8, label=method)
+    if target is not None:
+        ax.axhline(target, color=NOTE, linewidth=0.8, linestyle=":", label=f"target {target:g}")
+    ax.set(xlabel="environment steps", ylabel=unit)
+    _below(figure, ax)
+    return _svg(figure)
+
+
+def _mean_curve(curves: Sequence[np.ndarray]) -> np.ndarray:
+    """Mean of the seeds at steps that all of them have; smoothed over nothing. Shape: (points, 2)."""
+    steps = sorted(set.intersection(*(set(curve[:, 0]) for curve in curves)))
+    values = [dict(curve) for curve in curves]
+    return np.array([(step, np.mean([value[step] for value in values])) for step in steps]).reshape(-1, 2)
+
+
+@matplotlib.rc_context(_AS_WRITTEN)
+def relearning(tests: Sequence[Relearning], colour: Mapping[str, str]) -> bytes:
+    """Cost rate against environment steps of relearning, all models; a cross where a run ended without relearning."""
+    figure, ax = _panel(6.4, 4.4)
+    styles = ("-", "--", "-.", ":")
+    for index, test in enumerate(tests):
+        same = [t for t in tests[:index] if t.model.family == test.model.family]
+        steps, rates = np.array(test.curve).T
+        shade, style = colour[test.model.family], styles[len(same) % len(styles)]
+        ax.plot(steps, rates, style, color=shade, linewidth=1.4, marker="o", markersize=2.5, label=test.model.name)
+        if test.result["censored"]:
+            ax.plot(steps[-1], rates[-1], "x", color=shade, markersize=8, markeredgewidth=2)
+    for threshold in {test.test["threshold"] for test in tests}:
+        ax.axhline(threshold, color=INK, linewidth=0.9, linestyle="--")
+    for rate in {test.test["unsafe_cost"] for test in tests}:
+        ax.axhline(rate, color=NOTE, linewidth=0.9, linestyle=":")
+    ax.set(xlabel="environment steps of relearning", ylabel="cost per step, deterministic")
+    ax.set_ylim(bottom=0)
+    _below(figure, ax)
+    return _svg(figure)
+
+
+@matplotlib.rc_context(_AS_WRITTEN)
+def dots(rows: Mapping[str, Mapping[str, float]], unit: str, lines: Mapping[str, float] | None = None) -> bytes:
+    """Some values of every row as dots on a line of its own, with levels that are compared with.
+
+    Args:
+        rows: Row → name of a value → value.
+        unit: Label of the axis.
+        lines: Name of a level → value.
+    """
+    figure, ax = _panel(5.4, 1.6 + 0.34 * len(rows))
+    names = list(dict.fromkeys(name for row in rows.values() for name in row))
+    for name, marker, shade in zip(names, _MARKERS, (BLUE, VERMILLION, ORANGE, PURPLE), strict=False):
+        heights = [i for i, row in enumerate(rows.values()) if name in row]
+        values = [row[name] for row in rows.values() if name in row]
+        ax.plot(values, heights, marker, color=shade, markersize=6, alpha=0.85, label=name)
+    for (name, level), style in zip((lines or {}).items(), (":", "--", "-."), strict=False):
+        ax.axvline(level, color=NOTE, linewidth=1, linestyle=style, label=name)
+    ax.set(xlabel=unit, yticks=range(len(rows)), yticklabels=list(rows), ylim=(len(rows) - 0.5, -0.5))
+    ax.grid(axis="y", color="#E3E3E3", linewidth=0.6)
+    ax.set_axisbelow(True)
+    _below(figure, ax)
+    return _svg(figure)
+
+
+def _panel(width: float, height: float) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    ax = figure.subplots()
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.tick_params(labelsize=8)
+    return figure, ax
+
+
+def _name(ax: Axes, name: str, x: float, y: float, colour: str) -> None:
+    ax.annotate(name, (x, y), xytext=(5, 4), textcoords="offset points", fontsize=7, color=colour)
+
+
+def _below(figure: Figure, ax: Axes) -> None:
+    """The legend under the drawing, where it hides nothing."""
+    handles, labels = ax.get_legend_handles_labels()
+    if handles:
+        figure.legend(handles, labels, frameon=False, fontsize=8, ncols=3, loc="outside lower center")
+
+
+def _svg(figure: Figure) -> bytes:
+    """Equal figures give equal files."""
+    out = BytesIO()
+    figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
+    return out.getvalue()
