@@ -33,18 +33,9 @@ def cost_functions(task: BaseTask, model: mujoco.MjModel) -> dict[str, Cost]:
     return functions
 
 
-def distance_xy(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Distance in the plane, metres. Shape: (..., 2 or 3) → (...)."""
-    return np.sqrt(np.sum(np.square(first[..., :2] - second[..., :2]), axis=-1))
-
-
 def _hazards(hazards: Any, model: mujoco.MjModel) -> dict[str, Cost]:
-    agent, bodies = model.body("agent").id, object_bodies(model, "hazards")
-
-    def inside(state: Snapshot) -> np.ndarray:
-        return (distance_xy(state.positions[:, bodies], state.positions[:, [agent]]) < hazards.size).any(axis=1)
-
-    return {"cost_hazards": inside}
+    bodies = object_bodies(model, "hazards")
+    return {"cost_hazards": lambda state: (state.distance.take(bodies, axis=1) < hazards.size).any(axis=1)}
 
 
 def _touching(name: str, prefix: str, _: Any, model: mujoco.MjModel) -> dict[str, Cost]:

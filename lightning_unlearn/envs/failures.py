@@ -23,6 +23,8 @@ class FailureCount:
         Raises:
             RuntimeError: An environment failed again and again.
         """
+        if not ended.any():  # a failure is an end, too
+            return
         self.in_a_row[ended & ~failed] = 0
         self.in_a_row += failed
         if (self.in_a_row > MOST_IN_A_ROW).any():

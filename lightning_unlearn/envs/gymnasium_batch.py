@@ -16,8 +16,8 @@ import numpy as np
 from lightning_unlearn.envs.compat import is_navigation, make_original
 from lightning_unlearn.envs.concepts import COST_SUM
 from lightning_unlearn.envs.failures import FailureCount
-from lightning_unlearn.envs.physics import Workers
 from lightning_unlearn.envs.simulator import Step, TopView
+from lightning_unlearn.envs.workers import Workers
 
 _NO_TIME_LIMIT = 1_000_000
 """`max_episode_steps` of an environment that has none of its own."""

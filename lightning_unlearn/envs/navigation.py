@@ -8,9 +8,10 @@ import numpy as np
 from lightning_unlearn.envs.compat import BaseTask, make_task, refused_as_value_error, registered_spec
 from lightning_unlearn.envs.failures import FailureCount
 from lightning_unlearn.envs.observation import Exteroception, Proprioception, object_bodies, observation_slices
-from lightning_unlearn.envs.physics import Scene, Snapshot, Workers, lay_out
+from lightning_unlearn.envs.physics import Scene, Snapshot, lay_out
 from lightning_unlearn.envs.rules import Rules
 from lightning_unlearn.envs.simulator import Step, TopView
+from lightning_unlearn.envs.workers import Workers
 from lightning_unlearn.envs.world import Blueprint
 
 
@@ -36,11 +37,13 @@ class NavigationSimulator:
         self.env_id, self.num_envs = env_id, num_envs
         blueprint = Blueprint()
         self._describe(sample := self._sample(blueprint))
-        self._snapshot = Snapshot.of(num_envs, sample.model)
-        self._scenes = [Scene(make_task(env_id), blueprint, row, self._snapshot) for row in range(num_envs)]
+        self._snapshot = Snapshot(num_envs, sample.model)
+        self._scenes = [Scene(make_task(env_id), blueprint) for _ in range(num_envs)]
         self._tasks = [scene.task for scene in self._scenes]
         self._rules = Rules(sample, sample.model, num_envs)
-        self._senses = [kind(sample, sample.model, self.observation_layout) for kind in (Proprioception, Exteroception)]
+        layout = self.observation_layout
+        self._proprioception = Proprioception(sample, sample.model, layout)
+        self._exteroception = Exteroception(sample, sample.model, layout, num_envs)
         self._workers = Workers(workers)
         self._steps = np.zeros(num_envs, dtype=np.int64)
         self._failures = FailureCount(env_id, num_envs)
@@ -64,6 +67,7 @@ class NavigationSimulator:
             raise ValueError(f"seeds must hold one seed per environment, {self.num_envs}, got {len(seeds)}")
         for row in rows:
             self._reset_one(row, None if seeds is None else int(seeds[row]))
+        self._snapshot.read(self._scenes)
         self._observation[rows] = self._observe()[rows]
         return self._observation.copy()
 
@@ -77,18 +81,22 @@ class NavigationSimulator:
         controls = self._controls(actions)
         self._workers.each(lambda row: self._scenes[row].step(controls[row]), self.num_envs)
         self._steps += 1
-        failed = self._drop_failed()
+        failed = self._snapshot.read(self._scenes)
         outcome = self._rules(self._snapshot, self._tasks)
         met = outcome.goal_met & ~failed
-        terminated = self._next_goals(met) | self._dead()
-        self._observation = np.where(failed[:, None], self._observation, self._observe())
+        terminated = (self._next_goals(met) | self._dead()) & ~failed
         truncated = failed | (self._steps >= self.max_episode_steps)
+        observation = self._observe()
+        if failed.any():
+            outcome.void(failed, self._tasks[0].reward_conf.reward_exception)
+            observation[failed] = self._observation[failed]
+        self._observation = observation
         self._failures.add(failed, terminated | truncated)
         return Step(
-            observation=self._observation.copy(),
-            reward=np.where(failed, self._tasks[0].reward_conf.reward_exception, outcome.reward),
-            costs={key: np.where(failed, 0.0, outcome.costs[key]) for key in self.cost_keys},
-            terminated=terminated & ~failed,
+            observation=observation.copy(),
+            reward=outcome.reward,
+            costs={key: outcome.costs[key] for key in self.cost_keys},
+            terminated=terminated,
             truncated=truncated,
             failed=failed,
             goal_met=met,
@@ -142,28 +150,23 @@ class NavigationSimulator:
     def _controls(self, actions: np.ndarray) -> np.ndarray:
         if np.shape(actions) != (expected := (self.num_envs, len(self.action_low))):
             raise ValueError(f"actions must have shape {expected}, got {np.shape(actions)}")
-        return np.clip(actions, self.action_low, self.action_high)
+        return np.minimum(np.maximum(actions, self.action_low), self.action_high)
 
     def _observe(self) -> np.ndarray:
         observation = np.zeros((self.num_envs, self.observation_size))
-        for sense in self._senses:
-            sense.write(self._snapshot, observation)
+        self._proprioception.write(self._snapshot, observation)
+        self._exteroception.write(self._snapshot, observation)
         self._rules.hide(observation, self.observation_layout)
         return observation
-
-    def _drop_failed(self) -> np.ndarray:
-        """Which environments the simulator failed in; their state is cleared. Shape: (E,), bool."""
-        failed = self._snapshot.diverged | ~self._snapshot.finite()
-        if failed.any():
-            self._snapshot.clear(failed)
-        return failed
 
     def _next_goals(self, met: np.ndarray) -> np.ndarray:
         """Place a new goal where one was met; return where there was no room for it. Shape: (E,), bool."""
         stuck = np.zeros(self.num_envs, dtype=bool)
-        for row in np.flatnonzero(met):
-            stuck[row] = not self._scenes[row].next_goal()
-            self._rules.read(row, self._tasks[row])
+        if met.any():
+            for row in np.flatnonzero(met):
+                stuck[row] = not self._scenes[row].next_goal()
+                self._rules.read(row, self._tasks[row])
+            self._snapshot.read(self._scenes)
         return stuck
 
     def _dead(self) -> np.ndarray:

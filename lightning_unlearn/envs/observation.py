@@ -65,37 +65,36 @@ class Proprioception:
 class Exteroception:
     """Lidar and compass readings of every group of objects that the task observes."""
 
-    def __init__(self, task: BaseTask, model: mujoco.MjModel, layout: dict[str, slice]) -> None:
+    def __init__(self, task: BaseTask, model: mujoco.MjModel, layout: dict[str, slice], num_envs: int) -> None:
         self._agent = model.body("agent").id
         self._conf, self._compass_size = task.lidar_conf, task.compass_conf.shape
         seen = [obstacle for obstacle in task._obstacles if obstacle.is_lidar_observed]
         bodies = [object_bodies(model, obstacle.name) for obstacle in seen]
-        self._places = [layout[f"{obstacle.name}_lidar"] for obstacle in seen]
+        sizes = [len(ids) for ids in bodies]
         self._bodies = np.concatenate(bodies or [np.zeros(0, dtype=np.intp)])
-        self._groups = np.repeat(np.arange(len(seen)), [len(ids) for ids in bodies])
+        rows = np.arange(num_envs)[:, None] * max(place.stop for place in layout.values())
+        columns = np.repeat([layout[f"{obstacle.name}_lidar"].start for obstacle in seen], sizes)
+        self._starts = (rows + columns).astype(np.intp)  # (E, n), into the flat observation
         # The circle is observed at the origin, wherever its body was drawn.
-        self._at_origin = np.array([seen[group].name == "circle" for group in self._groups], dtype=bool)
+        self._at_origin = np.flatnonzero(np.repeat([obstacle.name == "circle" for obstacle in seen], sizes))
         compassed = [o for o in task._obstacles if getattr(o, "is_comp_observed", False)]
         self._compasses = [(layout[f"{o.name}_comp"], object_bodies(model, o.name)) for o in compassed]
 
     def write(self, snapshot: Snapshot, observation: np.ndarray) -> None:
-        """Fill the objects' part of the observation. Shape: (E, O)."""
+        """Fill the objects' part of the observation, zeros before. Shape: (E, O)."""
         position = snapshot.positions[:, self._agent]
-        if self._places:
-            readings = self._lidar(snapshot, position)
-            for group, place in enumerate(self._places):
-                observation[:, place] = readings[:, group]
+        if len(self._bodies):
+            self._write_lidar(snapshot, position, observation)
         for place, bodies in self._compasses:
             directions = compass(snapshot.positions[:, bodies], position, snapshot.rotation, self._compass_size)
             observation[:, place] = directions.reshape(len(observation), -1)
 
-    def _lidar(self, snapshot: Snapshot, position: np.ndarray) -> np.ndarray:
-        points = snapshot.positions[:, self._bodies, :2]
-        points[:, self._at_origin] = 0.0
+    def _write_lidar(self, snapshot: Snapshot, position: np.ndarray, observation: np.ndarray) -> None:
+        points = snapshot.positions.take(self._bodies, axis=1)[..., :2]
+        if len(self._at_origin):
+            points[:, self._at_origin] = 0.0
         conf, ego = self._conf, ego_xy(points, position, snapshot.rotation)
-        return pseudo_lidar(
-            ego, conf.num_bins, conf.max_dist, conf.exp_gain, conf.alias, self._groups, len(self._places)
-        )
+        pseudo_lidar(ego, self._starts, observation, conf.num_bins, conf.max_dist, conf.exp_gain, conf.alias)
 
 
 def _values(model: mujoco.MjModel, name: str) -> slice:

@@ -1,11 +1,9 @@
-"""MuJoCo for E copies of one task: stepping on several threads, and what it computed gathered into batch arrays.
+"""MuJoCo for E copies of one task: stepping it, and what it computed gathered into batch arrays.
 
 Shapes: E environments, B bodies, S sensor values, G geoms.
 """
 
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 
 import mujoco
 import numpy as np
@@ -17,70 +15,94 @@ _VELOCITY_STAGE = int(mujoco.mjtStage.mjSTAGE_VEL)
 _DIVERGED = [int(getattr(mujoco.mjtWarning, f"mjWARN_BADQ{part}")) for part in ("POS", "VEL", "ACC")]
 
 
-@dataclass(slots=True)
+def distance_xy(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Distance in the plane, metres. Shape: (..., 2 or 3) → (...)."""
+    squares = np.square(first[..., :2] - second[..., :2])
+    return np.sqrt(squares[..., 0] + squares[..., 1])
+
+
 class Snapshot:
-    """The state of all environments that observations, rewards and costs are computed from."""
+    """The state of all environments that observations, rewards and costs are computed from.
+
+    All of it but the contacts lies in one array of a row an environment: reading E simulations is one copy.
+    """
 
     positions: np.ndarray
     """Of every body. Shape: (E, B, 3), metres."""
+    distance: np.ndarray
+    """From the agent to every body, in the plane. Shape: (E, B), metres."""
     rotation: np.ndarray
     """Of the agent. Shape: (E, 3, 3)."""
     sensors: np.ndarray
     """Shape: (E, S)."""
-    qpos: np.ndarray
-    """Generalised positions. Shape: (E, nq)."""
     qvel: np.ndarray
     """Generalised velocities. Shape: (E, nv)."""
-    touched: np.ndarray
-    """Which geoms the agent is in contact with. Shape: (E, G), bool."""
-    diverged: np.ndarray
-    """MuJoCo gave up on the state. Shape: (E,), bool."""
 
-    @classmethod
-    def of(cls, num_envs: int, model: mujoco.MjModel) -> "Snapshot":
-        """An empty one for a model's sizes."""
-        return cls(
-            positions=np.zeros((num_envs, model.nbody, 3)),
-            rotation=np.zeros((num_envs, 3, 3)),
-            sensors=np.zeros((num_envs, model.nsensordata)),
-            qpos=np.zeros((num_envs, model.nq)),
-            qvel=np.zeros((num_envs, model.nv)),
-            touched=np.zeros((num_envs, model.ngeom), dtype=bool),
-            diverged=np.zeros(num_envs, dtype=bool),
-        )
+    def __init__(self, num_envs: int, model: mujoco.MjModel) -> None:
+        # in the order of `_Views.numbers`
+        sizes = (3 * model.nbody, 9, model.nsensordata, model.nv, model.nq, len(_DIVERGED))
+        self._numbers = np.zeros((num_envs, sum(sizes)))
+        positions, rotation, self.sensors, self.qvel, *_ = np.split(
+            self._numbers, np.cumsum(sizes)[:-1], axis=1
+        )  # views
+        # Numbers are to be finite, and warnings none.
+        self._limits = np.repeat((np.inf, 1.0), (sum(sizes[:-1]), sizes[-1]))
+        self.positions = positions.reshape(num_envs, -1, 3)
+        self.rotation = rotation.reshape(num_envs, 3, 3)
+        self._agent = model.body("agent").id
+        self._views: list[_Views] = []
+        self._touched: np.ndarray | None = None
 
-    def finite(self) -> np.ndarray:
-        """Which environments hold finite numbers only. Shape: (E,), bool."""
-        parts = (self.positions.reshape(len(self.qpos), -1), self.sensors, self.qpos, self.qvel)
-        return np.logical_and.reduce([np.isfinite(part).all(axis=1) for part in parts])
+    def read(self, scenes: Sequence["Scene"]) -> np.ndarray:
+        """Copy what MuJoCo computed for every environment; all of them must have been reset.
 
-    def clear(self, rows: np.ndarray) -> None:
-        """Zero the numbers of environments that hold none. Shape: (E,), bool."""
-        for part in (self.positions, self.rotation, self.sensors, self.qpos, self.qvel):
-            part[rows] = 0.0
+        Returns:
+            Where MuJoCo gave up, or left numbers that are not finite; those are zeros here. Shape: (E,), bool.
+        """
+        if not self._views:
+            self._views = [scene.bind() for scene in scenes]
+            self._sources = [numbers for views in self._views for numbers in views.numbers]
+        np.concatenate(self._sources, out=self._numbers.reshape(-1))
+        self._touched = None
+        failed: np.ndarray = ~np.logical_and.reduce(np.abs(self._numbers) < self._limits, axis=1)
+        if failed.any():
+            self._numbers[failed] = 0.0
+        self.distance = distance_xy(self.positions, self.positions[:, self._agent, None])
+        return failed
+
+    @property
+    def touched(self) -> np.ndarray:
+        """Which geoms the agent is in contact with. Shape: (E, G), bool."""
+        if self._touched is None:  # most tasks never ask
+            self._touched = np.stack([views.touched() for views in self._views])
+        return self._touched
 
 
-@dataclass(slots=True)
 class _Views:
     """Arrays inside one MjModel and MjData; they stay valid because a world is never recompiled."""
 
-    model: mujoco.MjModel
-    data: mujoco.MjData
-    agent: int
-    agent_geoms: np.ndarray
-    control: np.ndarray = field(init=False)
-    positions: np.ndarray = field(init=False)
-    rotation: np.ndarray = field(init=False)
-    sensors: np.ndarray = field(init=False)
-    qpos: np.ndarray = field(init=False)
-    qvel: np.ndarray = field(init=False)
-    warnings: np.ndarray = field(init=False)
+    def __init__(self, task: BaseTask) -> None:
+        model, data = self.model, self.data = task.model, task.data
+        agent, names = model.body("agent").id, task.agent.body_info.geom_names
+        self._agent_geoms = np.array([model.geom(index).name in names for index in range(model.ngeom)])
+        self.control, self.qpos, self.option = data.ctrl, data.qpos, model.opt
+        self.numbers = (
+            data.xpos.reshape(-1),
+            data.xmat[agent],
+            data.sensordata,
+            data.qvel,
+            data.qpos,
+            data.warning.number[_DIVERGED[0] : _DIVERGED[-1] + 1],
+        )
+        self.sensed = int(model.opt.disableflags)
+        self.unsensed = self.sensed | int(mujoco.mjtDisableBit.mjDSBL_SENSOR)
 
-    def __post_init__(self) -> None:
-        data = self.data
-        self.control, self.sensors, self.qpos, self.qvel = data.ctrl, data.sensordata, data.qpos, data.qvel
-        self.positions, self.rotation = data.xpos, data.xmat[self.agent].reshape(3, 3)
-        self.warnings = data.warning.number
+    def touched(self) -> np.ndarray:
+        """Which geoms the agent is in contact with. Shape: (G,), bool."""
+        touched = np.zeros(len(self._agent_geoms), dtype=bool)
+        pairs = self.data.contact.geom  # (contacts, 2)
+        touched[pairs[self._agent_geoms[pairs][:, ::-1]]] = True
+        return touched
 
 
 def lay_out(task: BaseTask, blueprint: Blueprint) -> dict[str, float]:
@@ -95,9 +117,9 @@ def lay_out(task: BaseTask, blueprint: Blueprint) -> dict[str, float]:
 class Scene:
     """One environment's task and physics, in the order of operations of safety_gymnasium's `Builder`."""
 
-    def __init__(self, task: BaseTask, blueprint: Blueprint, row: int, snapshot: Snapshot) -> None:
-        self.task, self.row = task, row
-        self._blueprint, self._snapshot = blueprint, snapshot
+    def __init__(self, task: BaseTask, blueprint: Blueprint) -> None:
+        self.task = task
+        self._blueprint = blueprint
         self._frames = task.sim_conf.frameskip_binom_n
         self._undrawn = 0
         self._views: _Views | None = None
@@ -119,13 +141,12 @@ class Scene:
         cost = lay_out(self.task, self._blueprint)
         if cost["cost_sum"] > 0.0:
             raise RuntimeError(f"the layout starts with a cost: {cost}")
-        views = self._bind()
-        mujoco.mj_forward(views.model, views.data)
-        self.gather()
+        mujoco.mj_forward(self.task.model, self.task.data)
 
     def step(self, control: np.ndarray) -> None:
         """Advance by one environment step under a clipped action. Shape: (A,)."""
-        views = self._bind()
+        views = self.bind()
+        model, data = views.model, views.data
         views.control[:] = control
         self._undrawn += 1
         try:
@@ -133,17 +154,16 @@ class Scene:
             # The original runs mj_forward after the simulation, for the cost, and for the observation (or for the
             # layout when a goal was met). The state is the same, so the later ones need only their last stages:
             # those move the solver's warm start, which the next contacts depend on.
-            mujoco.mj_forward(views.model, views.data)
-            mujoco.mj_forwardSkip(views.model, views.data, _VELOCITY_STAGE, 1)
-            mujoco.mj_forwardSkip(views.model, views.data, _VELOCITY_STAGE, 0)
-            self.gather()
+            mujoco.mj_forward(model, data)
+            mujoco.mj_forwardSkip(model, data, _VELOCITY_STAGE, 1)
+            mujoco.mj_forwardSkip(model, data, _VELOCITY_STAGE, 0)
         except mujoco.FatalError:
-            self._snapshot.diverged[self.row] = True
+            views.qpos[:] = np.nan  # whatever it left
 
     def next_goal(self) -> bool:
         """Place the next goal after one was met; False when there is no room for it, which ends the episode."""
         self._catch_up()
-        views, layout = self._bind(), self.task.world_info.layout
+        views, layout = self.bind(), self.task.world_info.layout
         for name in layout:
             if "gremlin" not in name:
                 layout[name] = views.data.body(name).xpos[:2].copy()
@@ -153,32 +173,36 @@ class Scene:
         except ResamplingError:
             placed = False
         mujoco.mj_forwardSkip(views.model, views.data, _VELOCITY_STAGE, 0)
-        self.gather()
         return placed
 
-    def gather(self) -> None:
-        """Copy what MuJoCo computed into this environment's row of the snapshot."""
-        views, row, snapshot = self._bind(), self.row, self._snapshot
-        snapshot.positions[row] = views.positions
-        snapshot.rotation[row] = views.rotation
-        snapshot.sensors[row] = views.sensors
-        snapshot.qpos[row] = views.qpos
-        snapshot.qvel[row] = views.qvel
-        snapshot.diverged[row] = views.warnings[_DIVERGED].any()
-        touched = snapshot.touched[row]
-        touched[:] = False
-        pairs = views.data.contact.geom  # (contacts, 2)
-        touched[pairs[views.agent_geoms[pairs][:, ::-1]]] = True
+    def bind(self) -> _Views:
+        """The arrays of this environment's simulation.
+
+        Raises:
+            RuntimeError: There is none before the first reset.
+        """
+        if self._views is None:
+            if self.task.world is None:
+                raise RuntimeError("an environment was never reset: reset all of them first")
+            self._views = _Views(self.task)
+        return self._views
 
     def _integrate(self, views: _Views) -> None:
+        views.option.disableflags = views.unsensed  # nothing reads a sensor between the frames
+        try:
+            self._frames_of(views.model, views.data)
+        finally:
+            views.option.disableflags = views.sensed
+
+    def _frames_of(self, model: mujoco.MjModel, data: mujoco.MjData) -> None:
         mocaps = self.task._mocaps.values()
         if not mocaps:
-            mujoco.mj_step(views.model, views.data, self._frames)
+            mujoco.mj_step(model, data, self._frames)
             return
         for _ in range(self._frames):
             for mocap in mocaps:
                 mocap.move()
-            mujoco.mj_step(views.model, views.data)
+            mujoco.mj_step(model, data)
 
     def _catch_up(self) -> None:
         """Take the draws that the original takes for each step's (constant) number of frames."""
@@ -186,48 +210,3 @@ class Scene:
             # `binomial(n, 1.0)` takes one uniform of the stream.
             self.task.random_generator.random_generator.random_sample(self._undrawn)
             self._undrawn = 0
-
-    def _bind(self) -> _Views:
-        if self._views is None:
-            model, names = self.task.model, self.task.agent.body_info.geom_names
-            geoms = np.array([model.geom(index).name in names for index in range(model.ngeom)])
-            self._views = _Views(model, self.task.data, model.body("agent").id, geoms)
-        return self._views
-
-
-class Workers:
-    """Runs one function for every environment, on this thread and `count − 1` others.
-
-    MuJoCo releases the interpreter lock, so the threads step at the same time. Who steps which environment is left to
-    chance, and has no influence on the result.
-    """
-
-    def __init__(self, count: int) -> None:
-        if count < 1:
-            raise ValueError(f"workers must be at least 1, got {count}")
-        self._helpers = count - 1
-        self._executor = ThreadPoolExecutor(self._helpers, "physics") if self._helpers else None
-
-    def each(self, function: Callable[[int], None], count: int) -> None:
-        """Call `function` with 0 … count − 1; an exception of any call is raised here, after all threads stopped."""
-        rows = iter(range(count))  # `next` on it is atomic
-        futures = (
-            [self._executor.submit(_drain, rows, function) for _ in range(self._helpers)] if self._executor else []
-        )
-        try:
-            _drain(rows, function)
-        finally:
-            errors = [future.exception() for future in futures]
-        for error in errors:
-            if error is not None:
-                raise error
-
-    def close(self) -> None:
-        """End the threads."""
-        if self._executor is not None:
-            self._executor.shutdown()
-
-
-def _drain(rows: Iterator[int], function: Callable[[int], None]) -> None:
-    for row in rows:
-        function(row)

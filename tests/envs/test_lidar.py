@@ -17,6 +17,13 @@ def task():
     return task
 
 
+def lidar(ego, num_bins, max_dist, **options):
+    """Readings of one group of objects. Shape: (E, n, 2) → (E, B)."""
+    readings = np.zeros((len(ego), num_bins))
+    pseudo_lidar(ego, np.zeros(ego.shape[1], dtype=int), readings, num_bins, max_dist, **options)
+    return readings
+
+
 def body_frame(task):
     return task.agent.pos[None], task.agent.mat[None]
 
@@ -26,8 +33,8 @@ def body_frame(task):
 def test_lidar_equals_the_original(task, max_dist, alias):
     task.lidar_conf.max_dist, task.lidar_conf.alias = max_dist, alias
     points = np.array(task.hazards.pos)
-    readings = pseudo_lidar(ego_xy(points[None, :, :2], *body_frame(task)), 16, max_dist, alias=alias)
-    np.testing.assert_allclose(readings[0, 0], task._obs_lidar_pseudo(points), rtol=0, atol=1e-14)
+    readings = lidar(ego_xy(points[None, :, :2], *body_frame(task)), 16, max_dist, alias=alias)
+    np.testing.assert_allclose(readings[0], task._obs_lidar_pseudo(points), rtol=0, atol=1e-14)
     assert readings.max() > 0.0
 
 
@@ -48,25 +55,25 @@ def test_ego_xy_takes_the_floor_not_the_object_height():
 def test_lidar_by_hand():
     # Four bins of 90°. At 45° and 1 m of 4: halfway through bin 0, closeness 3/4, half of it in each neighbour.
     diagonal = np.sqrt(0.5) * np.ones((1, 1, 2))
-    np.testing.assert_allclose(pseudo_lidar(diagonal, 4, 4.0)[0, 0], [0.75, 0.375, 0.0, 0.375])
+    np.testing.assert_allclose(lidar(diagonal, 4, 4.0)[0], [0.75, 0.375, 0.0, 0.375])
 
 
 def test_groups_do_not_see_each_other():
     ego = np.array([[[1.0, 0.5], [-1.0, 0.5]], [[0.2, -1.0], [0.3, 0.4]]])
-    together = pseudo_lidar(ego, 16, 3.0, groups=np.array([1, 0]), num_groups=2)
-    for environment in range(2):
-        for group, member in ((1, 0), (0, 1)):
-            alone = pseudo_lidar(ego[environment : environment + 1, member : member + 1], 16, 3.0)
-            np.testing.assert_array_equal(together[environment, group], alone[0, 0])
+    together = np.zeros((2, 40))  # with columns in front of and behind the two groups' 16 bins
+    pseudo_lidar(ego, np.array([20, 4]), together, 16, 3.0)
+    for member, start in ((0, 20), (1, 4)):
+        np.testing.assert_array_equal(together[:, start : start + 16], lidar(ego[:, [member]], 16, 3.0))
+    assert not together[:, [0, 1, 2, 3, 36, 37, 38, 39]].any()
 
 
 def test_nearest_object_wins_and_out_of_reach_reads_zero():
     ego = np.array([[[1.0, 0.1], [2.0, 0.2], [-5.0, 0.1]]])
-    readings = pseudo_lidar(ego, 16, 3.0, alias=False)[0, 0]
+    readings = lidar(ego, 16, 3.0, alias=False)[0]
     assert readings[0] == pytest.approx((3 - np.hypot(1.0, 0.1)) / 3)
     assert readings[1:].max() == 0.0
 
 
 def test_direction_that_rounds_to_a_full_turn_stays_in_the_last_bin():
-    readings = pseudo_lidar(np.array([[[1.0, -1e-300]]]), 16, 3.0)
-    assert readings[0, 0, 15] == pytest.approx(2 / 3)
+    readings = lidar(np.array([[[1.0, -1e-300]]]), 16, 3.0)
+    assert readings[0, 15] == pytest.approx(2 / 3)

@@ -6,7 +6,7 @@ from lightning_unlearn.envs import navigation
 from lightning_unlearn.envs.compat import make_task, safety_gymnasium
 from lightning_unlearn.envs.navigation import NavigationSimulator
 from lightning_unlearn.envs.observation import rotation_matrices
-from lightning_unlearn.envs.physics import Workers
+from lightning_unlearn.envs.workers import Workers
 
 GOAL1 = "SafetyPointGoal1-v0"
 ACTIONS = np.random.default_rng(5).uniform(-1, 1, (60, 4, 2))
