@@ -17,6 +17,7 @@ COMMANDS = {
     "evaluate": ("lightning_unlearn.audits.evaluate", "models on equal layouts: return, cost, where they changed"),
     "relearn": ("lightning_unlearn.audits.relearn", "how fast models learn the forgotten behaviour again"),
     "report": ("lightning_unlearn.audits.report.command", "one HTML file of all that the store shows of a task"),
+    "verify": ("lightning_unlearn.verify", "whether a model's files are those that were stored"),
     "export-artifacts": ("lightning_unlearn.audits.export", "write the published tree of artifacts from the store"),
     "bench": ("lightning_unlearn.bench.command", "time everything beside the machine's limit and its peers"),
 }

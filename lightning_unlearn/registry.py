@@ -1,6 +1,7 @@
 """Where models are stored and found: MLflow's model registry, its runs and artifacts, files, and the shipped zoo.
 
-The only file that knows MLflow's model registry; runs and their artifacts are in `runs`. A model is asked for by one of
+The only file that knows MLflow's model registry; what a model's files are is in `model_files`, runs and their
+artifacts are in `runs`. A model is asked for by one of
 
 - `models:/concept.SafetyPointGoal1-v0@update-150`, `models:/<name>/<version>` or `models:/<name>/latest`,
 - `runs:/<run id>/update-150`,
@@ -21,6 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from lightning_unlearn.model_files import POLICY, fetched_policy, record_digests
 from lightning_unlearn.policies.actor_critic import ActorCritic
 from lightning_unlearn.policies.published import origin
 from lightning_unlearn.policies.storage import ModelCard, StoredPolicy, save_policy
@@ -38,7 +40,6 @@ from sqlalchemy.exc import SQLAlchemyError
 
 DEFAULT_TRACKING_URI = "sqlite:///mlruns/mlflow.db"
 ZOO = Path(__file__).parent / "zoo"
-_POLICY_FOLDER = "policy"
 _SQLITE = "sqlite:///"
 _SHIPPED = "zoo:"
 
@@ -110,10 +111,10 @@ def load_policy(uri: str) -> StoredPolicy:
     """
     try:
         if is_shipped(uri):
-            return load_policy_files(_zoo_folder(uri))
+            return load_policy_files(zoo_folder(uri))
         if uri.startswith(("models:", "runs:")):
-            with _downloaded(uri) as folder:
-                return load_policy_files(folder / "data" / _POLICY_FOLDER)
+            with fetched_policy(uri) as folder:
+                return load_policy_files(folder)
         return _with_origin(load_policy_files(Path(uri)), Path(uri).name)
     except FileNotFoundError as error:
         raise ValueError(f"model {uri} was not found: {error}") from error
@@ -136,11 +137,9 @@ def registered_models(env_id: str, seed: int) -> list[RegisteredModel]:
     found: dict[tuple[str, int], RegisteredModel] = {}
     while True:
         page = client.search_model_versions(f"tags.env='{env_id}' and tags.seed='{seed}'", 200, page_token=token)
-        for version in sorted(page, key=lambda v: int(v.version)):
-            entry = _entry(version)
+        for entry in filter(None, map(_entry, page)):
             key = entry.method, entry.update
-            if key not in found or int(version.version) > int(found[key].uri.rpartition("/")[2]):
-                found[key] = entry
+            found[key] = max(entry, found.get(key, entry), key=lambda e: int(e.uri.rpartition("/")[2]))
         token = page.token
         if not token:
             return [found[key] for key in sorted(found)]
@@ -163,7 +162,7 @@ def register_policy(policy: ActorCritic, card: ModelCard, run_id: str) -> str:
     """
     name = model_name(card.method, card.env)
     with tempfile.TemporaryDirectory() as scratch, warnings.catch_warnings():
-        folder = Path(scratch) / _POLICY_FOLDER
+        folder = Path(scratch) / Path(POLICY).name
         save_policy(folder, policy, card)
         for chatter in (".*An input example was not provided", ".*Any type hint is inferred"):
             warnings.filterwarnings("ignore", chatter)
@@ -180,6 +179,7 @@ def register_policy(policy: ActorCritic, card: ModelCard, run_id: str) -> str:
             pip_requirements=["lightning-unlearn"],
         )
     version = str(info.registered_model_version)
+    record_digests(name, version)
     _mark(name, version, card)
     return version
 
@@ -201,10 +201,15 @@ def _load_pyfunc(path: str) -> PyfuncPolicy:
     return PyfuncPolicy(load_policy_files(Path(path)).policy)
 
 
-def _entry(version: Any) -> RegisteredModel:
+def _entry(version: Any) -> RegisteredModel | None:
+    """A version by its tags; None where they are none of a save point: its registration was cut off, or is not ours."""
     tags = version.tags
-    seed, update = int(tags["seed"]), int(tags["update"])
-    return RegisteredModel(f"models:/{version.name}/{version.version}", tags["method"], seed, update, version.run_id)
+    try:
+        card = ModelCard(tags["method"], tags["env"], seed=int(tags["seed"]), update=int(tags["update"]))
+    except (KeyError, ValueError):
+        return None
+    uri = f"models:/{version.name}/{version.version}"
+    return RegisteredModel(uri, card.method, card.seed, card.update, version.run_id)
 
 
 def _new_model(card: ModelCard, run_id: str) -> str:
@@ -246,15 +251,6 @@ def local_file(uri: str) -> Iterator[Path]:
         yield Path(path)
 
 
-@contextmanager
-def _downloaded(uri: str) -> Iterator[Path]:
-    with tempfile.TemporaryDirectory() as scratch:
-        try:
-            yield Path(mlflow.artifacts.download_artifacts(uri, dst_path=scratch))
-        except MlflowException as error:
-            raise ValueError(f"model {uri} was not found: {error.message}") from error
-
-
 def _with_origin(stored: StoredPolicy, file_name: str) -> StoredPolicy:
     """A file of the published layout knows where it comes from only by its name."""
     told = origin(file_name) if stored.card == ModelCard() else None
@@ -264,7 +260,12 @@ def _with_origin(stored: StoredPolicy, file_name: str) -> StoredPolicy:
     return StoredPolicy(stored.policy, ModelCard(method, env, update=update))
 
 
-def _zoo_folder(uri: str) -> Path:
+def zoo_folder(uri: str) -> Path:
+    """Where a shipped model is.
+
+    Raises:
+        ValueError: There is no such model.
+    """
     name = uri.removeprefix(_SHIPPED)
     shipped = sorted(folder.name for folder in ZOO.iterdir() if folder.is_dir())
     if name not in shipped:

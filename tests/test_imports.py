@@ -15,7 +15,9 @@ ROOMS = {
     "policies": {"keys", "untrusted"},
     "objectives": {"keys"},
     "collection": {"envs", "policies", "keys", "seeds", "untrusted"},
-    "registry": {"policies", "untrusted"},
+    "model_files": {"policies", "untrusted"},
+    "registry": {"policies", "model_files"},
+    "verify": {"registry", "model_files", "policies", "options", "untrusted"},
     "runs": {"registry"},
     "methods": {"collection", "policies", "objectives", "registry", "envs", "keys", "seeds"},
     "audits": {"methods", "envs", "policies", "objectives", "registry", "runs", "collection", "keys", "seeds"}
