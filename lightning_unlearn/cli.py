@@ -19,6 +19,8 @@ COMMANDS = {
     "report": ("lightning_unlearn.audits.report.command", "one HTML file of all that the store shows of a task"),
     "verify": ("lightning_unlearn.verify", "whether a model's files are those that were stored"),
     "export-artifacts": ("lightning_unlearn.audits.export", "write the published tree of artifacts from the store"),
+    "register": ("lightning_unlearn.study.stored", "put stored weights into the store as a method's save points"),
+    "study": ("lightning_unlearn.study.command", "a whole study from one file: methods, seeds, audits, report"),
     "bench": ("lightning_unlearn.bench.command", "time everything beside the machine's limit and its peers"),
 }
 """Name → the module whose `main(args)` runs it, and what it does."""

@@ -65,6 +65,12 @@ def record_audit(
     return str(run.info.run_id)
 
 
+def record_training(env_id: str, name: str, tags: Mapping[str, str]) -> str:
+    """A finished run for models that were trained elsewhere; returns its id."""
+    with mlflow.start_run(experiment_id=_experiment(env_id), run_name=name, tags=dict(tags)) as run:
+        return str(run.info.run_id)
+
+
 def log_table(run_id: str, table: Any, artifact_file: str) -> None:
     """Store a pandas table with a run, so that MLflow shows it as a table."""
     mlflow.MlflowClient().log_table(run_id, table, artifact_file)

@@ -26,6 +26,18 @@ ROOMS = {
     "configuration": {"methods", "callbacks", "options"},
     "training": {"methods", "callbacks", "registry", "collection", "configuration"},
     "quickstart": {"training", "audits", "registry", "runs", "policies", "seeds", "options"},
+    "study": {
+        "training",
+        "configuration",
+        "methods",
+        "callbacks",
+        "collection",
+        "audits",
+        "registry",
+        "runs",
+        "policies",
+    }
+    | {"options"},
     "bench": {"training", "audits", "methods", "collection", "envs", "policies", "objectives", "options"}
     | {"keys", "seeds"},
     "cli": {"quickstart", "training"},

@@ -49,9 +49,8 @@ _SHOWN += ["KL_Near_vs_Unsafe", "KL_Far_vs_Unsafe", "KL_Locality_Ratio_vs_Unsafe
 
 def main(args: Sequence[str]) -> None:
     """Evaluate what the options name, and write, record and print the results."""
-    options, started = _parser().parse_args(args), time.perf_counter()
+    (options, wanted), started = read_options(args), time.perf_counter()
     torch.set_num_threads(1)  # networks of this size gain nothing from more, and lose much on a busy machine
-    wanted = _suite_options(options)
     registry.open_store(options.tracking_uri)
     comparisons = gather(options)
     folder = results_folder(options.out, KIND, options.eval_id)
@@ -71,6 +70,16 @@ def main(args: Sequence[str]) -> None:
     seeds = {c.subject.seed for c in comparisons if not registry.is_shipped(c.subject.uri)}
     run = _record(options, eval_id, folder, table, over_seeds, seeds)
     print("\n".join(f"  {path.resolve()}" for path in _written(folder)) + f"\nMLflow run: {run}")
+
+
+def read_options(args: Sequence[str]) -> tuple[Any, SuiteOptions]:
+    """The command's options, and what they ask the suite for.
+
+    Raises:
+        ValueError: One is unknown or impossible.
+    """
+    options = _parser().parse_args(args)
+    return options, _suite_options(options)
 
 
 def gather(options: Any) -> list[Comparison]:

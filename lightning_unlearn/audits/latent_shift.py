@@ -40,8 +40,7 @@ class Shift:
 
 def main(args: Sequence[str]) -> None:
     """The `latent-shift` command."""
-    options = _parser().parse_args(args)
-    require_at_least(1, batch_size=options.batch_size)
+    options = read_options(args)
     data = load_data(options.dataset, options.env)
     registry.open_store(options.tracking_uri)
     names = ("ref_model_path", "cmp_model_path")
@@ -60,6 +59,17 @@ def main(args: Sequence[str]) -> None:
     run = record_on_data("latent-shift", options, numbers, data, Path(options.dataset), places)
     _print(content)
     tell(run, files)
+
+
+def read_options(args: Sequence[str]) -> Any:
+    """The command's options.
+
+    Raises:
+        ValueError: One is unknown or impossible.
+    """
+    options = _parser().parse_args(args)
+    require_at_least(1, batch_size=options.batch_size)
+    return options
 
 
 def measure(

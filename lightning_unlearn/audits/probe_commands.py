@@ -1,6 +1,7 @@
 """The `probe` command: collect labelled states, fit a probe on a model's latents, export it, evaluate it on another."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from lightning_unlearn import registry
 from lightning_unlearn.audits import export_direction, probe_fit
@@ -19,11 +20,10 @@ def main(args: Sequence[str]) -> None:
 
 
 def _collect(args: Sequence[str]) -> None:
-    from lightning_unlearn.audits.probe_collect import Collection, collect  # the simulator waits until it is needed
+    from lightning_unlearn.audits.probe_collect import collect  # the simulator waits until it is needed
 
-    options = _collect_parser().parse_args(args)
-    asked = {name: value for name, value in vars(options).items() if name not in ("out", "tracking_uri")}
-    wanted, out = Collection(**asked), output_file("out", options.out)
+    options, wanted = read_collect_options(args)
+    out = output_file("out", options.out)
     registry.open_store(options.tracking_uri)
     stored = registry.load_policy(wanted.model_path)
     require_env("model_path", wanted.model_path, stored.card, wanted.env)
@@ -32,6 +32,19 @@ def _collect(args: Sequence[str]) -> None:
     run = record_on_data("probe-collect", options, {}, data, out, dict.fromkeys(files, "probes"))
     _tell_collected(data, wanted.n_per_class)
     tell(run, files)
+
+
+def read_collect_options(args: Sequence[str]) -> tuple[Any, Any]:
+    """The options of `probe collect`, and the `Collection` that they ask for.
+
+    Raises:
+        ValueError: One is unknown or impossible.
+    """
+    from lightning_unlearn.audits.probe_collect import Collection
+
+    options = _collect_parser().parse_args(args)
+    asked = {name: value for name, value in vars(options).items() if name not in ("out", "tracking_uri")}
+    return options, Collection(**asked)
 
 
 def _export(args: Sequence[str]) -> None:

@@ -40,9 +40,7 @@ class Outcome(NamedTuple):
 
 def fit(args: Sequence[str]) -> None:
     """The `probe fit` command."""
-    options = _fit_parser().parse_args(args)
-    require_at_least(1, batch_size=options.batch_size)
-    split_options = read_split_options(options)
+    options, split_options = read_fit_options(args)
     out, metrics_out = output_file("out", str(probe_file(options.out))), output_file("metrics_out", options.metrics_out)
     data = load_data(options.dataset, options.env)
     splits = make_splits(data.labels, data.episode_ids, split_options)
@@ -53,6 +51,17 @@ def fit(args: Sequence[str]) -> None:
     _finish("probe-fit", options, data, splits, outcomes, stored.metadata, files, metrics_out)
     if out != Path(options.out):
         print(f"{options.out} was asked for; a pickle can run code when it is read, so the probe is {out.name}.")
+
+
+def read_fit_options(args: Sequence[str]) -> tuple[Any, SplitOptions]:
+    """The options of `probe fit`, and how they ask the states to be split.
+
+    Raises:
+        ValueError: One is unknown or impossible.
+    """
+    options = _fit_parser().parse_args(args)
+    require_at_least(1, batch_size=options.batch_size)
+    return options, read_split_options(options)
 
 
 def evaluate(args: Sequence[str]) -> None:

@@ -54,8 +54,7 @@ class Start:
 
 def main(args: Sequence[str]) -> None:
     """Compute the threshold; unless that is all, relearn from every model, and write, record and print the results."""
-    options = _parser().parse_args(args)
-    wanted = _checked(options)
+    options, wanted = read_options(args)
     torch.set_num_threads(1)  # networks of this size gain nothing from more, and lose much on a busy machine
     registry.open_store(options.tracking_uri)
     unsafe = expert(options.env, options.seed, options.unsafe_model)
@@ -82,6 +81,16 @@ def main(args: Sequence[str]) -> None:
     _write(folder, result, starts, histories, wanted.eval_episodes)
     _print(result)
     _finish(options, eval_id, folder, result, [THRESHOLD_ONLY, HISTORY, RESULT, FIGURE], subjects)
+
+
+def read_options(args: Sequence[str]) -> tuple[Any, RelearnOptions]:
+    """The command's options, and how they ask models to be trained.
+
+    Raises:
+        ValueError: One is unknown or impossible.
+    """
+    options = _parser().parse_args(args)
+    return options, _checked(options)
 
 
 def _checked(options: Any) -> RelearnOptions:

@@ -65,7 +65,7 @@ def read(uri: str, env_id: str, option: str) -> Subject:
         )
     update, seed = (number if number >= 0 else None for number in (card.update, card.seed))
     label = _label(card.method, update) or _from_uri(uri)
-    return Subject(label, card.method, update, seed, uri, stored.policy, _digest(stored.policy))
+    return Subject(label, card.method, update, seed, uri, stored.policy, weights_digest(stored.policy))
 
 
 def require_fit(subject: Subject, simulator: Simulator, option: str) -> None:
@@ -179,7 +179,7 @@ def _distinct(subjects: list[Subject]) -> list[Subject]:
     return result
 
 
-def _digest(policy: ActorCritic) -> str:
+def weights_digest(policy: ActorCritic) -> str:
     """The first 16 hexadecimal digits of a SHA-256 over names and weights."""
     state = hashlib.sha256()
     for name, tensor in sorted(policy.state_dict().items()):

@@ -1,0 +1,106 @@
+"""A step made ready to run: every reference replaced, every file in place."""
+
+import json
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from lightning_unlearn.study.steps import Arg, Config, FileOf, ModelOf, Place, Result, Step
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a process needs; can be sent to another machine."""
+
+    name: str
+    args: tuple[str, ...]
+    """Of `python -m lightning_unlearn`."""
+    log: str
+    """File that its output goes to."""
+    env: Mapping[str, str]
+    """Environment variables."""
+    written: Mapping[str, str] = field(default_factory=dict)
+    """Files to write first: path → content."""
+    fetched: tuple[tuple[str, str], ...] = ()
+    """Files to copy from the store first: run, path."""
+
+
+def make_job(
+    step: Step,
+    digest: str,
+    results: Mapping[str, Result],
+    tags: Mapping[str, str],
+    tracking_uri: str,
+    out: str,
+    threads: int,
+) -> Job:
+    """A step's job, once all it needs is done."""
+    args = [_text(arg, results, digest) for arg in step.args]
+    if step.threads is not None:
+        option, most = step.threads
+        args += [option, str(min(threads, most))]
+    return Job(
+        name=step.name,
+        args=(*args, "--tracking_uri", tracking_uri),
+        log=log_file(out, step),
+        env={"MLFLOW_RUN_CONTEXT": json.dumps(tags)},
+        written={arg.path: arg.content for arg in step.args if isinstance(arg, Config)},
+        fetched=tuple((results[arg.step].run_id, arg.path) for arg in step.args if isinstance(arg, FileOf)),
+    )
+
+
+def log_file(out: str, step: Step) -> str:
+    """Where a step's output goes."""
+    return f"{out}/logs/{step.name.replace('/', '.').replace(' ', '-')}.log"
+
+
+def prepare(job: Job) -> None:
+    """Write and fetch a job's files, in the present folder and from the present store."""
+    from lightning_unlearn.study.store import fetch
+
+    for path, content in job.written.items():
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        Path(path).write_text(content, encoding="utf-8")
+    for run_id, path in job.fetched:
+        fetch(run_id, Path(path))
+    Path(job.log).parent.mkdir(parents=True, exist_ok=True)
+
+
+def command(job: Job) -> list[str]:
+    """Its command line on this machine."""
+    return [sys.executable, "-m", "lightning_unlearn", *job.args]
+
+
+def environment(job: Job, bytecode: Path) -> dict[str, str]:
+    """Its environment variables on this machine.
+
+    Where Python is told to keep no compiled files, every process of a study would compile everything again, for
+    longer than most steps take: they share a folder instead.
+    """
+    inherited = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
+    kept = {"PYTHONPYCACHEPREFIX": str(bytecode.resolve())} if sys.dont_write_bytecode else {}
+    return {**inherited, **kept, **job.env}
+
+
+def last_line(log: str) -> str:
+    """What a log says last; a progress bar's lines end with a carriage return."""
+    try:
+        with open(log, "rb") as file:
+            file.seek(0, os.SEEK_END)
+            file.seek(max(0, file.tell() - 2000))
+            text = file.read().decode(errors="replace")
+    except OSError:
+        return ""
+    lines = [line.strip() for line in text.replace("\r", "\n").split("\n") if line.strip()]
+    refused = [line for line in lines if line.startswith("lightning-unlearn: error:")]
+    return (refused or lines or [""])[-1]
+
+
+def _text(arg: Arg, results: Mapping[str, Result], digest: str) -> str:
+    if isinstance(arg, ModelOf):
+        return results[arg.step].models[arg.update]
+    if isinstance(arg, Place):
+        return arg.path.replace("{digest}", digest[:8])
+    return arg if isinstance(arg, str) else arg.path

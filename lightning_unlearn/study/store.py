@@ -1,0 +1,135 @@
+"""What a study reads from and writes to MLflow: results by digest, its own run above its steps', files to fetch.
+
+A step's command makes its run itself; tags that MLflow takes from the process's environment put it under the study's.
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import mlflow
+from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
+
+from lightning_unlearn import registry
+from lightning_unlearn.audits.subjects import weights_digest
+from lightning_unlearn.registry import artifact_location
+from lightning_unlearn.study.steps import Result, Step
+
+DIGEST, RESULT, KIND, STUDY = "study.digest", "study.result", "study.step", "study.name"
+SECONDS, WORK = "study/seconds", "study/env_steps"
+FILES = "probes"
+"""Folder, among a run's artifacts, of the files that other steps read."""
+RUNNING, FINISHED, FAILED, KILLED = "RUNNING", "FINISHED", "FAILED", "KILLED"
+
+
+def stored_digest(uri: str) -> str:
+    """The digest of stored weights, by URI or file.
+
+    Raises:
+        ValueError: There are none.
+    """
+    return weights_digest(registry.load_policy(uri).policy)
+
+
+class StudyStore:
+    """The present store, as a study sees it.
+
+    Args:
+        env_ids: The study's environments; an experiment each.
+    """
+
+    def __init__(self, env_ids: Sequence[str]) -> None:
+        self._client = mlflow.MlflowClient()
+        found = {env: self._client.get_experiment_by_name(env) for env in env_ids}
+        self._experiments = {env: str(one.experiment_id) for env, one in found.items() if one is not None}
+        self._env_ids = env_ids
+
+    def find(self, step: Step, digest: str) -> Result | None:
+        """The finished result of a step of this digest, the newest one."""
+        for run in self._runs(step, f"tags.`{DIGEST}` = '{digest}' and attributes.status = '{FINISHED}'"):
+            if RESULT in run.data.tags:
+                models = self._models(run.info.run_id)
+                if set(step.updates) <= set(models):
+                    return Result(run.info.run_id, run.data.tags[RESULT], models)
+        return None
+
+    def begin(self, name: str, digest: str, text: str) -> str:
+        """The study's own run, a new one or that of the same study begun before; returns its id."""
+        for env_id in self._env_ids:
+            if env_id not in self._experiments:
+                place = artifact_location()
+                self._experiments[env_id] = str(self._client.create_experiment(env_id, artifact_location=place))
+        first = self._experiments[self._env_ids[0]]
+        known = self._client.search_runs([first], f"tags.`{DIGEST}` = '{digest}'", max_results=1)
+        if known:
+            run_id = str(known[0].info.run_id)
+            self._client.update_run(run_id, status=RUNNING)
+        else:
+            run_id = str(self._client.create_run(first, run_name=f"study-{name}").info.run_id)
+        for key, value in {DIGEST: digest, STUDY: name}.items():
+            self._client.set_tag(run_id, key, value)
+        self._client.log_text(run_id, text, "study.yaml")
+        return run_id
+
+    def end(self, parent: str, status: str, table: str) -> None:
+        """Close the study's own run, with a table of its steps; steps of it that still run are killed."""
+        for run in self._client.search_runs(
+            [*self._experiments.values()],
+            f"tags.`{MLFLOW_PARENT_RUN_ID}` = '{parent}' and attributes.status = '{RUNNING}'",
+        ):
+            self._client.set_terminated(run.info.run_id, KILLED)
+        self._client.log_text(parent, table, "steps.csv")
+        self._client.set_terminated(parent, status)
+
+    def settle(self, step: Step, digest: str, parent: str, seconds: float, log: str) -> Result:
+        """Mark what a finished step left, and return it; a command that made no run gets one here."""
+        found = self._runs(step, f"tags.`{DIGEST}` = '{digest}' and attributes.status = '{FINISHED}'")
+        run_id = str(found[0].info.run_id) if found else self._own_run(step, digest, parent)
+        models = self._models(run_id)
+        if missing := set(step.updates) - set(models):
+            raise ValueError(f"{step.name} registered no model of update {min(missing)}.")
+        content = json.dumps({u: stored_digest(uri) for u, uri in sorted(models.items())})
+        result = hashlib.sha256(content.encode()).hexdigest()[:32] if models else digest
+        self._client.log_metric(run_id, SECONDS, seconds)
+        self._client.log_metric(run_id, WORK, float(step.work.total))
+        self._client.log_text(run_id, log, "log.txt")
+        self._client.set_tag(run_id, RESULT, result)
+        return Result(run_id, result, models)
+
+    def pace(self, step: Step) -> tuple[float, float] | None:
+        """Seconds and environment steps of the newest finished step of this kind."""
+        for run in self._runs(step, f"tags.`{KIND}` = '{step.kind}' and attributes.status = '{FINISHED}'", 1):
+            metrics = run.data.metrics
+            if SECONDS in metrics:
+                return metrics[SECONDS], metrics[WORK]
+        return None
+
+    def _runs(self, step: Step, condition: str, most: int = 20) -> list[Any]:
+        newest = ["attributes.start_time DESC"]
+        if step.env not in self._experiments:
+            return []
+        return list(self._client.search_runs([self._experiments[step.env]], condition, 1, most, newest))
+
+    def _models(self, run_id: str) -> dict[int, str]:
+        versions = self._client.search_model_versions(f"run_id = '{run_id}'")
+        return {int(v.tags["update"]): f"models:/{v.name}/{v.version}" for v in versions if "update" in v.tags}
+
+    def _own_run(self, step: Step, digest: str, parent: str) -> str:
+        tags = {**context(step, digest, parent), "audit": step.stage}
+        run_id = self._client.create_run(self._experiments[step.env], tags=tags, run_name=step.stage).info.run_id
+        self._client.set_terminated(run_id)
+        return str(run_id)
+
+
+def context(step: Step, digest: str, parent: str) -> dict[str, str]:
+    """The tags of a step's run."""
+    return {MLFLOW_PARENT_RUN_ID: parent, DIGEST: digest, KIND: step.kind}
+
+
+def fetch(run_id: str, path: Path) -> None:
+    """Copy a file that another step made from its run to where it is expected."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with registry.local_file(f"runs:/{run_id}/{FILES}/{path.name}") as file:
+        path.write_bytes(file.read_bytes())

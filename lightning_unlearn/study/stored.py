@@ -1,0 +1,46 @@
+"""The `register` command: stored weights become save points of a method in the store, as if they were trained here."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from lightning_unlearn import registry, runs
+from lightning_unlearn.options import CommandParser
+from lightning_unlearn.policies.storage import StoredPolicy
+
+
+def main(args: Sequence[str]) -> None:
+    """Read every file, then register them all, with one run."""
+    options = parser().parse_args(args)
+    if len(options.updates) != len(options.model_path):
+        raise ValueError("--updates and --model_path must name equally many.")
+    found = [_read(uri, options) for uri in options.model_path]
+    registry.open_store(options.tracking_uri)
+    name, sources = f"{options.method}-seed{options.seed}", " ".join(options.model_path)
+    about = {"method": options.method, "seed": str(options.seed), "env": options.env, "source": sources}
+    run_id = runs.record_training(options.env, name, about)
+    for update, stored in zip(options.updates, found, strict=True):
+        known = {"method": options.method, "env": options.env, "seed": options.seed, "update": update}
+        version = registry.register_policy(stored.policy, replace(stored.card, **known), run_id)
+        print(f"models:/{registry.model_name(options.method, options.env)}/{version}")
+    print(f"MLflow run: {run_id}")
+
+
+def _read(uri: str, options: Any) -> StoredPolicy:
+    stored = registry.load_policy(uri)
+    if stored.card.env not in ("", options.env):
+        raise ValueError(f"--model_path {uri} is a model of {stored.card.env}, not of --env {options.env}.")
+    return stored
+
+
+def parser() -> CommandParser:
+    """The options of `register`."""
+    options = CommandParser(prog="lightning-unlearn register", description=__doc__)
+    add = options.add_argument
+    add("--env", type=str, required=True, help="the task")
+    add("--method", type=str, required=True, help="the method that they pass for")
+    add("--seed", type=int, default=0, help="seed that they were trained with")
+    add("--updates", type=int, nargs="+", required=True, help="updates that they were trained for, one a model")
+    add("--model_path", type=str, nargs="+", required=True, help="URIs or files of the models")
+    add("--tracking_uri", type=str, default=registry.DEFAULT_TRACKING_URI, help="MLflow store")
+    return options

@@ -1,0 +1,131 @@
+"""What each method of a study comes to in each environment, once its chain of config files is resolved."""
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from lightning_unlearn.configuration import find_config, shipped_configs
+from lightning_unlearn.methods.repedit import RepEdit
+from lightning_unlearn.study.schema import Method, Study, require_distinct
+from lightning_unlearn.study.steps import Work
+from lightning_unlearn.training import TrainingCLI
+
+AUTO = "auto"
+EPISODE_STEPS = 1000
+"""Of most tasks; only tells how long something will take."""
+_OF_THE_MACHINE = ("config", "tracking_uri", "torch_threads")
+
+
+@dataclass(frozen=True)
+class Training:
+    """A method in an environment."""
+
+    name: str
+    env_id: str
+    config: Mapping[str, Any]
+    """Resolved."""
+    text: str
+    """The same, as YAML."""
+    source: str | None
+    """Of the weights: None (random), another method of the study, or a model URI or file where `foreign`."""
+    foreign: bool
+    save_points: tuple[int, ...]
+    edits: bool
+    """It puts an editor into the latent along a direction."""
+    takes_direction: bool
+    """It waits for the probe's direction."""
+
+    @property
+    def facts(self) -> str:
+        """What its result depends on, as text: the resolved config without what only the machine decides."""
+        kept = {key: value for key, value in self.config.items() if key not in _OF_THE_MACHINE}
+        kept["data"] = {key: value for key, value in kept["data"].items() if key != "workers"}
+        return json.dumps(kept, sort_keys=True, default=str)
+
+    @property
+    def num_envs(self) -> int:
+        """Environments side by side."""
+        return int(self.config["data"]["num_envs"])
+
+    @property
+    def work(self) -> Work:
+        """Environment steps that it makes."""
+        updates, about = int(self.config["trainer"]["max_epochs"]), self.config["model"]["init_args"]
+        steps = updates * self.num_envs * int(self.config["data"]["horizon"])
+        if self.edits:
+            return Work(rolled=steps)
+        if "recollect_every" in about:
+            collections = -(-updates // int(about["recollect_every"]))
+            return Work(rolled=collections * int(about["dataset_episodes"]) * EPISODE_STEPS)
+        return Work(trained=steps)
+
+
+class _ConfigOnly(TrainingCLI):
+    """Parses and checks the options, and builds nothing."""
+
+    def before_instantiate_classes(self) -> None:
+        """Nothing is built."""
+
+    def instantiate_classes(self) -> None:
+        """Nothing is built."""
+
+
+def resolve(study: Study, progress: Callable[[str], None] = lambda _: None) -> dict[str, list[Training]]:
+    """The trainings of each environment, by its id, in the order of the file.
+
+    Raises:
+        ValueError: A method or an environment is unknown, an option is, or names repeat.
+    """
+    found = {env: [_training(study, env, method) for method in study.methods] for env in study.envs}
+    for env, trainings in found.items():
+        progress(f"{env}: {', '.join(t.name for t in trainings)}")
+        require_distinct("methods", [training.name for training in trainings])
+    require_distinct("envs", [trainings[0].env_id for trainings in found.values()])
+    return {trainings[0].env_id: trainings for trainings in found.values()}
+
+
+def _training(study: Study, env: str, method: Method) -> Training:
+    try:
+        cli = _ConfigOnly([*_chain(study, env, method), *_options(method)])
+    except ValueError as error:
+        raise ValueError(f"methods: {method.name or method.config} in {env}: {error}") from error
+    config = cli.config.as_dict()
+    about, last = config["model"]["init_args"], int(config["trainer"]["max_epochs"])
+    own = about.get("source")
+    source = method.source or ("unsafe" if own == AUTO else own)
+    cls = config["model"]["class_path"]
+    edits = cls.endswith(f".{RepEdit.__name__}")
+    return Training(
+        name=about["method"],
+        env_id=config["data"]["env"],
+        config=config,
+        text=str(cli.parser.dump(cli.config, skip_none=False)),
+        source=source,
+        foreign=method.source is None and own not in (None, AUTO),
+        save_points=tuple(config["save_points"] or [last]),
+        edits=edits,
+        takes_direction=edits and about["repedit_artifact"] is None and about["direction"] == "probe",
+    )
+
+
+def _chain(study: Study, env: str, method: Method) -> list[str]:
+    names = ["base.yaml", _config("env", env, "envs"), _config("method", method.config, "methods"), *study.overlays]
+    return [part for name in names for part in ("-c", name)]
+
+
+def _config(folder: str, name: str, where: str) -> str:
+    """A config file: `concept` is `method/concept.yaml`."""
+    if name.endswith((".yaml", ".yml")):
+        return str(find_config(name))
+    try:
+        return str(find_config(f"{folder}/{name}.yaml"))
+    except ValueError:
+        known = ", ".join(sorted(path.stem for path in (shipped_configs() / folder).glob("*.yaml")))
+        raise ValueError(f"{where}: {name!r} is unknown: use one of {known}, or name a config file.") from None
+
+
+def _options(method: Method) -> Iterator[str]:
+    named = {} if method.name is None else {"model.method": method.name}
+    for key, value in (named | dict(method.options)).items():
+        yield from (f"--{key}", value if isinstance(value, str) else json.dumps(value))

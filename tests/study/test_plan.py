@@ -1,0 +1,187 @@
+"""Planning is pure: what is asked for, in which order, and what makes two steps the same."""
+
+import dataclasses
+
+import pytest
+import yaml
+
+from lightning_unlearn.configuration import find_config
+from lightning_unlearn.study.check import require_possible
+from lightning_unlearn.study.plan import plan, stages
+from lightning_unlearn.study.schema import read_study
+from lightning_unlearn.study.steps import ModelOf, Result, Step, done_steps, in_order, step_digest
+from lightning_unlearn.study.trainings import resolve
+
+ORDER = [
+    "unsafe",
+    "oracle",
+    "concept",
+    "localized_concept",
+    "continued",
+    "trajectory_decremental",
+    "probe",
+    "repedit",
+    "evaluate",
+    "relearn",
+    "latent-shift",
+    "report",
+]
+SMALL = {"name": "small", "envs": ["point_goal1"], "seeds": [0], "methods": ["unsafe", "concept"], "audits": {}}
+
+
+def study(**changes):
+    return read_study({"weights": [], "overlays": [], **SMALL, **changes})
+
+
+def steps_of(a_study, digest_of=lambda uri: f"weights of {uri}", out="out"):
+    return {step.name: step for step in plan(a_study, resolve(a_study), out, digest_of)}
+
+
+@pytest.fixture(scope="module")
+def full():
+    content = yaml.safe_load(find_config("study/full.yaml").read_text())
+    return study(**content)
+
+
+def test_the_full_study_has_every_stage_in_order(full):
+    trainings = resolve(full)
+    assert stages(full, trainings["SafetyPointGoal1-v0"]) == ORDER
+    steps = plan(full, trainings, "out", str)
+    assert {step.stage for step in steps} == set(ORDER)
+    require_possible(steps)
+
+
+def test_a_step_comes_after_all_that_it_needs(full):
+    seen = set()
+    for name, step in steps_of(dataclasses.replace(full, seeds=[3, 1])).items():
+        assert set(step.needs) <= seen
+        seen.add(name)
+
+
+def test_the_edit_waits_for_the_probe_and_the_probe_is_tried_on_the_edit(full):
+    steps = steps_of(full)
+    seed0 = "SafetyPointGoal1-v0/seed0"
+    assert steps[f"{seed0}/repedit"].needs == (f"{seed0}/unsafe", f"{seed0}/probe/export")
+    assert f"{seed0}/repedit" in steps[f"{seed0}/probe/eval repedit@150"].needs
+    assert "--use_editor_features" in steps[f"{seed0}/probe/eval repedit@150"].args
+    assert "--use_editor_features" not in steps[f"{seed0}/probe/eval concept@150"].args
+
+
+def test_seeds_share_the_evaluation_and_the_report_waits_for_all(full):
+    steps = steps_of(dataclasses.replace(full, seeds=[0, 1]))
+    evaluate, report = (steps[f"SafetyPointGoal1-v0/{name}"] for name in ("evaluate", "report"))
+    assert {need.split("/")[1] for need in evaluate.needs} == {"seed0", "seed1"}
+    assert set(report.needs) == set(steps) - {report.name}
+
+
+def everything_done(steps, of=lambda step, digest: digest):
+    """Results as a store would have them that was filled by these very steps."""
+    results = {}
+    for step in steps:
+        digest = step_digest(step, results)
+        models = {update: f"models:/{step.name}/{update}" for update in step.updates}
+        results[step.name] = Result(f"run of {digest}", of(step, digest), models)
+    return results
+
+
+def stored(results, steps):
+    known = {step_digest(step, results): results[step.name] for step in steps}
+    return lambda step, digest: known.get(digest)
+
+
+def test_a_finished_study_is_done_wherever_its_files_are():
+    steps = list(steps_of(study()).values())
+    find = stored(everything_done(steps), steps)
+    elsewhere = list(steps_of(study(), out="elsewhere").values())
+    assert set(done_steps(elsewhere, find)) == {step.name for step in steps}
+
+
+def test_a_changed_option_redoes_the_step_and_what_reads_it():
+    steps = list(steps_of(study()).values())
+    find = stored(everything_done(steps), steps)
+    slower = {"config": "concept", "options": {"model.lr": 1e-4}}
+    assert set(done_steps(list(steps_of(study(methods=["unsafe", slower])).values()), find)) == {
+        "SafetyPointGoal1-v0/seed0/unsafe"
+    }
+    other_expert = {"config": "unsafe", "options": {"model.lr": 1e-4}}
+    assert done_steps(list(steps_of(study(methods=[other_expert, "concept"])).values()), find) == {}
+
+
+def test_other_weights_of_the_source_redo_what_starts_from_them():
+    steps = list(steps_of(study()).values())
+    find = stored(everything_done(steps, of=lambda step, digest: "other weights"), steps)
+    again = done_steps(steps, lambda step, digest: find(step, digest) if step.stage == "unsafe" else None)
+    (concept,) = (step for step in steps if step.stage == "concept")
+    assert step_digest(concept, again) == step_digest(concept, everything_done(steps, of=lambda *_: "other weights"))
+    assert step_digest(concept, again) != step_digest(concept, everything_done(steps))
+
+
+def test_the_machine_is_no_part_of_a_digest():
+    plain, threaded = (
+        steps_of(study(methods=[{"config": "unsafe", "options": {"data.workers": n}}])).popitem()[1] for n in (1, 2)
+    )
+    assert step_digest(plain, {}) == step_digest(threaded, {})
+    seed1 = steps_of(study(methods=["unsafe"], seeds=[1])).popitem()[1]
+    assert step_digest(plain, {}) != step_digest(seed1, {})
+
+
+def test_stored_weights_stand_in_for_one_seed_only():
+    weights = [{"method": "unsafe", "uri": "kept/{env}/{seed}/{method}-{update}", "seeds": [1]}]
+    steps = steps_of(study(seeds=[0, 1], weights=weights))
+    assert steps["SafetyPointGoal1-v0/seed0/unsafe"].args[0] == "fit"
+    registered = steps["SafetyPointGoal1-v0/seed1/unsafe"]
+    assert registered.args[0] == "register"
+    assert registered.args[-1].path == "kept/SafetyPointGoal1-v0/1/unsafe-300"
+    assert "weights of kept/SafetyPointGoal1-v0/1/unsafe-300" in registered.facts
+
+
+def test_a_method_may_start_from_any_other():
+    chained = {"config": "concept", "name": "gentle", "source": "concept@50", "options": {"pid.kp": 0.5}}
+    steps = steps_of(study(methods=["unsafe", "concept", chained]))
+    gentle = steps["SafetyPointGoal1-v0/seed0/gentle"]
+    assert ModelOf("SafetyPointGoal1-v0/seed0/concept", 50) in gentle.args
+    assert '"kp": 0.5' in gentle.facts
+
+
+TWICE = {"config": "concept", "options": {"pid.kp": 1.0}}
+CYCLE = [
+    "unsafe",
+    {"config": "concept", "name": "a", "source": "b"},
+    {"config": "concept", "name": "b", "source": "a"},
+]
+BAD = {
+    "unknown method": ({"methods": ["unsafe", "concpt"]}, "'concpt' is unknown: use one of concept"),
+    "unknown environment": ({"envs": ["point_gaol1"]}, "'point_gaol1' is unknown"),
+    "unknown audit": ({"audits": {"evalute": {}}}, "'evalute' is unknown.*Did you mean evaluate"),
+    "unknown key of an audit": ({"audits": {"relearn": {"model": []}}}, "audits.relearn: 'model' is unknown.*models"),
+    "missing key": ({"audits": {"relearn": {}}}, "audits.relearn is incomplete.*models"),
+    "unknown option of an audit": ({"audits": {"evaluate": {"options": {"episode": 3}}}}, "evaluate.*episodes"),
+    "impossible option of an audit": ({"audits": {"evaluate": {"options": {"episodes": 0}}}}, "episodes=0"),
+    "unknown option of a method": ({"methods": [{"config": "unsafe", "options": {"model.lrr": 1}}]}, "unsafe.*lr"),
+    "unknown key of a method": ({"methods": [{"config": "unsafe", "sauce": "x"}]}, "'sauce' is unknown.*source"),
+    "two stages of one name": ({"methods": ["unsafe", "concept", TWICE]}, "methods: concept is listed twice"),
+    "a cyclic source": ({"methods": CYCLE}, "a cyclic source: .*seed0/a needs .*seed0/b"),
+    "its own source": ({"methods": ["unsafe", {"config": "concept", "source": "concept"}]}, "a cyclic source"),
+    "no such source": ({"methods": ["concept"]}, "methods: concept: source: 'unsafe' is unknown"),
+    "seed listed twice": ({"seeds": [0, 1, 0]}, "seeds: 0 is listed twice"),
+    "negative seed": ({"seeds": [-1]}, "seeds: -1"),
+    "no seeds": ({"seeds": []}, "seeds is empty"),
+    "environment listed twice": ({"envs": ["point_goal1", "configs/env/point_goal1.yaml"]}, "envs: .*listed twice"),
+    "no such save point": ({"audits": {"relearn": {"models": ["concept@7"]}}}, "no save point.*50, 100, 150"),
+    "no such update": ({"audits": {"relearn": {"models": ["concept@x"]}}}, "concept@150"),
+    "a word for a list": ({"audits": {"relearn": {"models": "concept"}}}, "give a list"),
+    "shift without states": ({"audits": {"latent-shift": {"models": ["concept"]}}}, "add audits.probe"),
+    "weights of no method": ({"weights": [{"method": "oracle", "uri": "x"}]}, "weights: 'oracle' is unknown"),
+    "unknown placeholder": ({"weights": [{"method": "unsafe", "uri": "{sed}"}]}, "'sed' is unknown.*seed"),
+}
+
+
+@pytest.mark.parametrize(("changes", "message"), BAD.values(), ids=BAD)
+def test_bad_input_is_refused_while_planning(changes, message):
+    with pytest.raises(ValueError, match=f"(?s){message}"):
+        require_possible(list(steps_of(study(**changes)).values()))
+
+
+def test_a_need_that_nothing_makes_is_refused():
+    with pytest.raises(ValueError, match="a needs b, which this study does not make"):
+        in_order([Step("a", "a", "a", "env", (), after=("b",))])
