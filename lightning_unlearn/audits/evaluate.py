@@ -147,6 +147,7 @@ def _examine(
         _require_possible(wanted, comparisons, env)
         if videos is not None:
             videos.mkdir(exist_ok=True)
+            print(f"Videos: {VIDEO_RENDERER}.")
         suite = Suite(env, wanted, videos)
         for number, comparison in enumerate(comparisons, start=1):
             found.append((comparison, _result(suite, partial, wanted, comparison, f"{number}/{len(comparisons)}")))

@@ -78,6 +78,7 @@ def per_episode(episodes: Episodes) -> pd.DataFrame:
             "episode_idx": np.arange(len(episodes.length)),
             "layout_seed": episodes.layout_seeds,
             "goals": episodes.goal_met.sum(1),
+            "simulator_failed": episodes.failed,
         }
     )
 

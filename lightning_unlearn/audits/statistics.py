@@ -4,8 +4,9 @@ What was learnt from one seed says nothing of the next: every interval here resa
 within each, and with one seed there is no interval at all (None), whatever the number of episodes.
 
 Shapes: S training seeds, N episodes of one of them, R resamples, K quantities measured together.
-Sources: Davison and Hinkley 1997, section 3.8 (hierarchical bootstrap); Agarwal et al. 2021 (IQM, probability of
-improvement); Rockafellar and Uryasev 2002 (CVaR); Berger and Hsu 1996 (intersection-union tests).
+Sources: Davison and Hinkley 1997, sections 3.8 (hierarchical bootstrap) and 4.2 (p-values of resamples); Agarwal et al.
+2021 (IQM, probability of improvement); Rockafellar and Uryasev 2002 (CVaR); Berger and Hsu 1996 (intersection-union
+tests); Holm 1979.
 """
 
 from collections.abc import Sequence
@@ -40,6 +41,8 @@ class RepairTest:
     """Its one-sided upper bound; None with one seed."""
     alpha: float
     """Level of each of the two tests, and of both together."""
+    p_value: float | None
+    """Of the claim that both hold; None where one cannot be told."""
 
     @property
     def non_inferior(self) -> bool | None:
@@ -171,14 +174,35 @@ def repair_test(
     columns = (returns, reference_returns, costs, reference_costs)
     table = [np.stack([_as_vector(c) for c in seed], axis=-1) for seed in zip(*columns, strict=True)]  # (N, 4) each
     earned, earned_before, paid, paid_before = np.stack([seed.mean(0) for seed in table]).mean(0)
-    ratio_low = cost_high = None
+    ratio_low = cost_high = p_value = None
     if len(table) > 1:
         means = hierarchical_means(table, rng, resamples)  # (R, 4)
         cost_high = float(np.quantile(means[:, 2] - means[:, 3], 1 - alpha))
         if (means[:, 1] > 0).all():
-            ratio_low = float(np.quantile(means[:, 0] / means[:, 1], alpha))
+            ratios = means[:, 0] / means[:, 1]
+            ratio_low = float(np.quantile(ratios, alpha))
+            p_value = max(_share_against(ratios <= margin), _share_against(means[:, 2] >= means[:, 3]))
     ratio = float(earned / earned_before) if earned_before else float("nan")
-    return RepairTest(ratio, ratio_low, margin, float(paid - paid_before), cost_high, alpha)
+    return RepairTest(ratio, ratio_low, margin, float(paid - paid_before), cost_high, alpha, p_value)
+
+
+def holm(p_values: Sequence[float | None]) -> list[float | None]:
+    """P-values of several claims, adjusted so that one below a level is wrong at that level whatever the others are.
+
+    What cannot be told (None) stays so, and is not counted.
+    """
+    order = sorted((p, i) for i, p in enumerate(p_values) if p is not None)
+    adjusted: list[float | None] = [None] * len(p_values)
+    largest = 0.0
+    for rank, (p, i) in enumerate(order):
+        largest = max(largest, min(1.0, (len(order) - rank) * p))
+        adjusted[i] = largest
+    return adjusted
+
+
+def _share_against(contradicts: np.ndarray) -> float:
+    """Share of the resamples (R,) that contradict a claim, the observed data counted as one of them: never 0."""
+    return float((contradicts.sum() + 1) / (len(contradicts) + 1))
 
 
 def _as_vector(values: np.ndarray) -> np.ndarray:

@@ -11,6 +11,7 @@ from lightning_unlearn.audits.statistics import (
     RepairTest,
     conditional_value_at_risk,
     hierarchical_interval,
+    holm,
     interquartile_mean,
     paired_differences,
     probability_of_improvement,
@@ -21,6 +22,7 @@ from lightning_unlearn.audits.suite import Comparison, Result
 
 CVAR_SHARE = 0.1
 ONE_SEED = "One training seed: there is no interval over seeds; train more seeds before you claim more."
+PUBLISHED_EPISODES = 50
 NO_CHANGE = 1e-6
 """A mean KL below this is rounding."""
 _INTERVALS = {"Reward": "reward", "Cost": "cost_sum"}
@@ -61,6 +63,7 @@ COLUMNS = {
     "Reward_Seeds_High": "the same",
     "Cost_Seeds_Low": "95 % interval over seeds of the mean episode cost; empty with one seed",
     "Cost_Seeds_High": "the same",
+    "Failed_Episodes": "episodes that a failure of the simulator cut short; they count as far as they went",
     "Policy": "deterministic or stochastic",
     "Near_By": "what nearness to the concept is read from",
     "Layouts": "first and last layout seed",
@@ -97,7 +100,10 @@ def per_episode_table(found: Found) -> pd.DataFrame:
     tables = []
     for comparison, result in found:
         subject = comparison.subject
-        table, extra = result.episodes.copy(), [c for c in result.episodes if c in ("layout_seed", "goals")]
+        table, extra = (
+            result.episodes.copy(),
+            [c for c in result.episodes if c in ("layout_seed", "goals", "simulator_failed")],
+        )
         published = [c for c in table if c not in extra]
         origin = {"Model": subject.label, "Family": subject.family, "Update": subject.update}
         tables.append(table.assign(**origin, Seed=subject.seed)[[*published, *origin, *extra, "Seed"]])
@@ -108,6 +114,10 @@ def notes(table: pd.DataFrame, over_seeds: Sequence[Mapping[str, Any]]) -> list[
     """What has to be said beside the numbers."""
     idle = table[(table["Family"] != UNSAFE) & (table["KL_vs_Unsafe"].abs() < NO_CHANGE)]["Model"]
     said = [f"{model} acts as the unsafe expert does (KL below {NO_CHANGE:g}): it changed nothing." for model in idle]
+    for _, row in table[table["Failed_Episodes"] > 0].iterrows():
+        said.append(f"{row['Model']}: the simulator cut {row['Failed_Episodes']} of {row['Episodes']} episodes short.")
+    if (episodes := table["Episodes"].max()) < PUBLISHED_EPISODES:
+        said.append(f"{episodes} episodes of a model: fewer than the {PUBLISHED_EPISODES} of published evaluations.")
     return said if over_seeds else [*said, ONE_SEED]
 
 
@@ -127,6 +137,9 @@ def over_training_seeds(found: Found, rng: np.random.Generator) -> list[dict[str
             about = {"Family": family, "Update": None if update < 0 else update, "Seeds": len(members)}
             comparison = {} if family == UNSAFE else _comparison(own, before, rng)
             rows.append(about | _intervals(own, rng) | comparison)
+    tested = [row["return_kept"] for row in rows if "return_kept" in row]
+    for test, adjusted in zip(tested, holm([test["p_value"] for test in tested]), strict=True):
+        test["p_value_holm"] = adjusted
     return rows
 
 
@@ -147,6 +160,7 @@ def _statistics(episodes: pd.DataFrame) -> dict[str, float | None]:
         "C_forget_Rate": episodes["cforget_rate"].mean(),
         "Episode_Length": episodes["episode_length"].mean(),
         "Episodes": len(episodes),
+        "Failed_Episodes": episodes["simulator_failed"].sum(),
         "Goals": goals.mean(),
         "Cost_Per_Goal": cost.sum() / goals.sum() if goals.any() else None,
         "Cost_Free_Share": (cost == 0).mean(),

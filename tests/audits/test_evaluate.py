@@ -118,7 +118,26 @@ def test_several_seeds_give_intervals_and_a_verdict(register, tmp_path, capsys):
     assert concept["return_kept"]["superior"] is True
     assert concept["return_kept"]["both"] is False
     assert concept["probability_that_a_seed_costs_less"] == 1.0
+    assert concept["return_kept"]["p_value_holm"] == concept["return_kept"]["p_value"] > 0.05
     assert "return_kept" not in unsafe
+
+
+def test_fewer_episodes_than_published_and_failures_of_the_simulator_are_said(models, tmp_path, monkeypatch):
+    step, failing = ToySimulator.step, []
+
+    def failed_once(self, actions):
+        result = step(self, actions)
+        if not failing:
+            failing.append(True)
+            result.failed[1] = result.truncated[1] = True
+        return result
+
+    monkeypatch.setattr(ToySimulator, "step", failed_once)
+    evaluate("--out", "DIR", "--models", "concept")
+    notes = strict_json(tmp_path / "DIR/summary.json")["notes"]
+    assert notes[0] == "unsafe: the simulator cut 1 of 3 episodes short."
+    assert notes[1] == "3 episodes of a model: fewer than the 50 of published evaluations."
+    assert pd.read_csv(tmp_path / "DIR/summary.csv")["Failed_Episodes"].tolist() == [1, 0]
 
 
 def test_stochastic_episodes_are_another_question(models, tmp_path):

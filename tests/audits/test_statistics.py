@@ -6,6 +6,7 @@ from lightning_unlearn.audits.statistics import (
     conditional_value_at_risk,
     hierarchical_interval,
     hierarchical_means,
+    holm,
     interquartile_mean,
     paired_differences,
     probability_of_improvement,
@@ -119,6 +120,14 @@ def test_a_repair_has_to_keep_the_return_and_lower_the_cost(rng, kept, cost, ver
     assert (test.non_inferior, test.superior, test.both) == verdict
     assert test.return_ratio_low < test.return_ratio
     assert test.cost_difference_high > test.cost_difference
+    assert (test.p_value < 0.05) == test.both
+
+
+def test_holm_multiplies_by_what_is_left_and_never_goes_down():
+    """Sorted 0.01, 0.03, 0.04: times 3, 2, 1 gives 0.03, 0.06, 0.04, and the last one may not be below 0.06."""
+    assert holm([0.01, 0.04, None, 0.03]) == pytest.approx([0.03, 0.06, None, 0.06])
+    assert holm([0.9, 0.8]) == [1.0, 1.0]
+    assert holm([]) == []
 
 
 def test_a_ratio_to_nothing_has_no_bound(rng):

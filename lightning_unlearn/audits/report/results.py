@@ -19,6 +19,7 @@ _CAPTION = (
     "states."
 )
 _TESTS = ("model", "return ratio", "lower bound", "return kept", "cost change", "upper bound", "cost lower", "both")
+_TESTS += ("p of both", "p, Holm", f"cost under {COST_LIMIT:g}")
 _CURVES = {
     "rollout/episode_return": ("return of an episode", "Return of the episodes of each rollout."),
     "rollout/cost_rate": ("cost per step", "Cost per step of each rollout."),
@@ -135,6 +136,9 @@ def _test_row(kind: Kind, test: dict[str, Any]) -> list[str]:
         number(test.get("cost_difference_high"), 1),
         _verdict(test.get("superior")),
         _verdict(test.get("both")),
+        number(test.get("p_value"), 4),
+        number(test.get("p_value_holm"), 4),
+        _verdict(None if (interval := kind.interval("Cost")) is None else interval[1] < COST_LIMIT),
     ]
 
 
@@ -152,5 +156,6 @@ def _claim(several: list[Kind]) -> str:
     return (
         f"Each model against the unsafe expert of its own seed on equal layouts. The return is kept if the lower bound "
         f"of its ratio is above {test['margin']:g}; the cost is lower if the upper bound of its change is below 0. "
-        f"Each test is one-sided at level {test['alpha']:g}, and so is the claim that both hold."
+        f"Each test is one-sided at level {test['alpha']:g}, and so is the claim that both hold; Holm's "
+        "correction is over the rows. A cost is under the usual limit if the upper end of its 95 % interval is."
     )
