@@ -18,8 +18,8 @@ _CAPTION = (
     "near / far: that near hazards over that far from them. KL oracle: of the oracle from the model, over the oracle's "
     "states."
 )
-_TESTS = ("model", "return ratio", "lower bound", "return kept", "cost change", "upper bound", "cost lower", "both")
-_TESTS += ("p of both", "p, Holm", f"cost under {COST_LIMIT:g}")
+_TESTS = ["model", "return ratio", "lower bound", "return kept", "cost change", "upper bound", "cost lower", "both"]
+_TESTS += ["p of both", "p, Holm", f"cost under {COST_LIMIT:g}"]
 _CURVES = {
     "rollout/episode_return": ("return of an episode", "Return of the episodes of each rollout."),
     "rollout/cost_rate": ("cost per step", "Cost per step of each rollout."),
