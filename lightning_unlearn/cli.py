@@ -10,6 +10,7 @@ from collections.abc import Sequence
 COMMANDS = {
     "quickstart": ("lightning_unlearn.quickstart", "repair the shipped unsafe expert and show before and after"),
     "fit": ("lightning_unlearn.training", "train one method from a chain of config files"),
+    "import": ("lightning_unlearn.foreign.command", "take in an agent of Stable-Baselines3, OmniSafe or CleanRL"),
     "probe": ("lightning_unlearn.audits.probe_commands", "probe a latent: collect states, fit, export, evaluate"),
     "export-hazard-direction": ("lightning_unlearn.audits.export_direction", "the same as probe export"),
     "action-control": ("lightning_unlearn.audits.action_control", "how well the latent tells the action"),

@@ -25,6 +25,7 @@ ROOMS = {
     "callbacks": {"objectives", "collection", "registry", "policies", "keys"},
     "configuration": {"methods", "callbacks", "options"},
     "training": {"methods", "callbacks", "registry", "collection", "configuration"},
+    "foreign": {"methods", "collection", "policies", "registry", "runs", "envs", "options", "keys", "seeds"},
     "quickstart": {"training", "audits", "registry", "runs", "policies", "seeds", "options"},
     "study": {
         "training",

@@ -1,0 +1,142 @@
+"""The `import` command: an agent trained elsewhere becomes a registered unsafe expert that acts as it did."""
+
+import json
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lightning_unlearn import registry, runs
+from lightning_unlearn.collection.data import RolloutData
+from lightning_unlearn.foreign import cleanrl, omnisafe, sb3
+from lightning_unlearn.foreign.agent import ForeignAgent, as_policy, original_action
+from lightning_unlearn.foreign.normaliser import read_normaliser
+from lightning_unlearn.foreign.warm_up import WarmUp, warm_up
+from lightning_unlearn.options import CommandParser, choose
+from lightning_unlearn.policies.actor_critic import ActorCritic
+from lightning_unlearn.policies.storage import ModelCard
+from lightning_unlearn.seeds import SeedStreams, torch_generator
+
+READERS = {"sb3": sb3.read, "omnisafe": omnisafe.read, "cleanrl": cleanrl.read}
+STATES = 10_000
+"""States of the agent's own rollouts that its actions are compared on, before and after."""
+LARGEST_DIFFERENCE = 1e-3
+"""Of an action; beyond it something else than rounding is at work."""
+NONE = "none"
+
+
+def main(args: Sequence[str]) -> None:
+    """The `import` command."""
+    library, rest = choose("import", tuple(READERS), args)
+    options = _parser(library).parse_args(rest)
+    _require_possible(options)
+    torch.set_num_threads(1)  # networks of this size gain nothing from more, and lose much on a busy machine
+    started = time.perf_counter()
+    registry.open_store(options.tracking_uri)
+    data = RolloutData(options.env, options.num_envs, options.horizon, options.concept, options.workers, options.seed)
+    try:
+        _import(library, options, data, started)
+    finally:
+        data.teardown("fit")
+
+
+def _import(library: str, options: Any, data: RolloutData, started: float) -> None:
+    simulator = data.env.simulator
+    agent = _read(library, options, data)
+    policy = as_policy(agent, simulator, torch_generator(SeedStreams.of(options.seed).weights))
+    read_s = time.perf_counter() - started
+    print(f"Read {options.agent} of {agent.library} in {read_s:.1f} s. Warming up its critics.", flush=True)
+    warmth = warm_up(policy, data, options.warm_up_rollouts)
+    difference = largest_difference(agent, policy, data, warmth.observations[:STATES])
+    run_id, uri = _record(library, options, agent, policy, data, _figures(warmth, difference, read_s))
+    print(_summary(warmth, difference, uri, run_id, options))
+
+
+def _read(library: str, options: Any, data: RolloutData) -> ForeignAgent:
+    bare = options.normalizer == NONE
+    given = None if options.normalizer is None or bare else read_normaliser(Path(options.normalizer))
+    bare = bare or (given is None and options.normalizer is not None)
+    return READERS[library](Path(options.agent), data.env.simulator, given, bare=bare)
+
+
+@torch.no_grad()
+def largest_difference(agent: ForeignAgent, policy: ActorCritic, data: RolloutData, observation: torch.Tensor) -> float:
+    """Between the agent's actions, computed in float64 as its library does, and the policy's. Observation: (N, O).
+
+    Raises:
+        ValueError: It is more than rounding.
+    """
+    original = original_action(agent, data.env.simulator, observation)
+    difference = float((policy.act(observation).double() - original).abs().max())
+    if not difference < LARGEST_DIFFERENCE:
+        raise ValueError(
+            f"the imported policy's actions are up to {difference:.3g} off the agent's: nothing was stored."
+        )
+    return difference
+
+
+def _figures(warmth: WarmUp, difference: float, read_s: float) -> dict[str, float]:
+    figures = {"largest_action_difference": difference, "read_s": read_s, "warm_up_s": warmth.seconds}
+    for when, fit in (("before", warmth.before), ("after", warmth.after)):
+        figures |= {f"{critic}_explained_{when}": share for critic, share in asdict(fit).items()}
+    return {f"import/{name}": number for name, number in figures.items()}
+
+
+def _record(
+    library: str,
+    options: Any,
+    agent: ForeignAgent,
+    policy: ActorCritic,
+    data: RolloutData,
+    figures: dict[str, float],
+) -> tuple[str, str]:
+    """The run and the registered model's URI."""
+    note = f"imported from {agent.library}, file {Path(options.agent).name}"
+    params = {"library": agent.library, **vars(options)} | {"policy": json.dumps(asdict(policy.config))[:500]}
+    params.pop("config", None)
+    with tempfile.TemporaryDirectory() as scratch:
+        file = Path(scratch, "import.json")
+        file.write_text(json.dumps({"note": note, "policy": asdict(policy.config), **figures}, indent=2) + "\n")
+        run_id = runs.record_audit(options.env, f"import-{library}", params, figures, {file: "import"})
+    card = ModelCard("unsafe", options.env, data.env.concept, options.seed, update=0, env_steps=0, note=note)
+    version = registry.register_policy(policy, card, run_id)
+    return run_id, f"models:/{registry.model_name(card.method, card.env)}/{version}"
+
+
+def _summary(warmth: WarmUp, difference: float, uri: str, run_id: str, options: Any) -> str:
+    steps = len(warmth.observations)
+    return (
+        f"Largest difference of an action on {min(steps, STATES)} of its own states: {difference:.1e}\n"
+        f"Critics after {steps} of its own steps ({warmth.seconds:.0f} s): reward explains "
+        f"{warmth.before.reward:.2f} → {warmth.after.reward:.2f} of its targets' variance, cost "
+        f"{warmth.before.cost:.2f} → {warmth.after.cost:.2f}\n"
+        f"The expert is {uri}, of run {run_id}. Repair it with\n"
+        f"  lightning-unlearn fit -c base.yaml -c env/point_goal1.yaml -c method/concept.yaml --env {options.env} "
+        f"--unsafe_updates 0 --model.source {uri}"
+    )
+
+
+def _require_possible(options: Any) -> None:
+    if options.warm_up_rollouts < 2:
+        raise ValueError(f"--warm_up_rollouts {options.warm_up_rollouts} is not possible: use at least 2.")
+    SeedStreams.of(options.seed)
+
+
+def _parser(library: str) -> CommandParser:
+    parser = CommandParser(prog=f"lightning-unlearn import {library}", description=__doc__)
+    add = parser.add_argument
+    add("agent", type=str, help="the agent's file; of omnisafe also its run's folder")
+    add("--env", type=str, default="SafetyPointGoal1-v0", help="the task it was trained in")
+    add("--normalizer", type=str | None, default=None, help="file of its observation statistics, or `none`")
+    add("--concept", type=str, default="auto", help="info key whose positive values mark the behaviour to forget")
+    add("--seed", type=int, default=0, help="what the expert is registered under, and the seed of the warm-up")
+    add("--warm_up_rollouts", type=int, default=8, help="rollouts of the agent that its critics are fitted to")
+    add("--num_envs", type=int, default=8, help="environments side by side in a rollout")
+    add("--horizon", type=int, default=1024, help="steps of each in a rollout")
+    add("--workers", type=int, default=2, help="threads of the simulator; results do not depend on it")
+    add("--tracking_uri", type=str, default=registry.DEFAULT_TRACKING_URI, help="MLflow store")
+    return parser

@@ -1,0 +1,73 @@
+"""Observation statistics from the files that people have: a VecNormalize pickle (read, never run) or an npz."""
+
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from lightning_unlearn.foreign import inert_pickle
+from lightning_unlearn.foreign.agent import Normaliser
+
+_EXPORT = (
+    "np.savez(FILE.npz, mean=rms.mean, var=rms.var, epsilon=…, clip=…), where rms is the RunningMeanStd of the agent"
+)
+_MAX_BYTES = 1 << 24
+_ARRAYS = {"mean", "var", "epsilon", "clip", "count"}
+
+
+def read_normaliser(path: Path) -> Normaliser | None:
+    """Statistics from a `.pkl` of Stable-Baselines3's VecNormalize, or from an `.npz` with mean and var.
+
+    An npz may also hold epsilon (1e-8 if not) and clip (10 if not), the defaults of CleanRL and of VecNormalize.
+
+    Returns:
+        The statistics; None where the VecNormalize leaves observations as they are.
+
+    Raises:
+        ValueError: The file is neither, or is damaged.
+    """
+    if not path.is_file():
+        raise ValueError(f"--normalizer {path} was not found")
+    try:
+        return _from_npz(path) if zipfile.is_zipfile(path) else _from_vecnormalize(path)
+    except ValueError as error:
+        raise ValueError(f"--normalizer {path} cannot be used: {error}. Or export it with {_EXPORT}.") from error
+
+
+def _from_npz(path: Path) -> Normaliser:
+    with zipfile.ZipFile(path) as archive:
+        if sum(info.file_size for info in archive.infolist()) > _MAX_BYTES:
+            raise ValueError(f"it unpacks to more than {_MAX_BYTES} bytes")
+        names = {name.removesuffix(".npy") for name in archive.namelist()}
+    if not {"mean", "var"} <= names <= _ARRAYS:
+        raise ValueError(f"it holds {sorted(names)}, not mean and var (and epsilon, clip, count if you like)")
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            found = {name: np.asarray(file[name], np.float64) for name in names}
+    except (zipfile.BadZipFile, OSError, EOFError, KeyError, TypeError, MemoryError) as error:
+        raise ValueError(f"it is damaged ({error})") from error
+    return _normaliser(found["mean"], found["var"], found.get("epsilon", 1e-8), found.get("clip", 10.0))
+
+
+def _from_vecnormalize(path: Path) -> Normaliser | None:
+    record = inert_pickle.read(path)
+    state = getattr(record, "state", None)
+    if not str(getattr(record, "name", "")).endswith(".VecNormalize") or not isinstance(state, dict):
+        raise ValueError("it is no pickle of a VecNormalize")
+    if state.get("norm_obs") is False:
+        return None
+    statistics = getattr(state.get("obs_rms"), "state", None)
+    if not isinstance(statistics, dict):
+        raise ValueError("it has no statistics of one observation vector; those of dict observations are not supported")
+    mean, variance = (inert_pickle.array(statistics.get(name)) for name in ("mean", "var"))
+    return _normaliser(mean, variance, state.get("epsilon"), state.get("clip_obs"))
+
+
+def _normaliser(mean: np.ndarray, variance: np.ndarray, epsilon: Any, clip: Any) -> Normaliser:
+    try:
+        numbers = float(epsilon), float(clip)
+    except (TypeError, ValueError) as error:
+        raise ValueError("its epsilon and its clip must be numbers") from error
+    return Normaliser(torch.from_numpy(mean), torch.from_numpy(variance), *numbers)

@@ -1,0 +1,79 @@
+"""The command, from a foreign file to a registered expert and a method that starts from it."""
+
+import re
+
+import mlflow
+import pytest
+import torch
+from fixture_agent import SB3, sb3_actions
+
+from lightning_unlearn import cli, registry
+from lightning_unlearn.collection.data import RolloutData
+from lightning_unlearn.foreign.warm_up import explained, warm_up
+from lightning_unlearn.policies.actor_critic import ActorCritic, PolicyConfig
+
+SMALL = ["--warm_up_rollouts", "2", "--num_envs", "2", "--horizon", "64"]
+AGENT = [str(SB3 / "agent.zip"), "--normalizer", str(SB3 / "vecnormalize.pkl")]
+URI = "models:/unsafe.SafetyPointGoal1-v0/1"
+
+
+@pytest.mark.filterwarnings("ignore:.*does not have many workers")
+def test_an_agent_becomes_an_expert_that_a_method_starts_from(store, capsys):
+    cli.main(["import", "sb3", *AGENT, *SMALL])
+    printed = capsys.readouterr().out
+    assert float(re.search(r"difference.*: (\S+)", printed)[1]) < 1e-4
+    assert URI in printed
+    stored = registry.load_policy(URI)
+    assert (stored.card.method, stored.card.note) == ("unsafe", "imported from Stable-Baselines3 2.9.2, file agent.zip")
+    states, expected = sb3_actions()
+    torch.testing.assert_close(stored.policy.act(states), expected, rtol=0, atol=1e-5)
+    (run,) = mlflow.search_runs(experiment_names=["SafetyPointGoal1-v0"], output_format="list")
+    assert run.data.metrics["import/largest_action_difference"] < 1e-4
+    chain = [part for file in ("base", "env/point_goal1", "method/concept") for part in ("-c", f"{file}.yaml")]
+    cli.main(["fit", *chain, "--updates", "1", "--save_points", "1", "--horizon", "32", "--unsafe_updates", "0"])
+    printed = capsys.readouterr().out
+    assert f"Starting from {URI}" in printed
+    assert registry.load_policy("models:/concept.SafetyPointGoal1-v0@update-1").policy.config == stored.policy.config
+
+
+@pytest.mark.parametrize("critics", ["shared", "separate"])
+def test_the_warm_up_teaches_the_critics_and_leaves_the_policy(generator, critics):
+    policy = ActorCritic(PolicyConfig(2, [-1.0], [1.0], hidden_sizes=[16, 16], critics=critics), generator)
+    before = {name: value.clone() for name, value in policy.state_dict().items()}
+    data = RolloutData("ToyLine-v0", 8, 512)
+    warmth = warm_up(policy, data, 6)
+    data.teardown("fit")
+    assert warmth.after.cost > warmth.before.cost + 0.05
+    assert warmth.after.reward > warmth.before.reward + 0.1
+    changed = {n.split(".")[0] for n, value in policy.state_dict().items() if not torch.equal(value, before[n])}
+    own_trunk = {"critic_trunk"} if critics == "separate" else set()
+    assert changed == {"reward_value", "cost_value"} | own_trunk
+    assert all(parameter.requires_grad for parameter in policy.parameters())
+
+
+def test_explained_variance():
+    target = torch.tensor([0.0, 2.0, 4.0])
+    assert explained(target + 1.0, target) == 1.0  # an offset is no variance
+    assert explained(torch.zeros(3), target) == 0.0
+    assert explained(torch.ones(3), torch.ones(3)) == 0.0
+
+
+BAD = {
+    "no such library": (["sb4", "agent.zip"], "Did you mean sb3"),
+    "no such agent": (["sb3", "nowhere.zip", "--normalizer", "none"], "nowhere.zip was not found"),
+    "no normaliser": (["sb3", AGENT[0]], "--normalizer"),
+    "no such normaliser": (["sb3", AGENT[0], "--normalizer", "nowhere.pkl"], "nowhere.pkl was not found"),
+    "no such environment": (["sb3", *AGENT, "--env", "SafetyPointGaol1-v0"], "SafetyPointGoal1-v0"),
+    "another environment": (["sb3", *AGENT, "--env", "SafetyPointCircle1-v0"], "takes 60 observations.*--env"),
+    "too short a warm-up": (["sb3", *AGENT, "--warm_up_rollouts", "1"], "at least 2"),
+    "a normaliser for omnisafe": (["omnisafe", "run", *AGENT[1:]], "leave --normalizer out"),
+}
+
+
+@pytest.mark.parametrize(("given", "message"), BAD.values(), ids=BAD)
+def test_bad_input_is_refused_before_anything_is_stored(store, capsys, given, message):
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["import", *given])
+    assert stopped.value.code == 2
+    assert re.search(message, capsys.readouterr().err, re.DOTALL)
+    assert mlflow.MlflowClient().search_registered_models() == []
