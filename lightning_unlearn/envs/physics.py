@@ -94,6 +94,7 @@ class _Views:
             data.qpos,
             data.warning.number[_DIVERGED[0] : _DIVERGED[-1] + 1],
         )
+        self.divisible = model.opt.integrator != mujoco.mjtIntegrator.mjINT_RK4  # into mj_step1 and mj_step2
         self.sensed = int(model.opt.disableflags)
         self.unsensed = self.sensed | int(mujoco.mjtDisableBit.mjDSBL_SENSOR)
 
@@ -190,19 +191,27 @@ class Scene:
     def _integrate(self, views: _Views) -> None:
         views.option.disableflags = views.unsensed  # nothing reads a sensor between the frames
         try:
-            self._frames_of(views.model, views.data)
+            if self.task._mocaps:
+                self._dragged_frames(views)
+            else:
+                self._free_frames(views)
         finally:
             views.option.disableflags = views.sensed
 
-    def _frames_of(self, model: mujoco.MjModel, data: mujoco.MjData) -> None:
-        mocaps = self.task._mocaps.values()
-        if not mocaps:
-            mujoco.mj_step(model, data, self._frames)
-            return
+    def _free_frames(self, views: _Views) -> None:
+        frames = self._frames
+        if views.divisible:
+            # What the first frame derives from positions and velocities stands: the last step, or the reset, ended in
+            # mj_forward.
+            mujoco.mj_step2(views.model, views.data)
+            frames -= 1
+        mujoco.mj_step(views.model, views.data, frames)
+
+    def _dragged_frames(self, views: _Views) -> None:
         for _ in range(self._frames):
-            for mocap in mocaps:
+            for mocap in self.task._mocaps.values():
                 mocap.move()
-            mujoco.mj_step(model, data)
+            mujoco.mj_step(views.model, views.data)
 
     def _catch_up(self) -> None:
         """Take the draws that the original takes for each step's (constant) number of frames."""
