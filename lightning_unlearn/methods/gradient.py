@@ -58,7 +58,8 @@ class GradientMethod(RolloutMethod):
         optimizer = cast(LightningOptimizer, self.optimizers())
         optimizer.zero_grad()
         self.manual_backward(loss)
-        torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.max_grad_norm)
+        # by itself it takes the parameters one by one on a CPU
+        torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.max_grad_norm, foreach=True)
         optimizer.step()
 
     def _train_metrics(self, losses: Sequence[Any]) -> dict[str, Any]:
