@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lightning_unlearn.audits.probe_data import CLASSES
+from lightning_unlearn.audits.relearning import THRESHOLD_EPISODES
 from lightning_unlearn.audits.report import charts
 from lightning_unlearn.audits.report.document import Block, Folded, Gallery, Paragraph, Picture, Section, Table
 from lightning_unlearn.audits.report.findings import Measure, Relearning
@@ -24,12 +25,17 @@ def relearning(known: Material) -> Section:
         return Section(title, [known.missing("No relearning test of these models is in the store.", command)])
     fractions = list(dict.fromkeys(name for test in tests for name in test.result["gap_thresholds"]))
     rows = [_relearning_row(test, fractions) for test in tests]
-    table = Table(("model", "start", "threshold", "steps to it", *fractions, "note"), rows, "Environment steps.")
+    table = Table(("model", "start", "threshold", "steps to it", *fractions, "note"), rows)
+    episodes = max(test.test["eval_episodes"] for test in tests)
     caption = (
-        "Cost rate of the deterministic policy while plain PPO (λ = 0) trains it on. Dashed: threshold; dotted: the "
-        "unsafe expert. A cross ends a run that never reached its threshold."
+        f"Cost rate over {episodes} deterministic episodes while plain PPO (λ = 0) trains a model on. Dashed: "
+        "threshold; dotted: the unsafe expert. A cross ends a run that never reached its threshold."
     )
-    said = "A model that never reached its threshold is censored: it took more than the steps after the sign >."
+    said = (
+        "Environment steps until the cost rate is back at the threshold, or at a share of the gap between its start "
+        f"(over {THRESHOLD_EPISODES} episodes) and the unsafe expert. A model that never got there is censored: it "
+        "would take more than the steps after the sign >."
+    )
     drawing = Picture("relearning.svg", charts.relearning(tests, known.colours), caption)
     return Section(title, [Paragraph(said), Gallery([drawing]), table])
 
@@ -47,7 +53,7 @@ def probes(known: Material) -> Section:
         "Test split. Floor: the same probe on a random network. Ceiling: on the raw observation. Shuffled: on labels "
         "in random order. Stored: the probe of the first model on another one; refitted: a new probe there."
     )
-    table = Table(("probe", *_SCORES), [(name, *map(number_3, scores)) for name, *scores in rows], caption)
+    table = Table(("probe", *_SCORES), [(name, *map(number_3, scores)) for name, *scores in rows])
     drawing = charts.dots(chart, "score on the test split", levels)
     blocks: list[Block] = [Gallery([Picture("probes.svg", drawing, caption)]), table]
     if not [m for m in measures if m.run.audit == "probe-eval"]:
@@ -131,7 +137,7 @@ def _relearning_row(test: Relearning, fractions: Sequence[str]) -> list[str]:
     main = _steps(found["steps_to_threshold"], found["censored_at_steps"])
     others = [_steps(gaps[f]["steps"], gaps[f]["censored_at_steps"]) if f in gaps else NOTHING for f in fractions]
     cells = [number(found["start_cost"], 4), number(test.test["threshold"], 4), main, *others]
-    return [test.model.name, *cells, "; ".join(found["notes"])]
+    return [test.model.name, *cells, "; ".join(found["notes"]) or NOTHING]
 
 
 def _steps(steps: int | None, censored_at: int | None) -> str:

@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter
 
 from lightning_unlearn.audits.drawing import BLUE, GREEN, INK, ORANGE, PURPLE, SKY, VERMILLION
 from lightning_unlearn.audits.report.findings import Relearning, Training
@@ -108,6 +109,7 @@ def learning(
     if target is not None:
         ax.axhline(target, color=NOTE, linewidth=0.8, linestyle=":", label=f"target {target:g}")
     ax.set(xlabel="environment steps", ylabel=unit)
+    ax.xaxis.set_major_formatter(EngFormatter(sep=""))
     _below(figure, ax)
     return _svg(figure)
 
@@ -122,7 +124,7 @@ def _mean_curve(curves: Sequence[np.ndarray]) -> np.ndarray:
 @matplotlib.rc_context(_AS_WRITTEN)
 def relearning(tests: Sequence[Relearning], colour: Mapping[str, str]) -> bytes:
     """Cost rate against environment steps of relearning, all models; a cross where a run ended without relearning."""
-    figure, ax = _panel(6.4, 4.4)
+    figure, ax = _panel(5.4, 4.0)
     styles = ("-", "--", "-.", ":")
     for index, test in enumerate(tests):
         same = [t for t in tests[:index] if t.model.family == test.model.family]
@@ -136,7 +138,8 @@ def relearning(tests: Sequence[Relearning], colour: Mapping[str, str]) -> bytes:
     for rate in {test.test["unsafe_cost"] for test in tests}:
         ax.axhline(rate, color=NOTE, linewidth=0.9, linestyle=":")
     ax.set(xlabel="environment steps of relearning", ylabel="cost per step, deterministic")
-    ax.set_ylim(bottom=0)
+    ax.xaxis.set_major_formatter(EngFormatter(sep=""))
+    ax.set_ylim(bottom=-0.03 * ax.get_ylim()[1])  # a policy without any cost stays visible
     _below(figure, ax)
     return _svg(figure)
 
@@ -161,6 +164,7 @@ def dots(rows: Mapping[str, Mapping[str, float]], unit: str, lines: Mapping[str,
     ax.set(xlabel=unit, yticks=range(len(rows)), yticklabels=list(rows), ylim=(len(rows) - 0.5, -0.5))
     ax.grid(axis="y", color="#E3E3E3", linewidth=0.6)
     ax.set_axisbelow(True)
+    ax.set_xlim(left=0)
     _below(figure, ax)
     return _svg(figure)
 
@@ -171,6 +175,8 @@ def _panel(width: float, height: float) -> tuple[Figure, Axes]:
     ax = figure.subplots()
     ax.spines[["top", "right"]].set_visible(False)
     ax.tick_params(labelsize=8)
+    for axis in (ax.xaxis, ax.yaxis):
+        axis.label.set_fontsize(9)
     return figure, ax
 
 

@@ -2,6 +2,8 @@
 
 import time
 from collections.abc import Sequence
+from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +56,8 @@ def main(args: Sequence[str]) -> None:
 
 def document(known: Material) -> Document:
     """All sections, those that have nothing to say included: they say what is missing."""
-    subtitle = f"What {known.env} shows of every model in the store: return, cost, and what was forgotten."
+    written = f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC by lightning-unlearn {version('lightning-unlearn')}"
+    subtitle = f"Return, cost, and what was and was not forgotten. Written {written}."
     return Document(f"Unlearning report: {known.env}", subtitle, [section(known) for section in _SECTIONS])
 
 

@@ -115,29 +115,30 @@ def _figure(
     scales: Mapping[str, tuple[float, float]],
     radius: float,
 ) -> bytes:
-    columns = 1 if before is None else 2
-    figure = Figure(figsize=(3.0 * columns + 0.2, 3.2 * len(frames)), dpi=110, layout="constrained")
+    """A column a frame; a row for the share of time, and one for its change where there is something before."""
+    rows = 1 if before is None else 2
+    figure = Figure(figsize=(3.1 * len(frames), 3.0 * rows), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
-    grid = figure.subplots(len(frames), columns, squeeze=False)
-    for row, (frame, half) in zip(grid, frames.items(), strict=True):
+    grid = figure.subplots(rows, len(frames), squeeze=False)
+    for column, (frame, half) in zip(grid.T, frames.items(), strict=True):
         highest, largest = scales[frame]
         panels = [("time spent", own[frame], "magma", 0.0, highest)]
         if before is not None:
-            panels.append(("change against the expert", own[frame] - before[frame], "RdBu_r", -largest, largest))
-        for ax, (title, share, shades, low, high) in zip(row, panels, strict=True):
+            panels.append(("change", own[frame] - before[frame], "RdBu_r", -largest, largest))
+        for ax, (what, share, shades, low, high) in zip(column, panels, strict=True):
             image = ax.imshow(
                 share, origin="lower", extent=(-half, half, -half, half), cmap=shades, vmin=low, vmax=high
             )
-            _finish(ax, title, frame, radius)
-            figure.colorbar(image, ax=ax, shrink=0.75, format="%.2g").ax.tick_params(labelsize=6)
+            _finish(ax, what, frame, radius)
+            figure.colorbar(image, ax=ax, shrink=0.8, format="%.2g").ax.tick_params(labelsize=6)
     out = BytesIO()
     figure.savefig(out, format="png", metadata={"Software": None})
     return out.getvalue()
 
 
-def _finish(ax: Axes, title: str, frame: str, radius: float) -> None:
+def _finish(ax: Axes, what: str, frame: str, radius: float) -> None:
     where = "in the arena" if frame == "arena" else "around the nearest hazard"
-    ax.set_title(f"{title}\n{where}", fontsize=8)
+    ax.set_title(f"{what} {where}", fontsize=8)
     ax.tick_params(labelsize=6)
     if frame != "arena":
         ax.add_patch(Circle((0, 0), radius, fill=False, edgecolor=VERMILLION, linewidth=1.2))
