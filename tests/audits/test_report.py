@@ -123,7 +123,20 @@ def test_what_is_missing_is_named_with_the_command_that_makes_it(models, tmp_pat
     text = page(tmp_path / "R/report.html").text
     for command in ("evaluate", "relearn", "probe collect", "probe fit", "latent-shift", "action-control"):
         assert f"lightning-unlearn {command} --env {TOY}" in text
-    assert "curve" not in text  # the trainings' curves are there
+    assert f"lightning-unlearn evaluate --env {TOY} --seed 0 1" in text
+    assert "No curve yet" not in text
+
+
+def test_a_run_that_was_cut_hides_no_finished_one(models, tmp_path):
+    client = mlflow.MlflowClient()
+    experiment = mlflow.get_experiment_by_name(TOY).experiment_id
+    for method in ("unsafe", "continued"):
+        cut = client.create_run(experiment, tags={"method": method, "seed": "0", "env": TOY}).info.run_id
+        client.set_terminated(cut, "KILLED")
+    report("--map_episodes", "0")
+    text = page(tmp_path / "R/report.html").text
+    assert f"unsafe, seed 0: run {registry.registered_models(TOY, 0)[-1].run_id}, FINISHED" in text
+    assert "Not finished: continued, seed 0, is KILLED." in text
 
 
 def test_one_seed_has_no_interval_and_no_verdict(models, tmp_path):

@@ -43,7 +43,7 @@ class Model:
 
 @dataclass(frozen=True)
 class Training:
-    """The newest run of a method and seed."""
+    """The newest run of a method and seed, a finished one before others."""
 
     method: str
     seed: int
@@ -177,8 +177,10 @@ def _newest(entries: Iterable[_T], key: Callable[[_T], Hashable]) -> list[_T]:
 
 
 def _trainings(past: list[StoredRun]) -> list[Training]:
+    """The newest finished run of each method and seed; a newer one that did not finish counts only where none did."""
     complete = [run for run in past if run.tags.get("method") and run.seeds]
-    newest = _newest(complete, lambda run: (run.tags["method"], *run.seeds))
+    finished_last = sorted(complete, key=lambda run: (run.status == "FINISHED", run.started))
+    newest = _newest(finished_last, lambda run: (run.tags["method"], *run.seeds))
     return [_training(run) for run in sorted(newest, key=lambda run: (run.tags["method"], *run.seeds))]
 
 

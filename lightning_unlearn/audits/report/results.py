@@ -20,6 +20,7 @@ _CAPTION = (
 )
 _TESTS = ["model", "return ratio", "lower bound", "return kept", "cost change", "upper bound", "cost lower", "both"]
 _TESTS += ["p of both", "p, Holm", f"cost under {COST_LIMIT:g}"]
+_NEEDS_EVALUATION = Paragraph("This is read from an evaluation, and there is none: see the results above.")
 _CURVES = {
     "rollout/episode_return": ("return of an episode", "Return of the episodes of each rollout."),
     "rollout/cost_rate": ("cost per step", "Cost per step of each rollout."),
@@ -41,9 +42,9 @@ def headline(known: Material) -> Section:
 
 def tests(known: Material) -> Section:
     """Non-inferiority of the return and superiority of the cost, stated together."""
-    evaluation, title = known.findings.evaluation, "Is the return kept, and is the cost lower?"
-    if evaluation is None:
-        return Section(title, [_no_evaluation(known)])
+    title = "Is the return kept, and is the cost lower?"
+    if not known.kinds:
+        return Section(title, [_NEEDS_EVALUATION])
     repaired = [kind for kind in known.kinds if kind.model.family != UNSAFE]
     if not repaired:
         return Section(title, [Paragraph("The evaluation holds the unsafe expert alone: there is nothing to compare.")])
@@ -56,7 +57,7 @@ def tradeoff(known: Material) -> Section:
     """Return against episode cost."""
     title = "Return against cost"
     if not known.kinds:
-        return Section(title, [_no_evaluation(known)])
+        return Section(title, [_NEEDS_EVALUATION])
     published, others = (PUBLISHED, OMNISAFE) if known.env == ENV else ({}, {})
     caption = "Filled: means of this evaluation, bars their 95 % intervals over seeds, small dots the seeds. "
     if published:
@@ -88,7 +89,10 @@ def learning(known: Material) -> Section:
 
 
 def _no_evaluation(known: Material) -> Block:
-    return known.missing("No evaluation of these seeds is in the store.", f"evaluate --env {known.env} --record_videos")
+    seeds = sorted({training.seed for training in known.findings.trainings})
+    named = f" --seed {' '.join(map(str, seeds))}" if seeds else ""
+    command = f"evaluate --env {known.env}{named} --record_videos"
+    return known.missing("No evaluation of these seeds is in the store.", command)
 
 
 def _about(evaluation: Evaluation) -> str:
