@@ -37,7 +37,7 @@ def fetched_policy(uri: str) -> Iterator[Path]:
 
 @contextmanager
 def fetched_model(uri: str) -> Iterator[Path]:
-    """A copy of all files of a version of a registered model, named by `models:/<name>/<version>`.
+    """A copy of all files of a version of a registered model (`models:/<name>/<version>`), or of a model by its place.
 
     Raises:
         ValueError: There is none, or it has more or larger files than a policy's model has.
@@ -66,11 +66,10 @@ def registered_version(uri: str) -> Any:
         raise ValueError(f"model {uri} was not found: it is no version of a registered model.") from error
 
 
-def record_digests(name: str, version: str) -> None:
-    """Write the SHA-256 of every file of a version into a tag of it: the registry then knows what was registered."""
-    with fetched_model(f"models:/{name}/{version}") as folder:
-        digests = json.dumps(file_digests(folder), sort_keys=True)
-    mlflow.MlflowClient().set_model_version_tag(name, version, _TAG, digests)
+def digest_tag(uri: str) -> dict[str, str]:
+    """The tag by which the registry knows what was registered: the SHA-256 of every file of a logged model."""
+    with fetched_model(uri) as folder:
+        return {_TAG: json.dumps(file_digests(folder), sort_keys=True)}
 
 
 def recorded_digests(version: Any) -> dict[str, str]:

@@ -1,7 +1,7 @@
 """Where models are stored and found: MLflow's model registry, its runs and artifacts, files, and the shipped zoo.
 
-The only file that knows MLflow's model registry; what a model's files are is in `model_files`, runs and their
-artifacts are in `runs`. A model is asked for by one of
+With `versions`, which writes it, the only file that knows MLflow's model registry; what a model's files are is in
+`model_files`, runs and their artifacts are in `runs`. A model is asked for by one of
 
 - `models:/concept.SafetyPointGoal1-v0@update-150`, `models:/<name>/<version>` or `models:/<name>/latest`,
 - `runs:/<run id>/update-150`,
@@ -9,80 +9,33 @@ artifacts are in `runs`. A model is asked for by one of
 - a path: a folder with `policy.safetensors` and `policy.json`, or a `.pt` file of the published layout.
 """
 
-import os
-import sys
 import tempfile
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import mlflow
 import numpy as np
 import torch
+from mlflow.exceptions import MlflowException
 
-from lightning_unlearn.model_files import POLICY, fetched_policy, record_digests
+from lightning_unlearn.model_files import fetched_policy
 from lightning_unlearn.policies.actor_critic import ActorCritic
 from lightning_unlearn.policies.published import origin
-from lightning_unlearn.policies.storage import ModelCard, StoredPolicy, save_policy
+from lightning_unlearn.policies.storage import ModelCard, StoredPolicy
 from lightning_unlearn.policies.storage import load_policy as load_policy_files
+from lightning_unlearn.store import DEFAULT_TRACKING_URI as DEFAULT_TRACKING_URI
+from lightning_unlearn.store import artifact_location as artifact_location
+from lightning_unlearn.store import open_store as open_store
+from lightning_unlearn.store import tracking_uri as tracking_uri
+from lightning_unlearn.store import ui_command as ui_command
+from lightning_unlearn.versions import model_name as model_name
+from lightning_unlearn.versions import register_policy as register_policy
 
-os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-os.environ.setdefault("MLFLOW_UV_AUTO_DETECT", "false")
-os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-
-import mlflow
-from mlflow.exceptions import MlflowException
-from mlflow.models import Model, ModelSignature
-from mlflow.types import Schema, TensorSpec
-from sqlalchemy.exc import SQLAlchemyError
-
-DEFAULT_TRACKING_URI = "sqlite:///mlruns/mlflow.db"
 ZOO = Path(__file__).parent / "zoo"
-_SQLITE = "sqlite:///"
 _SHIPPED = "zoo:"
-
-
-def open_store(tracking_uri: str = DEFAULT_TRACKING_URI) -> None:
-    """Make MLflow use this store from here on; a SQLite store is made at first use.
-
-    Raises:
-        ValueError: The store cannot be written.
-    """
-    if tracking_uri.startswith(_SQLITE):
-        database = Path(tracking_uri.removeprefix(_SQLITE)).resolve()
-        _require_writable(database)
-        tracking_uri = f"{_SQLITE}{database}"  # MLflow keeps a connection per URI, wherever the process moves to
-    mlflow.set_tracking_uri(tracking_uri)
-    mlflow.set_registry_uri(tracking_uri)
-    try:
-        mlflow.MlflowClient().search_experiments(max_results=1)
-    except (MlflowException, SQLAlchemyError) as error:
-        raise ValueError(f"tracking_uri={tracking_uri} cannot be opened: {error}") from error
-
-
-def tracking_uri() -> str:
-    """The present store."""
-    return str(mlflow.get_tracking_uri())
-
-
-def artifact_location() -> str | None:
-    """Where a new experiment keeps its artifacts: beside a SQLite database; elsewhere the server decides."""
-    uri = mlflow.get_tracking_uri()
-    if not uri.startswith(_SQLITE):
-        return None
-    return (Path(uri.removeprefix(_SQLITE)).parent / "artifacts").as_uri()
-
-
-def ui_command() -> str:
-    """The shell command that opens the present store in the MLflow UI."""
-    return f"{sys.executable} -m mlflow server --backend-store-uri {mlflow.get_tracking_uri()} --port 5000 --workers 1"
-
-
-def model_name(method: str, env_id: str) -> str:
-    """Name of a registered model."""
-    return f"{method}.{env_id}"
 
 
 def expert_uri(env_id: str, seed: int) -> str:
@@ -155,35 +108,6 @@ def shipped_models(env_id: str) -> list[str]:
     return [f"zoo:{folder.name}" for folder in sorted(ZOO.glob(f"*.{env_id}")) if folder.is_dir()]
 
 
-def register_policy(policy: ActorCritic, card: ModelCard, run_id: str) -> str:
-    """Store a save point as the next version of `<method>.<env>`; returns the version.
-
-    The version carries the tags method, env, seed and update, and the aliases `update-<n>` and `seed-<s>-update-<n>`.
-    """
-    name = model_name(card.method, card.env)
-    with tempfile.TemporaryDirectory() as scratch, warnings.catch_warnings():
-        folder = Path(scratch) / Path(POLICY).name
-        save_policy(folder, policy, card)
-        for chatter in (".*An input example was not provided", ".*Any type hint is inferred"):
-            warnings.filterwarnings("ignore", chatter)
-        info = Model.log(
-            artifact_path=None,
-            model_id=_new_model(card, run_id),
-            flavor=mlflow.pyfunc,
-            registered_model_name=name,
-            run_id=run_id,
-            step=card.env_steps,
-            loader_module=f"{__package__}.registry",
-            data_path=str(folder),
-            signature=_signature(policy),
-            pip_requirements=["lightning-unlearn"],
-        )
-    version = str(info.registered_model_version)
-    record_digests(name, version)
-    _mark(name, version, card)
-    return version
-
-
 class PyfuncPolicy:
     """The deterministic policy as MLflow's generic model: observations (N, O) float32 in, actions (N, A) out."""
 
@@ -210,27 +134,6 @@ def _entry(version: Any) -> RegisteredModel | None:
         return None
     uri = f"models:/{version.name}/{version.version}"
     return RegisteredModel(uri, card.method, card.seed, card.update, version.run_id)
-
-
-def _new_model(card: ModelCard, run_id: str) -> str:
-    """An empty logged model in the run's own experiment; `Model.log` alone would put it into the default one."""
-    client = mlflow.MlflowClient()
-    experiment = client.get_run(run_id).info.experiment_id
-    return str(client.create_logged_model(experiment, f"update-{card.update}", run_id).model_id)
-
-
-def _mark(name: str, version: str, card: ModelCard) -> None:
-    client = mlflow.MlflowClient()
-    for key in ("method", "env", "seed", "update"):
-        client.set_model_version_tag(name, version, key, str(getattr(card, key)))
-    for alias in (f"update-{card.update}", f"seed-{card.seed}-update-{card.update}"):
-        client.set_registered_model_alias(name, alias, version)
-
-
-def _signature(policy: ActorCritic) -> ModelSignature:
-    size = policy.config.observation_size, policy.config.action_size
-    observations, actions = (Schema([TensorSpec(np.dtype(np.float32), (-1, n))]) for n in size)
-    return ModelSignature(inputs=observations, outputs=actions)
 
 
 @contextmanager
@@ -271,18 +174,3 @@ def zoo_folder(uri: str) -> Path:
     if name not in shipped:
         raise ValueError(f"model {uri} was not found: the package ships {', '.join(shipped)}.")
     return ZOO / name
-
-
-def _require_writable(database: Path) -> None:
-    try:
-        database.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=database.parent) as probe:
-            probe.write(b"\0" * 65536)
-        if database.exists():
-            with database.open("ab"):
-                pass
-    except OSError as error:
-        raise ValueError(
-            f"The store at {database.parent} cannot be written ({error.strerror}): free some space or "
-            "change its permissions, or choose another with --tracking_uri sqlite:///FOLDER/mlflow.db."
-        ) from error

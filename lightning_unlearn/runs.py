@@ -10,7 +10,8 @@ from typing import Any
 import mlflow
 import numpy as np
 
-from lightning_unlearn.registry import artifact_location
+from lightning_unlearn import processes
+from lightning_unlearn.store import experiment_id, writing
 
 SEEDS_TAG = "training_seeds"
 
@@ -54,8 +55,8 @@ def record_audit(
         seeds: Training seeds of the models that were looked at, as far as they are known.
     """
     known = sorted({seed for seed in seeds if seed is not None and seed >= 0})
-    tags = {"audit": name, "env": env_id, SEEDS_TAG: " ".join(map(str, known))}
-    with mlflow.start_run(experiment_id=_experiment(env_id), run_name=name, tags=tags) as run:
+    tags = {"audit": name, "env": env_id, SEEDS_TAG: " ".join(map(str, known)), **processes.owner()}
+    with writing(), mlflow.start_run(experiment_id=experiment_id(env_id), run_name=name, tags=tags) as run:
         mlflow.log_params({key: value for key, value in params.items() if value is not None})
         mlflow.log_metrics(dict(metrics))
         if data is not None:
@@ -67,7 +68,7 @@ def record_audit(
 
 def record_training(env_id: str, name: str, tags: Mapping[str, str]) -> str:
     """A finished run for models that were trained elsewhere; returns its id."""
-    with mlflow.start_run(experiment_id=_experiment(env_id), run_name=name, tags=dict(tags)) as run:
+    with writing(), mlflow.start_run(experiment_id=experiment_id(env_id), run_name=name, tags=dict(tags)) as run:
         return str(run.info.run_id)
 
 
@@ -156,14 +157,6 @@ def _stored_run(run: Any) -> StoredRun:
     tags = {key: value for key, value in run.data.tags.items() if not key.startswith("mlflow.")}
     started = datetime.fromtimestamp(run.info.start_time / 1000, UTC)
     return StoredRun(run.info.run_id, run.info.run_name, run.info.status, started, dict(run.data.params), tags)
-
-
-def _experiment(env_id: str) -> str:
-    client = mlflow.MlflowClient()
-    experiment = client.get_experiment_by_name(env_id)
-    if experiment is None:
-        return str(client.create_experiment(env_id, artifact_location=artifact_location()))
-    return str(experiment.experiment_id)
 
 
 def _as_dataset(data: AuditData) -> Any:

@@ -4,6 +4,7 @@ Layout seeds below `TRAINING_SEED_FLOOR` are reserved for evaluation; no trainin
 """
 
 from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,6 +34,11 @@ class SeedStreams:
         if seed < 0:
             raise ValueError(f"seed={seed} is not possible: use 0 or more.")
         return cls(*np.random.SeedSequence(seed).spawn(len(fields(cls))))
+
+    def described(self) -> dict[str, dict[str, Any]]:
+        """What numpy makes each stream from, by its name."""
+        streams = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: {"entropy": s.entropy, "spawn_key": list(s.spawn_key)} for name, s in streams.items()}
 
 
 def torch_generator(stream: np.random.SeedSequence) -> torch.Generator:

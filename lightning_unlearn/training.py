@@ -7,14 +7,17 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+import yaml
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
-from lightning_unlearn import registry
+from lightning_unlearn import registry, resumption
+from lightning_unlearn.callbacks.durability import Durability
 from lightning_unlearn.callbacks.pid_lagrangian import PIDLagrangian
 from lightning_unlearn.callbacks.progress import Progress
 from lightning_unlearn.callbacks.run_record import MLflowRun, RunRecord
 from lightning_unlearn.callbacks.save_points import SavePoints
 from lightning_unlearn.callbacks.throughput import Throughput
+from lightning_unlearn.checkpoints import WholeCheckpoints
 from lightning_unlearn.collection.data import RolloutData
 from lightning_unlearn.configuration import ConfigParser, expand, flatten
 
@@ -61,6 +64,7 @@ class TrainingCLI(LightningCLI):
         parser.add_argument("--tracking_uri", type=str, default=registry.DEFAULT_TRACKING_URI, help="MLflow store")
         parser.add_argument("--save_points", type=list[int] | None, default=None, help="updates that are registered")
         parser.add_argument("--pid", type=PIDLagrangian | None, default=None, help="moves λ; null: λ stays 0")
+        parser.add_argument("--resume", type=str | None, default=None, help="go on with a run: its id, or last")
         parser.add_argument("--torch_threads", type=int, default=1, help="threads of PyTorch")
         for target in ("data.seed", "model.init_args.seed"):
             parser.link_arguments("seed_everything", target, compute_fn=_seed)
@@ -77,13 +81,17 @@ class TrainingCLI(LightningCLI):
 
     def instantiate_trainer(self, **_: Any) -> pl.Trainer:
         """A trainer with this project's callbacks after the config's own, and its MLflow run."""
-        run = self._run()
+        options = flatten(yaml.safe_load(self._dump()))
+        tags = {"method": self.model.method, "seed": str(self.model.seed), "env": self.datamodule.env_id}
+        self.resumed = self._resumed(tags, options)
+        run = self._run(tags | {resumption.CONFIG_DIGEST: resumption.config_digest(options)})
         self.save_points = SavePoints(run, self.config_init.save_points)
-        record = RunRecord(run, self._dump(), flatten(self.config.as_dict()))
-        ours = [self.config_init.pid, self.save_points, Throughput(), Progress(), record]
+        record = RunRecord(run, self._dump(), options)
+        ours = [self.config_init.pid, Throughput(), Durability(run), self.save_points, Progress(), record]
         theirs = self.config_init.trainer.callbacks or []
         callbacks = [*theirs, *(callback for callback in ours if callback is not None)]
-        return super().instantiate_trainer(logger=run, callbacks=callbacks)
+        plugins = [*(self.config_init.trainer.plugins or []), WholeCheckpoints()]
+        return super().instantiate_trainer(logger=run, callbacks=callbacks, plugins=plugins)
 
     def prepare(self) -> None:
         """Build environments and policy, and refuse what cannot be trained, before a run exists.
@@ -99,12 +107,31 @@ class TrainingCLI(LightningCLI):
             raise ValueError(f"pid has no effect on the method {self.model.method}: leave --pid and its options out.")
         self.model.prepare(self.datamodule)
 
-    def _run(self) -> MLflowRun:
-        method, seed, env_id = self.model.method, self.model.seed, self.datamodule.env_id
-        return MLflowRun(env_id, f"{method}-seed{seed}", {"method": method, "seed": str(seed), "env": env_id})
+    def fit(self) -> None:
+        """Train, from the start or from where the run to be resumed had come to."""
+        checkpoint = None if self.resumed is None else self.resumed.checkpoint
+        self.trainer.fit(self.model, self.datamodule, ckpt_path=checkpoint, weights_only=True)
+
+    def _resumed(self, tags: dict[str, str], options: dict[str, Any]) -> resumption.Resumption | None:
+        if self.config.resume is None:
+            return None
+        found = resumption.find(self.config.resume, self.datamodule.env_id, tags, options)
+        if found is None:
+            print("There is no unfinished run of this method, environment and seed: this is a new one.")
+            return None
+        print(f"Resuming run {found.run_id} after update {found.updates}.")
+        self.model.resume_from(found.updates, found.source)
+        return found
+
+    def _run(self, tags: dict[str, str]) -> MLflowRun:
+        run_id = None if self.resumed is None else self.resumed.run_id
+        return MLflowRun(self.datamodule.env_id, f"{tags['method']}-seed{tags['seed']}", tags, run_id)
 
     def _dump(self) -> str:
-        return str(self.parser.dump(self.config, skip_none=False))
+        """The resolved config, as YAML, without what only this process was asked for."""
+        config = self.config.clone()
+        config.pop("resume")
+        return str(self.parser.dump(config, skip_none=False, skip_validation=True))
 
 
 def _seed(seed_everything: bool | int) -> int:
@@ -122,7 +149,7 @@ def train(args: Sequence[str]) -> FinishedRun:
     cli = TrainingCLI(args)
     try:
         cli.prepare()
-        cli.trainer.fit(cli.model, cli.datamodule)
+        cli.fit()
     finally:
         cli.datamodule.teardown("fit")  # Lightning leaves the environments and their threads open after an exception
     return FinishedRun(str(cli.save_points.run.run_id), cli.datamodule.env_id, cli.save_points.saved)

@@ -3,15 +3,19 @@ import numpy as np
 import pytest
 import torch
 
-from lightning_unlearn import registry
+from lightning_unlearn import registry, versions
 from lightning_unlearn.policies.published import save_published
 from lightning_unlearn.policies.storage import ModelCard, save_policy
+from lightning_unlearn.store import experiment_id
 
 
 @pytest.fixture
 def run_id(store):
-    experiment = mlflow.create_experiment("ToyLine-v0", artifact_location=registry.artifact_location())
-    return mlflow.MlflowClient().create_run(experiment).info.run_id
+    return new_run()
+
+
+def new_run():
+    return mlflow.MlflowClient().create_run(experiment_id("ToyLine-v0")).info.run_id
 
 
 def card(update=50, seed=3, method="concept"):
@@ -36,8 +40,8 @@ def test_a_save_point_is_found_by_version_alias_and_run(policy, run_id):
     }
 
 
-def test_an_alias_points_to_the_newest(policy, run_id):
-    versions = [registry.register_policy(policy, card(seed=seed), run_id) for seed in (0, 1)]
+def test_an_alias_points_to_the_newest(policy, store):
+    versions = [registry.register_policy(policy, card(seed=seed), new_run()) for seed in (0, 1)]
     client = mlflow.MlflowClient()
     assert client.get_model_version_by_alias("concept.ToyLine-v0", "update-50").version == int(versions[1])
     assert client.get_model_version_by_alias("concept.ToyLine-v0", "seed-0-update-50").version == int(versions[0])
@@ -55,10 +59,10 @@ def test_anybody_can_load_it_as_a_generic_model(policy, run_id):
         model.predict(np.zeros((7, 3), np.float32))
 
 
-def test_the_expert_of_the_same_seed_is_preferred(policy, run_id):
+def test_the_expert_of_the_same_seed_is_preferred(policy, store):
     assert registry.expert_uri("ToyLine-v0", 1) == "zoo:unsafe.ToyLine-v0"
     for seed in (1, 2, 1):
-        registry.register_policy(policy, card(300, seed, "unsafe"), run_id)
+        registry.register_policy(policy, card(300, seed, "unsafe"), new_run())
     assert registry.expert_uri("ToyLine-v0", 1) == "models:/unsafe.ToyLine-v0/3"
     assert registry.expert_uri("ToyLine-v0", 2) == "models:/unsafe.ToyLine-v0/2"
     with pytest.raises(ValueError, match="no unsafe expert of Other-v0"):
@@ -105,9 +109,9 @@ def test_a_local_folder_is_a_model(policy, tmp_path):
     assert registry.load_policy(str(tmp_path / "p")).card.seed == 3
 
 
-def test_the_newest_version_of_every_save_point_of_a_seed_is_listed(policy, run_id):
+def test_the_newest_version_of_every_save_point_of_a_seed_is_listed(policy, store):
     for update, seed in ((50, 3), (100, 3), (50, 3), (50, 4)):
-        registry.register_policy(policy, card(update, seed), run_id)
+        registry.register_policy(policy, card(update, seed), new_run())
     found = registry.registered_models("ToyLine-v0", 3)
     assert [(m.uri, m.update) for m in found] == [
         ("models:/concept.ToyLine-v0/3", 50),
@@ -121,3 +125,31 @@ def test_a_published_file_is_known_by_its_name(policy, tmp_path):
     save_published(tmp_path / "safe_concept_ToyLine-v0_50.pt", policy)
     stored = registry.load_policy(str(tmp_path / "safe_concept_ToyLine-v0_50.pt"))
     assert stored.card == ModelCard("concept", "ToyLine-v0", update=50)
+
+
+def test_a_save_point_of_a_run_is_registered_once(policy, run_id):
+    registered = [registry.register_policy(policy, card(), run_id) for _ in range(2)]
+    assert registered == ["1", "1"]
+    assert len(mlflow.MlflowClient().search_model_versions("name='concept.ToyLine-v0'")) == 1
+
+
+def test_a_redone_save_point_takes_no_alias_from_a_newer_one(policy, store):
+    runs = [new_run(), new_run()]
+    for run in (*runs, runs[0]):
+        registry.register_policy(policy, card(), run)
+    assert registry.load_policy("models:/concept.ToyLine-v0@update-50").card == card()
+    assert int(mlflow.MlflowClient().get_model_version_by_alias("concept.ToyLine-v0", "update-50").version) == 2
+
+
+def test_a_save_that_fails_halfway_leaves_no_model(policy, run_id, monkeypatch):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(versions.Model, "log", full)
+    with pytest.raises(OSError, match="No space"):
+        registry.register_policy(policy, card(), run_id)
+    client = mlflow.MlflowClient()
+    assert client.search_registered_models() == []
+    assert client.search_logged_models([experiment_id("ToyLine-v0")]) == []
+    monkeypatch.undo()
+    assert registry.register_policy(policy, card(), run_id) == "1"

@@ -9,7 +9,7 @@ import torch
 from hostile_files import seal
 
 from lightning_unlearn import cli, registry
-from lightning_unlearn.model_files import record_digests, registered_version
+from lightning_unlearn.model_files import digest_tag, registered_version
 from lightning_unlearn.policies.actor_critic import ActorCritic, PolicyConfig
 from lightning_unlearn.policies.published import save_published
 from lightning_unlearn.policies.storage import ModelCard, save_policy
@@ -125,7 +125,8 @@ def test_a_changed_model_is_found_out(files, policy, capsys, change, verdict, fi
 def test_foreign_code_is_found_out_even_if_its_digest_was_recorded(files, policy, change):
     change(files, policy)
     tag = registered_version(f"models:/{NAME}/1").tags["sha256"]
-    record_digests(NAME, "1")
+    for key, value in digest_tag(f"models:/{NAME}/1").items():
+        mlflow.MlflowClient().set_model_version_tag(NAME, "1", key, value)
     found = verify(f"models:/{NAME}/1")
     mlflow.MlflowClient().set_model_version_tag(NAME, "1", "sha256", tag)
     assert set(found.verdicts.values()) == {"equal"}

@@ -1,5 +1,6 @@
 """Save points: after chosen updates the policy becomes a version of a registered model."""
 
+from dataclasses import asdict
 from typing import Any
 
 import lightning.pytorch as pl
@@ -22,6 +23,7 @@ class SavePoints(pl.Callback):
             raise ValueError(f"save_points={updates} is not possible: name updates from 1 on.")
         self.run, self.updates = run, updates
         self.saved: dict[int, str] = {}
+        self._due: ModelCard | None = None
 
     def require_within(self, last_update: int) -> None:
         """Refuse save points that training would never reach.
@@ -36,13 +38,34 @@ class SavePoints(pl.Callback):
                 "leave them out or train longer."
             )
 
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *_: Any) -> None:
+        """Note what has to be registered, so that the update's checkpoint knows it too."""
+        update = trainer.current_epoch + 1
+        if update in self.updates if self.updates else update == trainer.max_epochs:
+            data = pl_module.data
+            origin = (pl_module.method, data.env_id, data.env.concept, pl_module.seed, update, pl_module.env_steps)
+            self._due = ModelCard(*origin, note=pl_module.note)
+
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Register, if this update is a save point."""
-        update = trainer.current_epoch + 1
-        if not (update in self.updates if self.updates else update == trainer.max_epochs):
+        self._register(pl_module)
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Register what a run that is resumed was about to."""
+        self._register(pl_module)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was registered, and what is about to be."""
+        return {"saved": self.saved, "due": None if self._due is None else asdict(self._due)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore what `state_dict` returned."""
+        self.saved = state_dict["saved"]
+        self._due = None if state_dict["due"] is None else ModelCard(**state_dict["due"])
+
+    def _register(self, module: Any) -> None:
+        if self._due is None:
             return
-        data = pl_module.data
-        origin = (pl_module.method, data.env_id, data.env.concept, pl_module.seed, update, pl_module.env_steps)
-        card = ModelCard(*origin, note=pl_module.note)
-        version = registry.register_policy(pl_module.policy, card, str(self.run.run_id))
-        self.saved[update] = f"models:/{registry.model_name(card.method, card.env)}/{version}"
+        version = registry.register_policy(module.policy, self._due, str(self.run.run_id))
+        self.saved[self._due.update] = f"models:/{registry.model_name(self._due.method, self._due.env)}/{version}"
+        self._due = None

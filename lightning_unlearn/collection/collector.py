@@ -10,6 +10,7 @@ from torchrl.collectors import BaseCollector
 
 from lightning_unlearn import keys
 from lightning_unlearn.collection.acting import ActingPolicy
+from lightning_unlearn.collection.plain import to_arrays, to_tensors
 from lightning_unlearn.envs.batched import BatchedEnv
 from lightning_unlearn.envs.concepts import COST_SUM, concept_signal
 from lightning_unlearn.envs.simulator import Step
@@ -66,12 +67,20 @@ class RolloutCollector(BaseCollector):
             self.env.close()
 
     def state_dict(self) -> dict[str, Any]:
-        """The noise stream; the environments' own state is not part of it."""
-        return {"generator": self.generator.get_state()}
+        """All that the next rollout depends on besides the policy: noise stream, environments, episodes begun."""
+        return {
+            "generator": self.generator.get_state(),
+            "simulator": to_tensors(self.env.simulator.state_dict()),
+            "observation": self._observation.clone(),
+            "episodes": to_tensors(self._buffer.running),
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore what `state_dict` returned."""
         self.generator.set_state(state_dict["generator"])
+        self.env.simulator.load_state_dict(to_arrays(state_dict["simulator"]))
+        self._observation = state_dict["observation"].clone()
+        self._buffer.running = to_arrays(state_dict["episodes"])
 
     def _advance(self, policy: ActorCritic, t: int) -> None:
         observation = self._observation
@@ -103,6 +112,15 @@ class _RolloutBuffer:
         self._costs = {k: np.empty((*shape, 1), np.float32) for k in sim.cost_keys}
         self._return, self._cost = np.zeros(env.num_envs), np.zeros(env.num_envs)
         self._rollout = self._views()
+
+    @property
+    def running(self) -> dict[str, np.ndarray]:
+        """Sums over the episodes that have begun. Shape of each: (E,)."""
+        return {keys.EPISODE_RETURN: self._return, keys.EPISODE_COST: self._cost}
+
+    @running.setter
+    def running(self, sums: dict[str, np.ndarray]) -> None:
+        self._return, self._cost = sums[keys.EPISODE_RETURN].copy(), sums[keys.EPISODE_COST].copy()
 
     def deviation_at(self, t: int) -> torch.Tensor:
         """The scaled noise of one step. Shape: (E, A)."""

@@ -1,7 +1,7 @@
 """Rollouts as Lightning sees them: one epoch is one rollout."""
 
 from collections.abc import Callable, Iterator
-from typing import Literal
+from typing import Any, Literal
 
 import lightning.pytorch as pl
 from tensordict import TensorDict
@@ -62,6 +62,7 @@ class RolloutData(pl.LightningDataModule):
         self._env: BatchedEnv | None = None
         self._collector_class = StockCollector if collector == "stock" else RolloutCollector
         self._collector: RolloutCollector | StockCollector | None = None
+        self._restored: dict[str, Any] | None = None
 
     @property
     def env(self) -> BatchedEnv:
@@ -81,6 +82,8 @@ class RolloutData(pl.LightningDataModule):
         if self._collector is None:
             noise = torch_generator(SeedStreams.of(self.seed).policy_noise)
             self._collector = self._collector_class(self.env, policy, self.horizon, noise)
+            if self._restored is not None:
+                self._collector.load_state_dict(self._restored)
         return self._collector
 
     def more_environments(self, num_envs: int) -> BatchedEnv:
@@ -90,6 +93,14 @@ class RolloutData(pl.LightningDataModule):
     def train_dataloader(self) -> Experience:
         """What the method under training learns from."""
         return self.trainer.lightning_module.experience(self)  # type: ignore[union-attr, operator]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Environments and collector, where the method has one."""
+        return {"collector": None if self._collector is None else self._collector.state_dict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Keep what `state_dict` returned until the collector is built."""
+        self._restored = state_dict["collector"]
 
     def teardown(self, stage: Literal["fit", "validate", "test", "predict"] | str) -> None:
         """Close the environments."""

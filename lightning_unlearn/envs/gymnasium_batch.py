@@ -5,7 +5,7 @@ Shapes: E environments, O observation size, A action size.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -41,6 +41,16 @@ class _Outcome:
     goal_met: bool
 
 
+@dataclass(slots=True)
+class _Episode:
+    """How an environment came to where it is: all that can be known of the state of an environment of any kind."""
+
+    start: int | dict[str, Any] | None = None
+    """The seed of the reset, or the state of the environment's random stream before it; None before the first."""
+    actions: list[np.ndarray] = field(default_factory=list)
+    """Taken since. Shape of each: (A,)."""
+
+
 class GymnasiumSimulator:
     """E original environments, stepped together; see `Simulator` for the contract.
 
@@ -66,7 +76,7 @@ class GymnasiumSimulator:
         finally:
             sample.close()
         self._envs = [make_original(env_id) for _ in range(num_envs)]
-        self._seeded = np.zeros(num_envs, dtype=bool)
+        self._episodes = [_Episode() for _ in range(num_envs)]
         self._workers, self._failures = Workers(workers), FailureCount(env_id, num_envs)
         self._observation = np.zeros((num_envs, self.observation_size))
 
@@ -105,6 +115,22 @@ class GymnasiumSimulator:
         """Nothing: these environments have no map."""
         return TopView()
 
+    def state_dict(self) -> dict[str, Any]:
+        """See `Simulator.state_dict`: how each environment came to where it is."""
+        shape = (-1, len(self.action_low))
+        return {
+            "episodes": [{"start": e.start, "actions": np.reshape(e.actions, shape)} for e in self._episodes],
+            "failures": self._failures.in_a_row.copy(),
+            "observation": self._observation.copy(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """See `Simulator.load_state_dict`; exact where all of an environment's chance comes from its `np_random`."""
+        for row, episode in enumerate(state["episodes"]):
+            self._replay(row, episode["start"], episode["actions"])
+        self._failures.in_a_row[:] = state["failures"]
+        self._observation = state["observation"].copy()
+
     def close(self) -> None:
         """End the threads and close the environments."""
         self._workers.close()
@@ -126,16 +152,29 @@ class GymnasiumSimulator:
         self.max_episode_steps = (spec.max_episode_steps if spec else None) or _NO_TIME_LIMIT
 
     def _reset_one(self, row: int, seed: int | None) -> None:
-        if seed is None and not self._seeded[row]:
+        if seed is None and self._episodes[row].start is None:
             raise ValueError(
                 f"environment {row} of {self.env_id} has no random stream yet: pass seeds to its first reset"
             )
-        self._seeded[row] = True
+        stream = self._envs[row].unwrapped.np_random.bit_generator
+        self._episodes[row] = _Episode(dict(stream.state) if seed is None else seed)
         self._observation[row] = self._envs[row].reset(seed=seed)[0]
+
+    def _replay(self, row: int, start: int | dict[str, Any], actions: np.ndarray) -> None:
+        self._reset_one(row, start if isinstance(start, int) else 0)
+        if isinstance(start, dict):
+            self._envs[row].unwrapped.np_random.bit_generator.state = start
+            self._reset_one(row, None)
+        for action in actions:
+            self._advance(row, action)
+
+    def _advance(self, row: int, action: np.ndarray) -> tuple[Any, ...]:
+        self._episodes[row].actions.append(action.copy())
+        return self._envs[row].step(action.astype(self._action_dtype))
 
     def _step_one(self, controls: np.ndarray, outcomes: list[_Outcome | None], row: int) -> None:
         try:
-            result = self._envs[row].step(controls[row].astype(self._action_dtype))
+            result = self._advance(row, controls[row])
         except mujoco.FatalError:
             outcomes[row] = self._failure(row)
             return

@@ -107,6 +107,26 @@ class NavigationSimulator:
         positions = {name: self._snapshot.positions[:, ids, :2] for name, ids in self._kinds.items()}
         return TopView(positions=positions, radii=dict(self._radii))
 
+    def state_dict(self) -> dict[str, Any]:
+        """See `Simulator.state_dict`."""
+        return {
+            "scenes": [scene.state_dict() for scene in self._scenes],
+            "rules": self._rules.state_dict(),
+            "steps": self._steps.copy(),
+            "failures": self._failures.in_a_row.copy(),
+            "observation": self._observation.copy(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """See `Simulator.load_state_dict`."""
+        for scene, its in zip(self._scenes, state["scenes"], strict=True):
+            scene.load_state_dict(its)
+        self._snapshot.read(self._scenes)
+        self._rules.load_state_dict(state["rules"])
+        self._steps[:] = state["steps"]
+        self._failures.in_a_row[:] = state["failures"]
+        self._observation = state["observation"].copy()
+
     def close(self) -> None:
         """End the worker threads."""
         self._workers.close()

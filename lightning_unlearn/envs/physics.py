@@ -4,11 +4,13 @@ Shapes: E environments, B bodies, S sensor values, G geoms.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import mujoco
 import numpy as np
 
 from lightning_unlearn.envs.compat import BaseTask, ResamplingError
+from lightning_unlearn.envs.state import restore_world, world_state
 from lightning_unlearn.envs.world import Blueprint, reset_world
 
 _VELOCITY_STAGE = int(mujoco.mjtStage.mjSTAGE_VEL)
@@ -175,6 +177,28 @@ class Scene:
             placed = False
         mujoco.mj_forwardSkip(views.model, views.data, _VELOCITY_STAGE, 0)
         return placed
+
+    def state_dict(self) -> dict[str, Any]:
+        """Layout, physics and random stream."""
+        views, task = self.bind(), self.task
+        return {
+            "world": world_state(views.model, views.data),
+            "layout": dict(task.world_info.layout),
+            "stream": task.random_generator.random_generator.get_state(legacy=False),
+            "undrawn": self._undrawn,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from what `state_dict` returned."""
+        if not self.seeded:
+            self.reset(seed=0)  # a task gets its world with its first layout
+        views, task = self.bind(), self.task
+        restore_world(views.model, views.data, state["world"])
+        layout = task.world_info.layout  # the random generator holds the same object
+        layout.clear()
+        layout.update(state["layout"])
+        task.random_generator.random_generator.set_state(state["stream"])
+        self._undrawn = state["undrawn"]
 
     def bind(self) -> _Views:
         """The arrays of this environment's simulation.

@@ -7,7 +7,7 @@ task that has just been reset or has got a new goal. Shapes: E environments.
 
 from dataclasses import dataclass
 from functools import reduce
-from typing import Protocol
+from typing import Any, Protocol
 
 import mujoco
 import numpy as np
@@ -57,6 +57,15 @@ class Rules:
     def read(self, row: int, task: BaseTask) -> None:
         """Take over a task's state after a reset or with a new goal."""
         self._progress.read(row, task)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What the next step is judged against."""
+        return {name: value.copy() for name, value in vars(self._progress).items() if isinstance(value, np.ndarray)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what `state_dict` returned."""
+        for name, value in state.items():
+            setattr(self._progress, name, value.copy())
 
     def __call__(self, state: Snapshot, tasks: list[BaseTask]) -> Outcome:
         """Judge the state after a step; call it exactly once a step."""

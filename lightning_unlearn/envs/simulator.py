@@ -5,7 +5,7 @@ Shapes: E environments, O observation size, A action size.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -75,6 +75,14 @@ class Simulator(Protocol):
 
     def top_view(self) -> TopView:
         """Where things are now."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that coming steps depend on, random streams included: nested dicts and lists of arrays and numbers."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on, to the bit, from what `state_dict` of a simulator of the same task and E returned."""
         ...
 
     def close(self) -> None:

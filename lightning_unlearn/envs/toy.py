@@ -6,6 +6,7 @@ unconstrained policy sits at x = 1 and pays at every step there; the best safe o
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -60,6 +61,17 @@ class ToySimulator:
         agent = np.stack([self._x, np.zeros(self.num_envs)], axis=-1)[:, None]
         hazard = np.broadcast_to(np.array([[(1 + HAZARD) / 2, 0.0]]), (self.num_envs, 1, 2))
         return TopView({"agent": agent, "hazards": hazard.copy()}, {"hazards": (1 - HAZARD) / 2})
+
+    def state_dict(self) -> dict[str, Any]:
+        """See `Simulator.state_dict`."""
+        streams = [generator.bit_generator.state for generator in self._generators]
+        return {"x": self._x.copy(), "steps": self._steps.copy(), "streams": streams}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """See `Simulator.load_state_dict`."""
+        self._x, self._steps = state["x"].copy(), state["steps"].copy()
+        for generator, stream in zip(self._generators, state["streams"], strict=True):
+            generator.bit_generator.state = stream
 
     def close(self) -> None:
         """See `Simulator.close`."""

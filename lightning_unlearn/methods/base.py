@@ -36,6 +36,12 @@ class RolloutMethod(pl.LightningModule):
         self.note = ""
         """What else has to be known of the policy; travels with the run and with every save point."""
         self._shape: dict[str, Any] = {}
+        self.updates_made = 0
+        """By the run that this one goes on with."""
+
+    def resume_from(self, updates: int, source: str | None) -> None:
+        """Go on with a run that has made updates, and started from this model (None: from what the config says)."""
+        self.updates_made, self.source = updates, source or self.source
 
     def build(self, env: BatchedEnv) -> None:
         """Make the policy, from random weights or from the source; does nothing the second time.
@@ -62,6 +68,14 @@ class RolloutMethod(pl.LightningModule):
     def setup(self, stage: str) -> None:
         """Make what is missing."""
         self.prepare(self.data)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add what the weights do not tell."""
+        checkpoint["origin"] = {"source_uri": self.source_uri, "note": self.note}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Restore what `on_save_checkpoint` added."""
+        self.source_uri, self.note = checkpoint["origin"]["source_uri"], checkpoint["origin"]["note"]
 
     def experience(self, data: RolloutData) -> Experience:
         """What an epoch hands to `training_step`: here a rollout of the policy."""

@@ -45,6 +45,16 @@ class GradientMethod(RolloutMethod):
         """One Adam over everything."""
         return torch.optim.Adam(self.policy.parameters(), lr=self.lr, fused=True)
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add the stream of minibatches."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["minibatch_order"] = self._minibatch_order.get_state()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Restore what `on_save_checkpoint` added."""
+        super().on_load_checkpoint(checkpoint)
+        self._minibatch_order.set_state(checkpoint["minibatch_order"])
+
     def _shuffled(self, flat: dict[str, torch.Tensor], passes: int) -> Iterator[dict[str, torch.Tensor]]:
         """Minibatches of tensors of shape (B, ·) or (B,), in a new order each pass; the last one may be smaller."""
         size = len(next(iter(flat.values())))
@@ -59,7 +69,12 @@ class GradientMethod(RolloutMethod):
         optimizer.zero_grad()
         self.manual_backward(loss)
         # by itself it takes the parameters one by one on a CPU
-        torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.max_grad_norm, foreach=True)
+        norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.max_grad_norm, foreach=True)
+        if not (loss.isfinite() and norm.isfinite()):
+            raise FloatingPointError(
+                f"the loss is {float(loss.detach())} and its gradient's norm {float(norm)}: this step is not made, the "
+                "weights are those before it. Lower model.lr, or look for what is infinite in the rewards."
+            )
         optimizer.step()
 
     def _train_metrics(self, losses: Sequence[Any]) -> dict[str, Any]:

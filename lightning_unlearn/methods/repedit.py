@@ -110,7 +110,7 @@ class RepEdit(RolloutMethod):
         _require_unedited(self.policy, str(self.source_uri))
         fit = EditorFit(self.options, self.policy, env, self.seed)
         self.policy = self.policy.with_editor(fit.editor).requires_grad_(False)
-        self.register_buffer("score_direction", fit.direction, persistent=False)
+        self.register_buffer("score_direction", fit.direction)
         self.note = fit.note
         print(self.note)
 

@@ -94,12 +94,13 @@ class TrajectoryDecremental(GradientMethod):
         self.dataset_dir, self.gamma = None if dataset_dir is None else Path(dataset_dir), gamma
         self._collection = -1
         self._demonstrations, self._counts = TensorDict(), dict[str, float]()
-        self._steps_collected = self._new_steps = 0
+        self._steps, self._new_steps = dict[int, int](), 0
+        """Environment steps of each collection; those that were made for the present update."""
 
     @property
     def env_steps(self) -> int:
         """Environment steps made so far: the expert's training, and every collection up to now."""
-        return self.unsafe_updates * self.data.steps_per_update + self._steps_collected
+        return self.unsafe_updates * self.data.steps_per_update + sum(self._steps.values())
 
     def steps_in(self, batch: TensorDict) -> int:
         """Steps of the collection that was made for this update; 0 for those that use it again."""
@@ -112,7 +113,7 @@ class TrajectoryDecremental(GradientMethod):
             self.expert = frozen_copy(self.policy)
 
     def prepare(self, data: RolloutData) -> None:
-        """Build, and make the first collection: if nothing of it is retained, there is nothing to train on.
+        """Build, and make the collection that is needed first: if nothing of it is retained, there is nothing to learn.
 
         Raises:
             ValueError: No episode was retained, or `dataset_dir` cannot be used.
@@ -120,7 +121,17 @@ class TrajectoryDecremental(GradientMethod):
         super().prepare(data)
         if self._collection < 0:
             self._require_folder()
-            self._learn_from(data, 0)
+            self._learn_from(data, self.updates_made // self.recollect_every)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add how many steps were collected; the collection itself is made again, from the same seeds."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["steps"] = self._steps
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Restore what `on_save_checkpoint` added."""
+        super().on_load_checkpoint(checkpoint)
+        self._steps = checkpoint["steps"] | self._steps
 
     def experience(self, data: RolloutData) -> Experience:
         """The retained transitions, of a new collection when it is time for one."""
@@ -169,10 +180,10 @@ class TrajectoryDecremental(GradientMethod):
         return ActingPolicy(self.expert).current()
 
     def _due(self, data: RolloutData) -> TensorDict:
-        collection, before = self.trainer.current_epoch // self.recollect_every, self._steps_collected
+        collection, before = self.trainer.current_epoch // self.recollect_every, self.env_steps
         if collection != self._collection:
             self._learn_from(data, collection)
-        self._new_steps = self._steps_collected - before
+        self._new_steps = self.env_steps - before
         return self._demonstrations
 
     def _learn_from(self, data: RolloutData, collection: int) -> None:
@@ -181,7 +192,7 @@ class TrajectoryDecremental(GradientMethod):
         self._demonstrations = found.transitions.select(keys.OBSERVATION, keys.PRE_TANH)
         self._demonstrations[keys.DISCOUNTED_RETURN] = self.returns(found)
         self._collection = collection
-        self._steps_collected += int(table[keys.LENGTH].sum())
+        self._steps[collection] = int(table[keys.LENGTH].sum())
         self._counts = {
             "decremental/episodes_collected": float(len(table)),
             "decremental/episodes_retained": float(found.kept),

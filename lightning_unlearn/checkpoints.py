@@ -1,0 +1,79 @@
+"""Checkpoints in files: whole or not at all, known by their digest, and read without unpickling any object."""
+
+import hashlib
+import io
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
+
+KEPT = 2
+"""Newest checkpoints of a run that are kept."""
+_NAME = re.compile(r"update-(\d+)\.([0-9a-f]{64})\.ckpt")
+
+
+class WholeCheckpoints(CheckpointIO):
+    """Writes `update-<n>.<sha256>.ckpt`, and keeps the newest two of a folder."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
+        """Write a checkpoint to `<path>.<sha256>.ckpt`; the file appears when all of it is on the disk."""
+        content = io.BytesIO()
+        torch.save(checkpoint, content)
+        data, path = content.getvalue(), Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _write_whole(path.with_name(f"{path.name}.{hashlib.sha256(data).hexdigest()}.ckpt"), data)
+        for old in list(_newest_first(path.parent))[KEPT:]:
+            old.unlink()
+
+    def load_checkpoint(
+        self, path: str | Path, map_location: Any | None = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """Read tensors and plain values, nothing else."""
+        return dict(torch.load(path, map_location=map_location, weights_only=True))
+
+    def remove_checkpoint(self, path: str | Path) -> None:
+        """Remove a file."""
+        Path(path).unlink(missing_ok=True)
+
+
+def newest(folder: Path) -> Path | None:
+    """The newest checkpoint of a folder that is what its name says; None where there is none."""
+    return next((path for path in _newest_first(folder) if _is_whole(path)), None)
+
+
+def update_of(path: Path) -> int:
+    """After which update a checkpoint was written."""
+    name = _NAME.fullmatch(path.name)
+    if name is None:
+        raise ValueError(f"{path} is not the name of a checkpoint.")
+    return int(name[1])
+
+
+def _newest_first(folder: Path) -> Iterator[Path]:
+    return reversed(sorted((path for path in folder.glob("*.ckpt") if _NAME.fullmatch(path.name)), key=update_of))
+
+
+def _is_whole(path: Path) -> bool:
+    return hashlib.sha256(path.read_bytes()).hexdigest() == _NAME.fullmatch(path.name)[2]  # type: ignore[index]
+
+
+def _write_whole(path: Path, data: bytes) -> None:
+    unfinished = path.parent / "unfinished"
+    try:
+        with unfinished.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError:
+        unfinished.unlink(missing_ok=True)  # a full disk
+        raise
+    os.replace(unfinished, path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)

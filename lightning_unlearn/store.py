@@ -1,0 +1,152 @@
+"""The MLflow store: opened, shared by many processes, and honest about runs whose process is gone."""
+
+import fcntl
+import os
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import mlflow
+from mlflow.exceptions import MlflowException
+from sqlalchemy.exc import SQLAlchemyError
+
+from lightning_unlearn import processes
+
+DEFAULT_TRACKING_URI = "sqlite:///mlruns/mlflow.db"
+_SQLITE = "sqlite:///"
+
+
+def open_store(tracking_uri: str = DEFAULT_TRACKING_URI) -> None:
+    """Make MLflow use this store from here on; a SQLite store is made at first use.
+
+    Runs of this machine whose process has ended without saying so are marked KILLED.
+
+    Raises:
+        ValueError: The store cannot be written.
+    """
+    if tracking_uri.startswith(_SQLITE):
+        database = Path(tracking_uri.removeprefix(_SQLITE)).resolve()
+        _require_writable(database)
+        tracking_uri = f"{_SQLITE}{database}"  # MLflow keeps a connection per URI, wherever the process moves to
+    mlflow.set_tracking_uri(tracking_uri)
+    mlflow.set_registry_uri(tracking_uri)
+    try:
+        with writing():
+            _make()
+            _mark_killed()
+    except (MlflowException, SQLAlchemyError) as error:
+        raise ValueError(f"tracking_uri={tracking_uri} cannot be opened: {error}") from error
+
+
+def tracking_uri() -> str:
+    """The present store."""
+    return str(mlflow.get_tracking_uri())
+
+
+def artifact_location() -> str | None:
+    """Where a new experiment keeps its artifacts: beside a SQLite database; elsewhere the server decides."""
+    database = _database()
+    return None if database is None else (database.parent / "artifacts").as_uri()
+
+
+def checkpoint_folder(run_id: str) -> Path:
+    """Where a run keeps what it resumes from: beside a SQLite database; of a remote store under `mlruns/` here."""
+    database = _database()
+    return (Path("mlruns").resolve() if database is None else database.parent) / "checkpoints" / run_id
+
+
+def ui_command() -> str:
+    """The shell command that opens the present store in the MLflow UI."""
+    return f"{sys.executable} -m mlflow server --backend-store-uri {mlflow.get_tracking_uri()} --port 5000 --workers 1"
+
+
+def experiment_id(name: str) -> str:
+    """Id of an experiment, which is made if need be, by whichever process comes first."""
+    client = mlflow.MlflowClient()
+    with writing():
+        experiment = client.get_experiment_by_name(name)
+        if experiment is None:
+            return str(client.create_experiment(name, artifact_location=artifact_location()))
+        return str(experiment.experiment_id)
+
+
+class _Lock:
+    """One lock for all processes that write to a SQLite store; the thread that holds it may take it again."""
+
+    def __init__(self) -> None:
+        self._threads, self._depth = threading.RLock(), 0
+
+    @contextmanager
+    def held(self, path: Path) -> Iterator[None]:
+        with self._threads:
+            self._depth += 1
+            try:
+                if self._depth > 1:
+                    yield
+                    return
+                with path.open("a") as file:  # closing it gives the lock back, and so does the kernel after a kill
+                    fcntl.flock(file, fcntl.LOCK_EX)
+                    yield
+            finally:
+                self._depth -= 1
+
+
+_LOCK = _Lock()
+
+
+@contextmanager
+def writing() -> Iterator[None]:
+    """Hold the store's write lock.
+
+    SQLite lets writers wait for each other, but a reader that turns writer is refused at once, and two processes that
+    look for the highest version number find the same one. A server takes care of that by itself.
+    """
+    database = _database()
+    if database is None:
+        yield
+        return
+    with _LOCK.held(database.with_name(f"{database.name}.lock")):
+        yield
+
+
+def _database() -> Path | None:
+    uri = str(mlflow.get_tracking_uri())
+    return Path(uri.removeprefix(_SQLITE)) if uri.startswith(_SQLITE) else None
+
+
+def _make() -> None:
+    """Make a new SQLite store under another name: MLflow cannot go on with one whose making was cut short."""
+    database = _database()
+    if database is not None and not database.exists():
+        unfinished = database.with_name(f"{database.name}.part")
+        unfinished.unlink(missing_ok=True)
+        mlflow.MlflowClient(f"{_SQLITE}{unfinished}").search_experiments(max_results=1)
+        os.replace(unfinished, database)
+    mlflow.MlflowClient().search_experiments(max_results=1)
+
+
+def _mark_killed() -> None:
+    client = mlflow.MlflowClient()
+    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+    own = f"attributes.status = 'RUNNING' and tags.`{processes.HOST}` = '{processes.host()}'"
+    for run in client.search_runs(experiments, own):
+        if processes.is_gone(run.data.tags):
+            client.set_terminated(run.info.run_id, "KILLED")
+
+
+def _require_writable(database: Path) -> None:
+    try:
+        database.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=database.parent) as probe:
+            probe.write(b"\0" * 65536)
+        if database.exists():
+            with database.open("ab"):
+                pass
+    except OSError as error:
+        raise ValueError(
+            f"The store at {database.parent} cannot be written ({error.strerror}): free some space or "
+            "change its permissions, or choose another with --tracking_uri sqlite:///FOLDER/mlflow.db."
+        ) from error

@@ -1,0 +1,116 @@
+"""How a run's save point becomes a version of a registered model: whole and once, or not at all."""
+
+import tempfile
+import warnings
+from contextlib import suppress
+from pathlib import Path
+
+import mlflow
+import numpy as np
+from mlflow.exceptions import MlflowException
+from mlflow.models import Model, ModelSignature
+from mlflow.types import Schema, TensorSpec
+
+from lightning_unlearn.model_files import POLICY, digest_tag
+from lightning_unlearn.policies.actor_critic import ActorCritic
+from lightning_unlearn.policies.storage import ModelCard, save_policy
+from lightning_unlearn.store import writing
+
+
+def model_name(method: str, env_id: str) -> str:
+    """Name of a registered model."""
+    return f"{method}.{env_id}"
+
+
+def register_policy(policy: ActorCritic, card: ModelCard, run_id: str) -> str:
+    """Store a run's save point as the next version of `<method>.<env>`; returns the version.
+
+    The version carries the tags method, env, seed and update, and the aliases `update-<n>` and `seed-<s>-update-<n>`.
+    It becomes visible when all its files are there, and with its tags. A run has one version of each update: what an
+    earlier attempt left unfinished is finished or removed.
+    """
+    name = model_name(card.method, card.env)
+    version = _registered(name, card, run_id)
+    if version is None:
+        _remove_unregistered(card, run_id)
+        version = _register(name, _log_model(policy, card, run_id), card)
+    for alias in (f"update-{card.update}", f"seed-{card.seed}-update-{card.update}"):
+        _point(name, alias, version)
+    return version
+
+
+def _registered(name: str, card: ModelCard, run_id: str) -> str | None:
+    found = mlflow.MlflowClient().search_model_versions(
+        f"name='{name}' and run_id='{run_id}' and tags.update='{card.update}'"
+    )
+    return str(found[0].version) if found else None
+
+
+def _log_model(policy: ActorCritic, card: ModelCard, run_id: str) -> str:
+    """Write a model's files; returns its id. It is no version of anything yet."""
+    with tempfile.TemporaryDirectory() as scratch, warnings.catch_warnings():
+        folder = Path(scratch) / Path(POLICY).name
+        save_policy(folder, policy, card)
+        for chatter in (".*An input example was not provided", ".*Any type hint is inferred"):
+            warnings.filterwarnings("ignore", chatter)
+        with writing():
+            try:
+                info = Model.log(
+                    artifact_path=None,
+                    model_id=_new_model(card, run_id),
+                    flavor=mlflow.pyfunc,
+                    run_id=run_id,
+                    step=card.env_steps,
+                    loader_module=f"{__package__}.registry",
+                    data_path=str(folder),
+                    signature=_signature(policy),
+                    pip_requirements=["lightning-unlearn"],
+                )
+            except Exception:
+                with suppress(MlflowException, OSError):  # the error that stopped the save is the one to tell
+                    _remove_unregistered(card, run_id)
+                raise
+    return str(info.model_id)
+
+
+def _new_model(card: ModelCard, run_id: str) -> str:
+    """An empty logged model in the run's own experiment; `Model.log` alone would put it into the default one."""
+    client = mlflow.MlflowClient()
+    experiment = client.get_run(run_id).info.experiment_id
+    return str(client.create_logged_model(experiment, _model_label(card), run_id).model_id)
+
+
+def _model_label(card: ModelCard) -> str:
+    return f"update-{card.update}"
+
+
+def _remove_unregistered(card: ModelCard, run_id: str) -> None:
+    """Remove the models of a save point that were begun and never became a version."""
+    client = mlflow.MlflowClient()
+    experiment = client.get_run(run_id).info.experiment_id
+    own = f"source_run_id = '{run_id}' AND name = '{_model_label(card)}'"
+    for model in client.search_logged_models([experiment], own):
+        client.delete_logged_model(model.model_id)
+
+
+def _register(name: str, model_id: str, card: ModelCard) -> str:
+    """Make a logged model the next version, tags included."""
+    files = mlflow.MlflowClient().get_logged_model(model_id).artifact_location
+    tags = {key: str(getattr(card, key)) for key in ("method", "env", "seed", "update")} | digest_tag(files)
+    with writing():
+        return str(mlflow.register_model(f"models:/{model_id}", name, tags=tags).version)
+
+
+def _point(name: str, alias: str, version: str) -> None:
+    """Point an alias to a version, unless it points to a newer one already."""
+    client = mlflow.MlflowClient()
+    with writing():
+        at = client.get_registered_model(name).aliases.get(alias)
+        if at is None or int(at) < int(version):
+            client.set_registered_model_alias(name, alias, version)
+
+
+def _signature(policy: ActorCritic) -> ModelSignature:
+    size = policy.config.observation_size, policy.config.action_size
+    observations, actions = (Schema([TensorSpec(np.dtype(np.float32), (-1, n))]) for n in size)
+    return ModelSignature(inputs=observations, outputs=actions)
