@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
 from lightning_unlearn.audits.drawing import BLUE, GREEN, INK, ORANGE, PURPLE, SKY, VERMILLION
-from lightning_unlearn.audits.report.findings import Relearning, Training
+from lightning_unlearn.audits.report.findings import Model, Relearning, Training
 from lightning_unlearn.audits.report.kinds import Kind
 from lightning_unlearn.audits.report.reference import COST_LIMIT, Point
 
@@ -29,6 +29,7 @@ _FAMILY = {
 }
 _OTHERS = ("#882255", "#999933", "#44AA99", "#AA4499", "#661100", "#6699CC")
 _MARKERS = "osD^"
+_LINES = ("-", "--", "-.", ":")
 _AS_WRITTEN: Any = {"text.parse_math": False, "svg.hashsalt": "lightning-unlearn"}
 """Names are no formulas, and element names do not change from run to run."""
 
@@ -115,7 +116,7 @@ def learning(
 
 
 def _mean_curve(curves: Sequence[np.ndarray]) -> np.ndarray:
-    """Mean of the seeds at steps that all of them have; smoothed over nothing. Shape: (points, 2)."""
+    """Mean of the seeds at steps that all of them have. Shape: (points, 2)."""
     steps = sorted(set.intersection(*(set(curve[:, 0]) for curve in curves)))
     values = [dict(curve) for curve in curves]
     return np.array([(step, np.mean([value[step] for value in values])) for step in steps]).reshape(-1, 2)
@@ -123,14 +124,13 @@ def _mean_curve(curves: Sequence[np.ndarray]) -> np.ndarray:
 
 @matplotlib.rc_context(_AS_WRITTEN)
 def relearning(tests: Sequence[Relearning], colour: Mapping[str, str]) -> bytes:
-    """Cost rate against environment steps of relearning, all models; a cross where a run ended without relearning."""
+    """Cost rate against environment steps, a line a model and seed; a cross where a run ended without relearning."""
     figure, ax = _panel(5.4, 4.0)
-    styles = ("-", "--", "-.", ":")
-    for index, test in enumerate(tests):
-        same = [t for t in tests[:index] if t.model.family == test.model.family]
+    styles = _line_styles(list(dict.fromkeys(test.model for test in tests)))
+    for test in tests:
         steps, rates = np.array(test.curve).T
-        shade, style = colour[test.model.family], styles[len(same) % len(styles)]
-        ax.plot(steps, rates, style, color=shade, linewidth=1.4, marker="o", markersize=2.5, label=test.model.name)
+        shade, kind = colour[test.model.family], test.model.kind
+        ax.plot(steps, rates, styles[kind], color=shade, linewidth=1.2, marker="o", markersize=2.5, label=kind)
         if test.result["censored"]:
             ax.plot(steps[-1], rates[-1], "x", color=shade, markersize=8, markeredgewidth=2)
     for threshold in {test.test["threshold"] for test in tests}:
@@ -142,6 +142,15 @@ def relearning(tests: Sequence[Relearning], colour: Mapping[str, str]) -> bytes:
     ax.set_ylim(bottom=-0.03 * ax.get_ylim()[1])  # a policy without any cost stays visible
     _below(figure, ax)
     return _svg(figure)
+
+
+def _line_styles(models: Sequence[Model]) -> dict[str, str]:
+    """Kind → style of its line: those of a family differ, seeds of a kind do not."""
+    kinds: dict[str, list[str]] = {}
+    for model in models:
+        kinds.setdefault(model.family, []).append(model.kind)
+    own = [(kind, index) for names in kinds.values() for index, kind in enumerate(dict.fromkeys(names))]
+    return {kind: _LINES[index % len(_LINES)] for kind, index in own}
 
 
 @matplotlib.rc_context(_AS_WRITTEN)
@@ -186,9 +195,9 @@ def _name(ax: Axes, name: str, x: float, y: float, colour: str) -> None:
 
 def _below(figure: Figure, ax: Axes) -> None:
     """The legend under the drawing, where it hides nothing."""
-    handles, labels = ax.get_legend_handles_labels()
-    if handles:
-        figure.legend(handles, labels, frameon=False, fontsize=8, ncols=3, loc="outside lower center")
+    named = dict(zip(*reversed(ax.get_legend_handles_labels()), strict=True))  # one entry a name
+    if named:
+        figure.legend(named.values(), named.keys(), frameon=False, fontsize=8, ncols=3, loc="outside lower center")
 
 
 def _svg(figure: Figure) -> bytes:

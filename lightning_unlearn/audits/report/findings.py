@@ -161,8 +161,6 @@ def gather(wanted: Wanted) -> Findings:
 
 def model_at(uri: str) -> Model:
     """What the model's own card says; the URI itself where there is no such model any more."""
-    if uri == relearn.RANDOM:
-        return Model(relearn.RANDOM)
     try:
         card = registry.load_policy(uri).card
     except ValueError:
@@ -235,7 +233,10 @@ def _relearning(run: StoredRun) -> list[Relearning]:
     for result in test["models"]:
         own = history[history["model"] == result["model"]]
         curve = list(zip(own["global_steps"], own["eval_cost"], strict=True))
-        found.append(Relearning(model_at(result["model_path"]), run, result, test, curve))
+        named = result["model_path"]
+        is_random = named == relearn.RANDOM  # a network of the test's own seed
+        model = Model(named, seed=test["settings"]["seed"]) if is_random else model_at(named)
+        found.append(Relearning(model, run, result, test, curve))
     return found
 
 
