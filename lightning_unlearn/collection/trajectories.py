@@ -27,17 +27,24 @@ from lightning_unlearn.untrusted import parse_json, require_small_header
 FORMAT = "lightning-unlearn/collection/1"
 SIDE_BY_SIDE = 50
 """Most episodes run at once; a fixed number, so that the policy's noise does not depend on any other option."""
-_TRANSITION_KEYS = {keys.OBSERVATION, keys.PRE_TANH, keys.REWARD, keys.DONE, keys.EPISODE}
-_EPISODE_KEYS = {
-    keys.LAYOUT_SEED,
-    keys.LENGTH,
-    keys.EPISODE_RETURN,
-    keys.EPISODE_COST,
-    keys.EPISODE_C_FORGET,
-    keys.FINAL_OBSERVATION,
-    keys.TERMINATED,
-    keys.FAILED,
+TRANSITIONS = {
+    keys.OBSERVATION: torch.float32,
+    keys.PRE_TANH: torch.float32,
+    keys.REWARD: torch.float32,
+    keys.DONE: torch.bool,
+    keys.EPISODE: torch.int64,
 }
+EPISODES = {
+    keys.LAYOUT_SEED: torch.int64,
+    keys.LENGTH: torch.int64,
+    keys.EPISODE_RETURN: torch.float32,
+    keys.EPISODE_COST: torch.float32,
+    keys.EPISODE_C_FORGET: torch.float32,
+    keys.FINAL_OBSERVATION: torch.float32,
+    keys.TERMINATED: torch.bool,
+    keys.FAILED: torch.bool,
+}
+"""Key → type of what a file holds. Shape of each: (M or N, anything)."""
 
 
 @dataclass(frozen=True)
@@ -138,9 +145,7 @@ def load(path: Path, facts: Mapping[str, Any]) -> Trajectories:
     if metadata.get("format") != FORMAT or not isinstance(made, dict):
         raise ValueError(f"{path} is not a collection of the format {FORMAT!r}: choose another model.dataset_dir.")
     _require_made_as(path, made, facts)
-    return Trajectories(
-        _part(path, tensors, "transitions", _TRANSITION_KEYS), _part(path, tensors, "episodes", _EPISODE_KEYS)
-    )
+    return Trajectories(_part(path, tensors, "transitions", TRANSITIONS), _part(path, tensors, "episodes", EPISODES))
 
 
 def _require_made_as(path: Path, made: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
@@ -153,11 +158,16 @@ def _require_made_as(path: Path, made: Mapping[str, Any], facts: Mapping[str, An
         )
 
 
-def _part(path: Path, tensors: Mapping[str, torch.Tensor], part: str, expected: set[str]) -> TensorDict:
+def _part(path: Path, tensors: Mapping[str, torch.Tensor], part: str, expected: dict[str, torch.dtype]) -> TensorDict:
     found = {name.removeprefix(f"{part}."): t for name, t in tensors.items() if name.startswith(f"{part}.")}
     lengths = {len(tensor) if tensor.ndim == 2 else -1 for tensor in found.values()}
     finite = all(tensor.isfinite().all() for tensor in found.values())
-    if set(found) != expected or len(lengths) != 1 or -1 in lengths or not finite:
+    if (
+        {name: tensor.dtype for name, tensor in found.items()} != expected
+        or len(lengths) != 1
+        or -1 in lengths
+        or not finite
+    ):
         raise ValueError(f"{path} does not hold {part} as it should. Remove it, and it is collected anew.")
     return TensorDict(found, batch_size=list(lengths))
 
