@@ -33,6 +33,7 @@ from lightning_unlearn.audits.suite_table import (
     notes,
     over_training_seeds,
     per_episode_table,
+    shortcomings,
     summary,
 )
 from lightning_unlearn.audits.top_view import has_map
@@ -62,11 +63,12 @@ def main(args: Sequence[str]) -> None:
     found, shared = _examine(wanted, comparisons, folder, options.workers)
     over_seeds = over_training_seeds(found, np.random.default_rng(wanted.seed))
     table = summary(found, over_seeds, {**_same_for_all(wanted), **shared["columns"]})
-    findings = {"eval_id": eval_id, "over_seeds": over_seeds, "notes": notes(table, over_seeds)}
+    said = [*shortcomings(found, wanted.kl_states), *notes(table, over_seeds)]
+    findings = {"eval_id": eval_id, "over_seeds": over_seeds, "notes": said}
     metadata = _metadata(options, eval_id, comparisons, about, shared, time.perf_counter() - started)
     write_files(folder, table, per_episode_table(found), findings, metadata)
     Partial(folder).remove()
-    _print(table, over_seeds)
+    _print(table, over_seeds, said)
     seeds = {c.subject.seed for c in comparisons if not registry.is_shipped(c.subject.uri)}
     run = _record(options, eval_id, folder, table, over_seeds, seeds)
     print("\n".join(f"  {path.resolve()}" for path in _written(folder)) + f"\nMLflow run: {run}")
@@ -252,7 +254,7 @@ def _record(
     return run
 
 
-def _print(table: pd.DataFrame, over_seeds: Sequence[Mapping[str, Any]]) -> None:
+def _print(table: pd.DataFrame, over_seeds: Sequence[Mapping[str, Any]], said: Sequence[str]) -> None:
     shown = table[_SHOWN].rename(columns=lambda name: name.removesuffix("_vs_Unsafe").replace("_Sum", ""))
     with pd.option_context("display.width", 200):
         print(f"\n{shown.to_string(index=False, na_rep='-', float_format='{:.3f}'.format)}\n")
@@ -261,7 +263,7 @@ def _print(table: pd.DataFrame, over_seeds: Sequence[Mapping[str, Any]]) -> None
         print(
             f"{row['Family']} {row['Update']}, {row['Seeds']} seeds: 95 % interval of the cost {low:.1f} to {high:.1f}"
         )
-    print("\n".join(notes(table, over_seeds)))
+    print("\n".join(said))
 
 
 def _parser() -> CommandParser:

@@ -23,9 +23,24 @@ def strict(value: Any) -> Any:
     return value
 
 
+def not_finite(value: Any, name: str = "") -> dict[str, str]:
+    """Where in nested content a number is `nan`, `inf` or `-inf`, by names joined with slashes."""
+    if isinstance(value, Mapping):
+        inner = [(f"{name}/{key}", entry) for key, entry in value.items()]
+    elif isinstance(value, np.ndarray | np.generic):
+        return not_finite(value.tolist(), name)
+    elif isinstance(value, Sequence) and not isinstance(value, str):
+        inner = [(f"{name}/{index}", entry) for index, entry in enumerate(value)]
+    else:
+        return {name.strip("/"): str(value)} if isinstance(value, float) and not math.isfinite(value) else {}
+    return {place: kind for name, entry in inner for place, kind in not_finite(entry, name).items()}
+
+
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write strict JSON."""
-    path.write_text(json.dumps(strict(content), indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    """Write strict JSON: null for a number that is not finite, and a last entry `not_finite` that says which are."""
+    found = not_finite(content)
+    said = {**content, **({"not_finite": found} if found else {})}
+    path.write_text(json.dumps(strict(said), indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def flat_numbers(content: Mapping[str, Any], prefix: str = "") -> dict[str, float]:

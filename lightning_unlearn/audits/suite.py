@@ -67,7 +67,7 @@ class Result:
     episodes: pd.DataFrame
     """As from `per_episode`."""
     change: dict[str, float | None]
-    """KL_vs_Unsafe, KL_Near_vs_Unsafe, KL_Far_vs_Unsafe, KL_Locality_Ratio_vs_Unsafe and KL_vs_OracleRef."""
+    """KL_States, KL_vs_Unsafe, KL_Near_vs_Unsafe, KL_Far_vs_Unsafe, KL_Locality_Ratio_vs_Unsafe and KL_vs_OracleRef."""
 
 
 class Suite:
@@ -108,6 +108,7 @@ class Suite:
         found = policy_change(unsafe.policy, policy, states, distance)
         itself = comparison.subject.digest == unsafe.digest
         return {
+            "KL_States": len(states),
             "KL_vs_Unsafe": found.overall,
             "KL_Near_vs_Unsafe": found.near,
             "KL_Far_vs_Unsafe": found.far,

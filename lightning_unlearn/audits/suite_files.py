@@ -1,6 +1,5 @@
 """The policy suite's files: each model's result as soon as it is there, and the four files at the end."""
 
-import json
 import os
 import shutil
 from collections.abc import Mapping
@@ -11,11 +10,13 @@ import pandas as pd
 
 from lightning_unlearn.audits.records import write_json
 from lightning_unlearn.audits.suite import Result
+from lightning_unlearn.untrusted import read_json
 
 SUMMARY, PER_EPISODE, SUMMARY_JSON, METADATA = "summary.csv", "per_episode.csv", "summary.json", "metadata.json"
 FILES = (SUMMARY, PER_EPISODE, SUMMARY_JSON, METADATA)
 VIDEOS = "videos"
 PARTIAL = "partial"
+_MAX_BYTES = 1 << 26
 _DAMAGED = (OSError, ValueError, KeyError, TypeError, AttributeError)
 
 
@@ -32,10 +33,11 @@ class Partial:
     def read(self, label: str, settings: Mapping[str, Any]) -> Result | None:
         """A model's result; None if it is not there, is damaged or was found with other settings or weights."""
         try:
-            stored = json.loads((self.folder / f"{label}.json").read_text(encoding="utf-8"))
+            stored = read_json(self.folder / f"{label}.json", _MAX_BYTES)
             if stored["settings"] != settings:
                 return None
-            return Result(pd.DataFrame(stored["episodes"]), stored["change"])
+            odd = {place.removeprefix("change/"): float(kind) for place, kind in stored.get("not_finite", {}).items()}
+            return Result(pd.DataFrame(stored["episodes"]), {k: odd.get(k, v) for k, v in stored["change"].items()})
         except _DAMAGED:
             return None
 
@@ -58,7 +60,7 @@ def finished(folder: Path) -> Mapping[str, Any] | None:
     if not all((folder / name).is_file() for name in FILES):
         return None
     try:
-        found = json.loads((folder / METADATA).read_text(encoding="utf-8"))
+        found = read_json(folder / METADATA, _MAX_BYTES)
         return found if isinstance(found, dict) else None
     except _DAMAGED:
         return None

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from lightning_unlearn.audits.records import not_finite
 from lightning_unlearn.audits.statistics import (
     RepairTest,
     conditional_value_at_risk,
@@ -64,6 +65,7 @@ COLUMNS = {
     "Cost_Seeds_Low": "95 % interval over seeds of the mean episode cost; empty with one seed",
     "Cost_Seeds_High": "the same",
     "Failed_Episodes": "episodes that a failure of the simulator cut short; they count as far as they went",
+    "KL_States": "states that KL_vs_Unsafe is a mean over",
     "Policy": "deterministic or stochastic",
     "Near_By": "what nearness to the concept is read from",
     "Layouts": "first and last layout seed",
@@ -119,6 +121,18 @@ def notes(table: pd.DataFrame, over_seeds: Sequence[Mapping[str, Any]]) -> list[
     if (episodes := table["Episodes"].max()) < PUBLISHED_EPISODES:
         said.append(f"{episodes} episodes of a model: fewer than the {PUBLISHED_EPISODES} of published evaluations.")
     return said if over_seeds else [*said, ONE_SEED]
+
+
+def shortcomings(found: Found, kl_states: int) -> list[str]:
+    """Which numbers are none (a mean over no states is NaN), and where KL is over fewer states than asked for."""
+    said = []
+    for comparison, result in found:
+        label, odd = comparison.subject.label, not_finite(_statistics(result.episodes) | result.change)
+        if odd:
+            said.append(f"{label}: {', '.join(f'{name} is {kind}' for name, kind in odd.items())}.")
+        if (states := result.change["KL_States"] or 0) < kl_states:
+            said.append(f"{label}: KL over {states} states, not {kl_states}: its expert met no more.")
+    return said
 
 
 def over_training_seeds(found: Found, rng: np.random.Generator) -> list[dict[str, Any]]:

@@ -86,6 +86,9 @@ def run_episodes(
         noise: Stream of the stochastic policy's noise.
         keep_scenes: Whether to keep the top view of every step.
         label: Names the progress bar; none is shown without it.
+
+    Raises:
+        ValueError: The policy gives actions that are not finite.
     """
     env.seed_environments(layout_seeds)
     sim, recorder = env.simulator, _Recorder(layout_seeds, env.simulator.observation_size)
@@ -94,6 +97,8 @@ def run_episodes(
     for _ in tqdm(range(steps), desc=label, unit="step", disable=label is None, leave=False):
         scene = sim.top_view() if keep_scenes else None
         pre_tanh = _draw(policy, observation, noise)
+        if not pre_tanh.isfinite().all():
+            raise ValueError(f"the policy {label or ''} gives actions that are not finite: its weights are too large.")
         step = sim.step(policy.squash(pre_tanh).numpy().astype(np.float64))
         recorder.add(observation.numpy(), pre_tanh.numpy(), step, concept_signal(env.concept, step.costs), scene)
         if recorder.all_ended:

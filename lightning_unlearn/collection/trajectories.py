@@ -124,7 +124,9 @@ def save(path: Path, trajectories: Trajectories, facts: Mapping[str, Any]) -> No
     parts = {"transitions": trajectories.transitions, "episodes": trajectories.episodes}
     tensors = {f"{part}.{key}": td[key].contiguous() for part, td in parts.items() for key in td.keys()}  # noqa: SIM118
     unfinished = path.with_suffix(".part")
-    save_file(tensors, unfinished, metadata={"format": FORMAT, "facts": json.dumps(facts, sort_keys=True)})
+    save_file(
+        tensors, unfinished, metadata={"format": FORMAT, "facts": json.dumps(facts, sort_keys=True, allow_nan=False)}
+    )
     os.replace(unfinished, path)
 
 

@@ -13,13 +13,13 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load, save_file
+from safetensors.torch import load, save
 
 from lightning_unlearn.policies.actor_critic import ActorCritic, PolicyConfig
 from lightning_unlearn.policies.description import Description, ModelCard, read_description, require_possible
 from lightning_unlearn.policies.editor import require_unit
 from lightning_unlearn.policies.published import read_published
-from lightning_unlearn.untrusted import read_bytes, require_small_header, sha256
+from lightning_unlearn.untrusted import read_bytes, require_small_header
 
 WEIGHTS_FILE = "policy.safetensors"
 DESCRIPTION_FILE = "policy.json"
@@ -39,14 +39,16 @@ def save_policy(folder: Path, policy: ActorCritic, card: ModelCard) -> None:
     """Write a policy into a folder, which is made if need be. Its description holds the digest of its weights file.
 
     Raises:
-        ValueError: A weight is not finite; nothing is written then.
+        ValueError: A weight or a bound is not finite; nothing is written then.
     """
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in policy.state_dict().items()}
     _require_finite(weights, folder)
+    content = save(weights)
+    description = Description(policy.config, card, hashlib.sha256(content).hexdigest())
+    text = json.dumps(description.as_json(), indent=2, allow_nan=False)
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(weights, folder / WEIGHTS_FILE)
-    description = Description(policy.config, card, sha256(folder / WEIGHTS_FILE))
-    (folder / DESCRIPTION_FILE).write_text(json.dumps(description.as_json(), indent=2) + "\n", encoding="utf-8")
+    (folder / WEIGHTS_FILE).write_bytes(content)
+    (folder / DESCRIPTION_FILE).write_text(f"{text}\n", encoding="utf-8")
 
 
 def load_policy(path: Path) -> StoredPolicy:

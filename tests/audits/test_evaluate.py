@@ -9,6 +9,7 @@ from lightning_unlearn.audits import evaluate as evaluate_command
 from lightning_unlearn.audits import suite
 from lightning_unlearn.envs.simulator import TopView
 from lightning_unlearn.envs.toy import ToySimulator
+from lightning_unlearn.policies.actor_critic import ActorCritic, PolicyConfig
 from lightning_unlearn.policies.storage import ModelCard, save_policy
 
 TOY = "ToyLine-v0"
@@ -135,8 +136,8 @@ def test_fewer_episodes_than_published_and_failures_of_the_simulator_are_said(mo
     monkeypatch.setattr(ToySimulator, "step", failed_once)
     evaluate("--out", "DIR", "--models", "concept")
     notes = strict_json(tmp_path / "DIR/summary.json")["notes"]
-    assert notes[0] == "unsafe: the simulator cut 1 of 3 episodes short."
-    assert notes[1] == "3 episodes of a model: fewer than the 50 of published evaluations."
+    assert "unsafe: the simulator cut 1 of 3 episodes short." in notes
+    assert "3 episodes of a model: fewer than the 50 of published evaluations." in notes
     assert pd.read_csv(tmp_path / "DIR/summary.csv")["Failed_Episodes"].tolist() == [1, 0]
 
 
@@ -268,3 +269,27 @@ def test_help_shows_the_published_options(capsys):
     printed = capsys.readouterr().out
     for option in ("env", "episodes", "max_steps", "kl_states", "record_videos", "oracle_ref_path"):
         assert f"--{option}" in printed
+
+
+def test_an_infinite_number_is_null_and_said_to_be_infinite(register, tmp_path, capsys):
+    register("unsafe", 10, 2.0)
+    register("concept", 50, 1e30)  # its square, in the KL, is beyond float32
+    evaluate("--out", "DIR", "--kl_states", "5000")
+    printed = capsys.readouterr().out
+    assert "concept_50: KL_vs_Unsafe is inf" in printed
+    assert "concept_50: KL over 96 states, not 5000" in printed  # three episodes of 32 steps
+    found = strict_json(tmp_path / "DIR/summary.json")
+    assert any("KL_vs_Unsafe is inf" in note for note in found["notes"])
+    assert found["models"][1]["KL_vs_Unsafe"] is None
+    assert found["not_finite"]["models/1/KL_vs_Unsafe"] == "inf"
+
+
+def test_a_policy_whose_actions_are_not_finite_is_refused(register, tmp_path, capsys):
+    register("unsafe", 10, 2.0)
+    policy = ActorCritic(PolicyConfig(2, [-1.0], [1.0], hidden_sizes=[4], activation="relu"))
+    for parameter in policy.parameters():
+        parameter.data.fill_(3e38)
+    save_policy(tmp_path / "huge", policy, ModelCard("concept", TOY))
+    with pytest.raises(SystemExit):
+        evaluate("--models", str(tmp_path / "huge"))
+    assert "actions that are not finite" in capsys.readouterr().err
