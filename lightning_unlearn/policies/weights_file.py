@@ -7,6 +7,7 @@ pickled program inside the file is read first, without being run, and only what 
 import io
 import pickletools
 import re
+import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -81,7 +82,8 @@ def _require_plain(program: bytes) -> None:
 
 def _load(file: io.BytesIO) -> Any:
     try:
-        return torch.load(file, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(action="error"):  # what PyTorch warns of, no file of tensors holds
+            return torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # of a damaged file, PyTorch's reader raises whatever comes to pass
         raise ValueError(f"{type(error).__name__} while PyTorch read it") from error
 
