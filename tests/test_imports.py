@@ -30,6 +30,7 @@ ROOMS = {
     "configuration": {"methods", "callbacks", "options"},
     "resumption": {"checkpoints", "configuration", "store"},
     "training": {"methods", "callbacks", "registry", "collection", "configuration", "checkpoints", "resumption"},
+    "api": {"training", "audits", "callbacks", "foreign", "methods", "registry", "policies", "seeds"},
     "foreign": {"methods", "collection", "policies", "registry", "runs", "envs", "options", "keys", "seeds"},
     "quickstart": {"training", "audits", "registry", "runs", "policies", "seeds", "options"},
     "study": {

@@ -58,7 +58,7 @@ class RolloutMethod(pl.LightningModule):
         env_id = env.simulator.env_id
         self.source_uri = registry.expert_uri(env_id, self.seed) if self.source == "auto" else self.source
         self.policy = registry.load_policy(self.source_uri).policy.train()
-        _require_fit(self.policy, env, self.source_uri)
+        require_fit(self.policy, env, f"model.source={self.source_uri}")
         print(f"Starting from {self.source_uri}.")
 
     def prepare(self, data: RolloutData) -> None:
@@ -139,11 +139,16 @@ def _policy_config(env: BatchedEnv, shape: dict[str, Any]) -> PolicyConfig:
     return PolicyConfig(sim.observation_size, sim.action_low.tolist(), sim.action_high.tolist(), **shape)
 
 
-def _require_fit(policy: ActorCritic, env: BatchedEnv, source: str) -> None:
+def require_fit(policy: ActorCritic, env: BatchedEnv, source: str) -> None:
+    """Refuse a policy, called `source` in the message, of another environment.
+
+    Raises:
+        ValueError: Its observations or actions are of other sizes.
+    """
     has = (policy.config.observation_size, policy.config.action_size)
     needs = (env.simulator.observation_size, len(env.simulator.action_low))
     if has != needs:
         raise ValueError(
-            f"model.source={source} takes {has[0]} observations and gives {has[1]} actions, but {env.simulator.env_id} "
+            f"{source} takes {has[0]} observations and gives {has[1]} actions, but {env.simulator.env_id} "
             f"has {needs[0]} and {needs[1]}: choose a model of this environment."
         )

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
+from torch import nn
 
 from lightning_unlearn.policies.actor_critic import ActorCritic, PolicyConfig
 from lightning_unlearn.policies.description import Description, ModelCard, read_description, require_possible
@@ -39,8 +40,10 @@ def save_policy(folder: Path, policy: ActorCritic, card: ModelCard) -> None:
     """Write a policy into a folder, which is made if need be. Its description holds the digest of its weights file.
 
     Raises:
-        ValueError: A weight or a bound is not finite; nothing is written then.
+        ValueError: A weight or a bound is not finite, or the policy is wrapped around a network; nothing is written.
     """
+    if not isinstance(policy.action_mean, nn.Linear):
+        raise ValueError("a wrapped network cannot be stored as a policy: keep the state_dict of its trunk instead.")
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in policy.state_dict().items()}
     _require_finite(weights, folder)
     content = save(weights)

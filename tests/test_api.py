@@ -1,0 +1,149 @@
+"""The Python API, and the README's examples of it, run as they stand there."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tensordict.nn import NormalParamExtractor, TensorDictModule
+from torch import nn
+from torchrl.modules import ProbabilisticActor, TanhNormal
+
+import lightning_unlearn as lu
+from lightning_unlearn import registry
+from lightning_unlearn.foreign.module import around
+from lightning_unlearn.policies.storage import ModelCard
+
+README = (Path(__file__).parent.parent / "README.md").read_text()
+EXAMPLES = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+SHORTER = {
+    "updates=60": 'updates=1, options=["--horizon", "32", "--data.workers", "1"]',
+    "episodes=50": "episodes=1, workers=1",
+    "std=0.5": "std=0.5, warm_up_rollouts=2",
+}
+"""What the test saves time with; everything else of an example is run as it is."""
+TOY = "ToyLine-v0"
+QUICK = ["--horizon", "64", "--n_envs", "4", "--data.workers", "1"]
+
+
+@pytest.fixture
+def registered(store):
+    """A store with the model that the README's first example asks for."""
+    import mlflow
+
+    experiment = mlflow.create_experiment("SafetyPointGoal1-v0", registry.artifact_location())
+    with mlflow.start_run(experiment_id=experiment) as run:
+        policy = lu.load_policy("zoo:unsafe.SafetyPointGoal1-v0")
+        registry.register_policy(policy, ModelCard("concept", "SafetyPointGoal1-v0", update=1), run.info.run_id)
+
+
+@pytest.mark.filterwarnings("ignore:.*does not have many workers")
+@pytest.mark.parametrize("example", EXAMPLES, ids=range(len(EXAMPLES)))
+def test_the_readmes_examples_run(registered, example, monkeypatch):
+    assert len([line for line in example.splitlines() if line.strip()]) < 10
+    monkeypatch.setattr("lightning_unlearn.foreign.module.HORIZON", 64)
+    for long, short in SHORTER.items():
+        example = example.replace(long, short)
+    exec(compile(example, "README.md", "exec"), {})
+
+
+def test_the_readme_shows_every_part():
+    shown = "".join(EXAMPLES)
+    assert all(f"lu.{name}(" in shown for name in lu.__all__)
+
+
+def test_importing_the_package_is_cheap():
+    loaded = "import sys, lightning_unlearn; sys.exit(bool({'torch', 'mlflow', 'numpy'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", loaded], check=False).returncode == 0
+    with pytest.raises(AttributeError, match="nothing"):
+        lu.nothing  # noqa: B018
+
+
+def test_a_policy_is_saved_and_loaded(store, policy):
+    lu.save_policy("mine", policy, ModelCard("concept", TOY))
+    assert torch.equal(lu.load_policy("mine").act(torch.ones(1, 2)), policy.act(torch.ones(1, 2)))
+
+
+@pytest.mark.filterwarnings("ignore:.*does not have many workers")
+@pytest.mark.parametrize("method", ["concept", "localized_concept"])
+def test_a_repair_leaves_the_policy_as_it_was_and_registers_nothing(store, policy, method):
+    before = [parameter.clone() for parameter in policy.parameters()]
+    repaired = lu.repair(policy, TOY, method, updates=2, options=QUICK)
+    assert all(torch.equal(a, b) for a, b in zip(before, policy.parameters(), strict=True))
+    assert not torch.equal(repaired.action_mean.weight, policy.action_mean.weight)
+    import mlflow
+
+    assert mlflow.MlflowClient().search_registered_models() == []
+
+
+def test_a_repair_refuses_another_environment_and_bad_options(store, policy):
+    with pytest.raises(ValueError, match="the policy takes 2 observations"):
+        lu.repair(policy, "SafetyPointGoal1-v0", options=["--data.workers", "1"])
+    with pytest.raises(ValueError, match="Did you mean"):
+        lu.repair(policy, TOY, options=["--target_cots", "1"])
+
+
+@pytest.fixture
+def toy_simulator():
+    from lightning_unlearn.envs.toy import ToySimulator
+
+    return ToySimulator(1)
+
+
+class Net(nn.Module):
+    """No sequence of layers: a skip connection."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner, self.outer = nn.Linear(2, 8), nn.Linear(10, 1)
+
+    def forward(self, x):
+        return self.outer(torch.cat([x, self.inner(x).relu()], -1))
+
+
+@pytest.mark.filterwarnings("ignore:.*does not have many workers")
+def test_a_network_of_any_shape_is_repaired(store):
+    network = Net()
+    policy = lu.wrap(network, TOY, std=0.3, warm_up_rollouts=2)
+    states = torch.randn(9, 2)
+    torch.testing.assert_close(policy.act(states), network(states).clamp(-1, 1).detach())
+    torch.testing.assert_close(policy.std, torch.tensor([0.3]))
+    repaired = lu.repair(policy, TOY, updates=2, options=QUICK)
+    assert not torch.equal(repaired.trunk.outer.weight, network.outer.weight)
+    network.load_state_dict(repaired.trunk.state_dict())
+    with pytest.raises(ValueError, match="cannot be stored as a policy"):
+        lu.save_policy("mine", repaired, ModelCard("concept", TOY))
+
+
+def test_a_torchrl_actor_acts_by_its_loc(toy_simulator):
+    network = nn.Sequential(nn.Linear(2, 8), nn.Tanh(), nn.Linear(8, 2), NormalParamExtractor())
+    module = TensorDictModule(network, in_keys=["observation"], out_keys=["loc", "scale"])
+    actor = ProbabilisticActor(module, in_keys=["loc", "scale"], distribution_class=TanhNormal)
+    policy = around(actor, toy_simulator, std=0.2, squash="tanh")
+    states = torch.randn(9, 2)
+    expected = network(states)[0].tanh()
+    torch.testing.assert_close(policy.act(states), expected)
+
+
+BAD = {
+    "another input": (nn.Linear(3, 1), 0.5, "cannot be called with observations of ToyLine-v0"),
+    "another output": (nn.Linear(2, 4), 0.5, r"shape \(2, 1\), but gave \(2, 4\)"),
+    "a recurrent network": (nn.LSTM(2, 1), 0.5, "but gave tuple"),
+    "no spread": (nn.Linear(2, 1), 0.0, "std=0.0"),
+    "too many spreads": (nn.Linear(2, 1), [0.1, 0.2], "one number above 0"),
+}
+
+
+@pytest.mark.parametrize(("network", "std", "message"), BAD.values(), ids=BAD)
+def test_what_cannot_be_wrapped_is_refused(toy_simulator, network, std, message):
+    with pytest.raises(ValueError, match=message):
+        around(network, toy_simulator, std)
+
+
+def test_evaluation_is_that_of_the_bank(policy):
+    table = lu.evaluate(policy, TOY, episodes=3, workers=1)
+    assert list(table["layout_seed"]) == [10_000, 10_001, 10_002]
+    assert np.isfinite(table["cost_sum"]).all()
