@@ -2,13 +2,16 @@
 
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NoReturn
 
+import yaml
 from jsonargparse import ActionConfigFile
 from lightning.pytorch.cli import LightningArgumentParser
 
 from lightning_unlearn.options import suggestion
+from lightning_unlearn.untrusted import read_bytes
 
 SHORT_NAMES = {
     "env": "data.env",
@@ -44,6 +47,7 @@ SHORT_NAMES = {
 """Options of the published training scripts, by the name they have there."""
 SWITCHES = ("model.repedit_use_artifact_tau",)
 """Options that stand for `true` where no value follows them."""
+_MAX_BYTES, _MAX_DEPTH = 1 << 20, 32
 
 
 class ConfigParser(LightningArgumentParser):
@@ -99,14 +103,32 @@ def find_config(name: str) -> Path:
     """A config file: on disk, else the one that the package ships under this name.
 
     Raises:
-        ValueError: There is no such file.
+        ValueError: There is no such file, or it is no config.
     """
     places = [Path(name), shipped_configs() / name, shipped_configs() / name.removeprefix("configs/")]
     for place in places:
         if place.is_file():
+            _require_plain(place)
             return place
     shipped = ", ".join(sorted(str(p.relative_to(shipped_configs())) for p in shipped_configs().rglob("*.yaml")))
     raise ValueError(f"--config {name} was not found, neither here nor among the shipped ones: {shipped}.")
+
+
+def _require_plain(path: Path) -> None:
+    """Refuse, before it is built, what no config needs: PyYAML crashes on deep nesting, and aliases multiply."""
+    depth = keys = 0
+    try:
+        for event in yaml.parse(read_bytes(path, _MAX_BYTES).decode(), Loader=yaml.CSafeLoader):
+            if isinstance(event, yaml.AliasEvent):
+                raise ValueError("it has an alias (*name): write the value out")
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            keys += isinstance(event, yaml.ScalarEvent)
+            if depth > _MAX_DEPTH:
+                raise ValueError(f"it is nested more than {_MAX_DEPTH} deep")
+        if not keys:
+            raise ValueError("it holds no options")
+    except (ValueError, yaml.YAMLError) as error:
+        raise ValueError(f"--config {path} cannot be read: {error}") from error
 
 
 def shipped_configs() -> Path:
@@ -137,7 +159,7 @@ def _split_equals(args: Sequence[str]) -> Iterator[str]:
 def _turn_on(args: list[str]) -> list[str]:
     """A switch with no value after it → the switch and `true`."""
     result: list[str] = []
-    for arg, following in zip(args, [*args[1:], "--"], strict=True):
+    for arg, following in pairwise([*args, "--"]):
         result.append(arg)
         if arg[2:] in SWITCHES and following.startswith("-"):
             result.append("true")

@@ -27,7 +27,7 @@ ROOMS = {
     "audits": {"methods", "envs", "policies", "objectives", "registry", "runs", "collection", "keys", "seeds"}
     | {"options", "untrusted"},
     "callbacks": {"objectives", "collection", "registry", "store", "processes", "policies", "keys", "seeds"},
-    "configuration": {"methods", "callbacks", "options"},
+    "configuration": {"methods", "callbacks", "options", "untrusted"},
     "resumption": {"checkpoints", "configuration", "store"},
     "training": {"methods", "callbacks", "registry", "collection", "configuration", "checkpoints", "resumption"},
     "api": {"training", "audits", "callbacks", "foreign", "methods", "registry", "policies", "seeds"},
