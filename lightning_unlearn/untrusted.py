@@ -10,7 +10,7 @@ import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, NoReturn
+from typing import IO, Any, NoReturn
 
 _MAX_DIRECTORY = 1 << 20
 _MAX_HEADER = 1 << 16
@@ -98,13 +98,22 @@ def open_zip(path: Path, max_bytes: int) -> Iterator[zipfile.ZipFile]:
         FileNotFoundError: It is not there.
         ValueError: It is too large, damaged, compressed, or has members of equal names.
     """
-    size = require_file(path, max_bytes)
+    require_file(path, max_bytes)
     try:
-        with path.open("rb") as file:
-            _require_small_directory(file)
-            with zipfile.ZipFile(file) as archive:
-                _require_plain_members(archive, size)
-                yield archive
+        with path.open("rb") as file, zip_of(file) as archive:
+            yield archive
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror}") from error
+
+
+@contextmanager
+def zip_of(file: IO[bytes]) -> Iterator[zipfile.ZipFile]:
+    """The same of an open file, whose size the caller has bounded."""
+    try:
+        size = _require_small_directory(file)
+        with zipfile.ZipFile(file) as archive:
+            _require_plain_members(archive, size)
+            yield archive
     except _BROKEN_ZIP as error:
         raise ValueError(f"it is no archive, or is damaged: {error}") from error
 
@@ -119,10 +128,10 @@ def _refuse(constant: str) -> NoReturn:
     raise ValueError(f"{constant} is no number of strict JSON")
 
 
-def _require_small_directory(file: BinaryIO) -> None:
-    """Python makes an object of every entry of the archive's directory, however many the file has room for."""
-    file.seek(0, 2)
-    file.seek(max(0, file.tell() - _END - _LOCATOR - _END64))
+def _require_small_directory(file: IO[bytes]) -> int:
+    """Python makes an object of every entry of the archive's directory, however many there is room for; its size."""
+    size_of_file = file.seek(0, 2)
+    file.seek(max(0, size_of_file - _END - _LOCATOR - _END64))
     tail = file.read()
     end, locator, end64 = tail[-_END:], tail[-_END - _LOCATOR : -_END], tail[: -_END - _LOCATOR]
     if end[:4] != b"PK\5\6" or end[-2:] != b"\0\0":
@@ -131,6 +140,7 @@ def _require_small_directory(file: BinaryIO) -> None:
     size = int.from_bytes(end64[40:48] if wide else end[12:16], "little")
     if size > _MAX_DIRECTORY:
         raise ValueError(f"its directory claims {size} bytes, more than such a file needs")
+    return size_of_file
 
 
 def _require_plain_members(archive: zipfile.ZipFile, file_size: int) -> None:

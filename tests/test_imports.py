@@ -31,7 +31,8 @@ ROOMS = {
     "resumption": {"checkpoints", "configuration", "store"},
     "training": {"methods", "callbacks", "registry", "collection", "configuration", "checkpoints", "resumption"},
     "api": {"training", "audits", "callbacks", "foreign", "methods", "registry", "policies", "seeds"},
-    "foreign": {"methods", "collection", "policies", "registry", "runs", "envs", "options", "keys", "seeds"},
+    "foreign": {"methods", "collection", "policies", "registry", "runs", "envs", "options", "keys", "seeds"}
+    | {"untrusted"},
     "quickstart": {"training", "audits", "registry", "runs", "policies", "seeds", "options"},
     "study": {
         "training",

@@ -7,6 +7,7 @@ then decoded from the records of numpy's own.
 import io
 import math
 import pickle
+import pickletools
 from pathlib import Path
 from typing import IO, Any
 
@@ -60,9 +61,17 @@ def read_stream(file: IO[bytes], name: str) -> Any:
     if len(content) > MAX_BYTES:
         raise ValueError(f"{name} is larger than {MAX_BYTES} bytes")
     try:
+        _require_small(content)
         return _Reader(io.BytesIO(content)).load()
     except Exception as error:
         raise ValueError(f"{name} is no pickle, or is damaged ({type(error).__name__})") from error
+
+
+def _require_small(content: bytes) -> None:
+    """Python's reader makes room for as many remembered objects, and as long texts, as a pickle says that it has."""
+    for opcode, argument, _ in pickletools.genops(content):
+        if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and int(argument or 0) > len(content):
+            raise ValueError(f"it claims {argument} objects")
 
 
 def array(record: Any) -> np.ndarray:
@@ -87,11 +96,13 @@ def _parts(record: Any) -> tuple[tuple[int, ...], np.dtype[Any], bytes]:
             fortran = order == "F"
         else:
             raise ValueError(f"{record.name} stands where an array should be")
+        if not isinstance(content, bytes | bytearray):
+            raise ValueError("an array of it has no content")
         shape = tuple(int(n) for n in shape)
         if len(shape) > 1 and fortran:
             raise ValueError("an array of it is stored column by column")
         return shape, _dtype(dtype), bytes(content)
-    except (AttributeError, TypeError) as error:
+    except (AttributeError, TypeError, LookupError, OverflowError) as error:
         raise ValueError("something else stands where an array should be") from error
 
 

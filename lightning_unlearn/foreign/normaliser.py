@@ -1,5 +1,7 @@
 """Observation statistics from the files that people have: a VecNormalize pickle (read, never run) or an npz."""
 
+import struct
+import tokenize
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -9,11 +11,16 @@ import torch
 
 from lightning_unlearn.foreign import inert_pickle
 from lightning_unlearn.foreign.agent import Normaliser
+from lightning_unlearn.untrusted import open_zip
 
 _EXPORT = (
     "np.savez(FILE.npz, mean=rms.mean, var=rms.var, epsilon=…, clip=…), where rms is the RunningMeanStd of the agent"
 )
 _MAX_BYTES = 1 << 24
+_BROKEN = (
+    *(zipfile.BadZipFile, struct.error, OSError, EOFError, KeyError, NotImplementedError),  # the archive's
+    *(tokenize.TokenError, SyntaxError, TypeError, MemoryError, OverflowError, RecursionError),  # numpy's
+)
 _ARRAYS = {"mean", "var", "epsilon", "clip", "count"}
 
 
@@ -37,16 +44,14 @@ def read_normaliser(path: Path) -> Normaliser | None:
 
 
 def _from_npz(path: Path) -> Normaliser:
-    with zipfile.ZipFile(path) as archive:
-        if sum(info.file_size for info in archive.infolist()) > _MAX_BYTES:
-            raise ValueError(f"it unpacks to more than {_MAX_BYTES} bytes")
+    with open_zip(path, _MAX_BYTES) as archive:
         names = {name.removesuffix(".npy") for name in archive.namelist()}
     if not {"mean", "var"} <= names <= _ARRAYS:
         raise ValueError(f"it holds {sorted(names)}, not mean and var (and epsilon, clip, count if you like)")
     try:
         with np.load(path, allow_pickle=False) as file:
             found = {name: np.asarray(file[name], np.float64) for name in names}
-    except (zipfile.BadZipFile, OSError, EOFError, KeyError, TypeError, MemoryError) as error:
+    except _BROKEN as error:
         raise ValueError(f"it is damaged ({error})") from error
     return _normaliser(found["mean"], found["var"], found.get("epsilon", 1e-8), found.get("clip", 10.0))
 

@@ -6,6 +6,8 @@ from typing import IO, Any
 
 import torch
 
+from lightning_unlearn.policies.weights_file import read_pt, read_pt_stream
+
 MAX_BYTES = 1 << 28
 
 
@@ -22,15 +24,12 @@ def read_torch(file: Path | IO[bytes], name: str) -> dict[str, Any]:
     if isinstance(file, Path):
         require_file(file, name)
     try:
-        content = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:
+        return read_pt(file, MAX_BYTES) if isinstance(file, Path) else read_pt_stream(file)
+    except ValueError as error:
         raise ValueError(
-            f"{name} cannot be read safely ({type(error).__name__}): it must hold tensors only, as "
+            f"{name} cannot be read safely ({error}): it must hold tensors only, as "
             "torch.save(agent.state_dict(), …) writes them"
         ) from error
-    if not isinstance(content, Mapping):
-        raise ValueError(f"{name} holds a {type(content).__name__}, not weights by name")
-    return dict(content)
 
 
 def require_file(path: Path, name: str) -> None:

@@ -11,11 +11,11 @@ import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 
-from lightning_unlearn.untrusted import open_zip
+from lightning_unlearn.untrusted import require_file, zip_of
 
 _MAX_PROGRAM = 1 << 20
 _MEMBER = re.compile(
@@ -46,13 +46,24 @@ def read_pt(path: Path, max_bytes: int) -> dict[str, Any]:
         FileNotFoundError: It is not there.
         ValueError: It is too large or damaged, or holds anything else than tensors, numbers and texts in dicts.
     """
+    require_file(path, max_bytes)
     try:
-        with open_zip(path, max_bytes) as archive:
-            checked = _checked_copy(archive)
-        content = _load(checked)
-        _require_tensors(content, path.stat().st_size)
-    except ValueError as error:
+        with path.open("rb") as file:
+            return read_pt_stream(file)
+    except (ValueError, OSError) as error:
         raise ValueError(f"{path} is not a weights file that can be read safely: {error}") from error
+
+
+def read_pt_stream(file: IO[bytes]) -> dict[str, Any]:
+    """The same of an open file, whose size the caller has bounded.
+
+    Raises:
+        ValueError: As `read_pt`.
+    """
+    with zip_of(file) as archive:
+        checked = _checked_copy(archive)
+    content = _load(checked)
+    _require_tensors(content, checked.getbuffer().nbytes)
     return content
 
 

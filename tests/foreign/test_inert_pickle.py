@@ -6,6 +6,7 @@ import pickle
 
 import numpy as np
 import pytest
+from hostile_files import bounded_memory
 
 from lightning_unlearn.foreign import inert_pickle
 
@@ -54,6 +55,27 @@ def test_other_things_are_no_arrays(thing):
 def test_damaged_pickles_are_refused(content):
     with pytest.raises(ValueError, match="no pickle, or is damaged"):
         read(content)
+
+
+CLAIMS = {
+    "a thousand million objects": b"N" + b"r" + (10**9).to_bytes(4, "little") + b".",
+    "a text of 10^12 bytes": b"\x80\x04\x8e" + (10**12).to_bytes(8, "little") + b"x.",
+    "an array of bytes of 10^12": b"\x80\x05\x96" + (10**12).to_bytes(8, "little") + b"x.",
+    "a number of 2 GB": b"\x8b" + (2**31 - 1).to_bytes(4, "little") + b"1.",
+}
+
+
+@pytest.mark.parametrize("content", CLAIMS.values(), ids=CLAIMS)
+def test_what_a_pickle_claims_is_not_believed(content):
+    with bounded_memory(), pytest.raises(ValueError, match=r"no pickle, or is damaged \(ValueError\)"):
+        read(content)
+
+
+def test_an_array_of_a_million_million_zeros_is_not_made():
+    record = inert_pickle.Record()
+    record.name, record.state = "numpy.core.multiarray._reconstruct", (1, (10**12,), None, False, 10**12)
+    with bounded_memory(), pytest.raises(ValueError, match="no content"):
+        inert_pickle.array(record)
 
 
 def test_large_pickles_are_refused():
