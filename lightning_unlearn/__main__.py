@@ -1,12 +1,14 @@
 """`python -m lightning_unlearn` and the console script."""
 
 import gc
+import signal
 
 from lightning_unlearn.cli import main
 
 
 def run() -> None:
-    """Run the command of this process."""
+    """Run the command of this process; a request to end is an interruption, as Ctrl-C is."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         main()
     finally:

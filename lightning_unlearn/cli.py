@@ -18,6 +18,7 @@ COMMANDS = {
     "evaluate": ("lightning_unlearn.audits.evaluate", "models on equal layouts: return, cost, where they changed"),
     "relearn": ("lightning_unlearn.audits.relearn", "how fast models learn the forgotten behaviour again"),
     "report": ("lightning_unlearn.audits.report.command", "one HTML file of all that the store shows of a task"),
+    "reproduce": ("lightning_unlearn.reproduce", "make a run again from its stored config, and compare all bits"),
     "verify": ("lightning_unlearn.verify", "whether a model's files are those that were stored"),
     "export-artifacts": ("lightning_unlearn.audits.export", "write the published tree of artifacts from the store"),
     "register": ("lightning_unlearn.study.stored", "put stored weights into the store as a method's save points"),
@@ -46,15 +47,26 @@ def main(args: Sequence[str] | None = None) -> None:
     _quieten()
     try:
         module.main(options)
+    except SystemExit as stop:
+        print(*_notes(stop), sep="\n", end="", file=sys.stderr)
+        raise
     except Exception as error:
-        if not _is_the_users(error):
+        if not _is_explained(error):
             raise
-        _fail(str(error))
+        _fail("\n".join([str(error), *_notes(error)]))
 
 
-def _is_the_users(error: Exception) -> bool:
-    """Whether an error is about what was asked for; Lightning's own class for it is not imported for that."""
-    return isinstance(error, ValueError) or type(error).__name__ == "MisconfigurationException"
+def _is_explained(error: Exception) -> bool:
+    """Whether an error's message says all: what was asked for is impossible, or the disk, the store or numbers failed.
+
+    Errors of libraries go by their names, so that the libraries need not be imported for that.
+    """
+    ours = isinstance(error, ValueError | OSError | FloatingPointError)
+    return ours or type(error).__name__ in ("MisconfigurationException", "MlflowException")
+
+
+def _notes(error: BaseException) -> list[str]:
+    return getattr(error, "__notes__", [])
 
 
 def usage() -> str:

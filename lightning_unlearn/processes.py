@@ -18,7 +18,7 @@ def host() -> str:
 
 def owner() -> dict[str, str]:
     """Tags that name this process."""
-    return {HOST: host(), PROCESS: str(os.getpid()), STARTED: _started(os.getpid())}
+    return {HOST: host(), PROCESS: str(os.getpid()), STARTED: started(os.getpid())}
 
 
 def is_gone(tags: Mapping[str, str]) -> bool:
@@ -32,10 +32,10 @@ def is_gone(tags: Mapping[str, str]) -> bool:
         return True
     except PermissionError:
         pass  # another user's, perhaps with a number that was used before
-    return _started(process) != tags.get(STARTED)
+    return started(process) != tags.get(STARTED)
 
 
-def _started(process: int) -> str:
+def started(process: int) -> str:
     """When a process started, in the kernel's ticks; empty where the kernel does not tell, or it has ended."""
     try:
         state, *_ = fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()

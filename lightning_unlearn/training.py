@@ -110,7 +110,12 @@ class TrainingCLI(LightningCLI):
     def fit(self) -> None:
         """Train, from the start or from where the run to be resumed had come to."""
         checkpoint = None if self.resumed is None else self.resumed.checkpoint
-        self.trainer.fit(self.model, self.datamodule, ckpt_path=checkpoint, weights_only=True)
+        try:
+            self.trainer.fit(self.model, self.datamodule, ckpt_path=checkpoint, weights_only=True)
+        except (Exception, SystemExit) as error:
+            if run_id := self.save_points.run.begun:
+                error.add_note(f"Run {run_id} ended early. To go on with it: the same command and --resume {run_id}")
+            raise
 
     def _resumed(self, tags: dict[str, str], options: dict[str, Any]) -> resumption.Resumption | None:
         if self.config.resume is None:

@@ -33,6 +33,7 @@ ROOMS = {
     "api": {"training", "audits", "callbacks", "foreign", "methods", "registry", "policies", "seeds"},
     "foreign": {"methods", "collection", "policies", "registry", "runs", "envs", "options", "keys", "seeds"}
     | {"untrusted"},
+    "reproduce": {"training", "audits", "registry", "resumption", "policies", "options"},
     "quickstart": {"training", "audits", "registry", "runs", "policies", "seeds", "options"},
     "study": {
         "training",

@@ -1,14 +1,25 @@
 """A run that is killed, at whatever moment, and resumed ends as if it had never been."""
 
+import json
+import math
 import os
 import signal
+import subprocess
+import sys
 from functools import partial
+from pathlib import Path
 
 import killing
 import mlflow
+import numpy as np
 import pytest
+import torch
+from mlflow.exceptions import MlflowException
 
-from lightning_unlearn import checkpoints
+from lightning_unlearn import checkpoints, cli, keys, processes, registry, training
+from lightning_unlearn import store as store_module
+from lightning_unlearn.envs.toy import ToySimulator
+from lightning_unlearn.methods.dual_head_ppo import DualHeadPPO
 
 TOY, GOAL = "ToyLine-v0", "SafetyPointGoal1-v0"
 UPDATES = ["--updates", "6", "--save_points", "2", "5", "6"]
@@ -87,24 +98,222 @@ def in_end(after):
     kill_at(mlflow.MlflowClient, "set_terminated", 1, after)
 
 
-PLACES = [in_checkpoint, in_metrics, in_model_files, in_version, in_alias, in_end]
+PLACES = [
+    (in_checkpoint, False),
+    (in_checkpoint, True),
+    (in_metrics, False),
+    (in_metrics, True),
+    (in_model_files, True),
+    (in_version, True),
+    (in_alias, True),
+    (in_end, False),
+]
+SHORT = ["--updates", "3", "--save_points", "2"]
 
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
     """What an oracle on the toy environment leaves when nobody kills it."""
     folder = tmp_path_factory.mktemp("alone")
-    killing.complete(folder, killing.options("oracle", *UPDATES))
+    killing.complete(folder, killing.options("oracle", *SHORT))
     return killing.outcome(folder, TOY)
 
 
-@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
-@pytest.mark.parametrize("place", PLACES)
-def test_it_ends_equally_after_a_kill_inside_a_write(tmp_path, alone, place, after):
-    args = killing.options("oracle", *UPDATES)
+@pytest.mark.parametrize(("place", "after"), PLACES)
+def test_it_ends_equally_after_a_kill_inside_a_write(tmp_path, alone, template_store, place, after):
+    (tmp_path / "mlruns").mkdir()
+    (tmp_path / "mlruns" / "mlflow.db").write_bytes(template_store.read_bytes())
+    args = killing.options("oracle", *SHORT)
     assert killing.run(tmp_path, args, sabotage=partial(place, after))
-    if (place, after) != (in_end, True):
-        killing.complete(tmp_path, [*args, "--resume", "last"])
+    killing.complete(tmp_path, [*args, "--resume", "last"])
     found = killing.outcome(tmp_path, TOY)
     for part in alone:
         assert found[part] == alone[part], part
+
+
+def toy(*more):
+    return killing.options("oracle", *SHORT, *more)
+
+
+def only_run():
+    (run,) = mlflow.search_runs(experiment_names=[TOY], output_format="list")
+    return run
+
+
+@pytest.fixture
+def broken(store, monkeypatch):
+    """The id of a run whose third update fails; what it fails of is gone then."""
+
+    def fail(self, batch):
+        if self.trainer.current_epoch == 2:
+            raise OSError(28, "No space left on device")
+        return update(self, batch)
+
+    update = DualHeadPPO.update
+    monkeypatch.setattr(DualHeadPPO, "update", fail)
+    with pytest.raises(OSError, match="No space"):
+        training.train(toy())
+    monkeypatch.undo()
+    monkeypatch.chdir(Path(mlflow.get_tracking_uri().removeprefix("sqlite:///")).parent.parent)
+    return only_run().info.run_id
+
+
+@pytest.mark.parametrize("by_name", [True, False], ids=["id", "last"])
+def test_a_failed_run_goes_on_in_the_same_run(broken, by_name, capsys):
+    result = training.train(toy("--resume", broken if by_name else "last", "--data.workers", "2"))
+    assert result.run_id == broken
+    assert f"Resuming run {broken} after update 2" in capsys.readouterr().out
+    assert only_run().info.status == "FINISHED"
+    assert list(result.saved) == [2]
+
+
+def test_another_config_is_refused_with_what_differs(broken, capsys):
+    for wanted in (broken, "last"):
+        with pytest.raises(SystemExit):
+            cli.main(["fit", *toy("--resume", wanted, "--lr", "0.1", "--updates", "4")])
+        told = capsys.readouterr().err
+        assert "model.init_args.lr=0.1 (the run: 0.0003)" in told
+        assert "trainer.max_epochs=4 (the run: 3)" in told
+
+
+def test_the_checkpoint_that_was_torn_is_passed_over(broken, capsys):
+    newest = checkpoints.newest(store_module.checkpoint_folder(broken))
+    newest.write_bytes(newest.read_bytes()[:-1])
+    training.train(toy("--resume", broken))
+    assert "after update 1" in capsys.readouterr().out
+
+
+def test_what_cannot_be_resumed_is_refused(store):
+    with pytest.raises(ValueError, match="there is no such run"):
+        training.train(toy("--resume", "abc"))
+    finished = training.train(toy("--resume", "last"))  # nothing is there to resume: a new run
+    with pytest.raises(ValueError, match="finished already"):
+        training.train(toy("--resume", finished.run_id))
+
+
+def test_two_checkpoints_are_kept(store):
+    run = training.train(toy())
+    names = sorted(path.name.split(".")[0] for path in store_module.checkpoint_folder(run.run_id).iterdir())
+    assert names == ["update-2", "update-3"]
+
+
+def test_a_run_whose_process_is_gone_is_marked_killed_by_the_next_command(store):
+    process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    client, experiment = mlflow.MlflowClient(), store_module.experiment_id(TOY)
+    tags = {processes.HOST: processes.host(), processes.PROCESS: str(process.pid)}
+    alive = client.create_run(experiment, tags=tags | {processes.STARTED: processes.started(process.pid)})
+    renumbered = client.create_run(experiment, tags=tags | {processes.STARTED: "1"})
+    elsewhere = client.create_run(experiment, tags=tags | {processes.HOST: "another", processes.STARTED: "1"})
+
+    def statuses():
+        registry.open_store(store)
+        return [client.get_run(run.info.run_id).info.status for run in (alive, renumbered, elsewhere)]
+
+    assert statuses() == ["RUNNING", "KILLED", "RUNNING"]
+    process.communicate()
+    assert statuses() == ["KILLED", "KILLED", "RUNNING"]
+
+
+def test_a_loss_that_is_no_number_reaches_neither_weights_nor_registry(store, monkeypatch, capsys):
+    def poisoned(self, batch):
+        if self.trainer.current_epoch == 1:
+            batch[keys.REWARD_TARGET][:] = math.nan
+        return update(self, batch)
+
+    update = DualHeadPPO.update
+    monkeypatch.setattr(DualHeadPPO, "update", poisoned)
+    with pytest.raises(SystemExit):
+        cli.main(["fit", *toy()])
+    run = only_run()
+    told = capsys.readouterr().err
+    assert run.info.status == "FAILED"
+    assert "the loss is nan" in told
+    assert f"the same command and --resume {run.info.run_id}" in told
+    assert mlflow.MlflowClient().search_registered_models() == []
+    state = torch.load(checkpoints.newest(store_module.checkpoint_folder(run.info.run_id)), weights_only=True)
+    assert all(tensor.isfinite().all() for tensor in state["state_dict"].values())
+
+
+def test_an_observation_that_is_no_number_is_not_learned_from(store, monkeypatch):
+    def blind(self):
+        return np.full((self.num_envs, 2), np.nan)
+
+    monkeypatch.setattr(ToySimulator, "_observation", blind)
+    with pytest.raises(FloatingPointError, match="ToyLine-v0: an observation"):
+        training.train(toy())
+    assert only_run().info.status == "FAILED"
+
+
+@pytest.mark.parametrize(
+    ("place", "name", "error"),
+    [
+        (checkpoints.os, "fsync", OSError(28, "No space left on device")),
+        (mlflow.MlflowClient, "log_batch", MlflowException("(sqlite3.OperationalError) database is locked")),
+    ],
+    ids=["disk full", "database locked"],
+)
+def test_a_store_that_gives_out_is_told_with_the_run(store, monkeypatch, capsys, place, name, error):
+    def give_out(*_, **__):
+        raise error
+
+    with monkeypatch.context() as patched:
+        patched.setattr(place, name, give_out)
+        with pytest.raises(SystemExit):
+            cli.main(["fit", *toy()])
+    run, told = only_run(), capsys.readouterr().err
+    assert run.info.status == "FAILED"
+    assert str(error) in told
+    assert f"--resume {run.info.run_id}" in told
+    assert training.train(toy("--resume", "last")).run_id == run.info.run_id
+
+
+def test_a_run_is_made_again_from_what_it_left(store, capsys, monkeypatch):
+    run = training.train(killing.options("concept", *SHORT))
+    cli.main(["reproduce", run.run_id])
+    told = capsys.readouterr().out
+    assert "weights after update 2" in told
+    assert "Reproduced: 1 save points" in told
+    streams = json.loads(mlflow.artifacts.load_text(f"runs:/{run.run_id}/seed_streams.json"))
+    assert streams["minibatches"] == {"entropy": 0, "spawn_key": [3]}
+    monkeypatch.setattr(DualHeadPPO, "_values", lambda self, observation: torch.zeros(*observation.shape[:-1], 2))
+    registry.open_store(store)
+    with pytest.raises(SystemExit):
+        cli.main(["reproduce", run.run_id])
+    assert "NOT reproduced: weights after update 2" in capsys.readouterr().out
+
+
+def test_workers_do_not_change_a_bit_of_a_run(store):
+    def weights(workers):
+        run = training.train(killing.options("concept", *SHORT, *TINY, "--data.workers", workers, env="goal"))
+        return killing.plain(registry.load_policy(run.saved[2]).policy.state_dict())
+
+    assert weights("1") == weights("2")
+
+
+def test_many_processes_start_at_once_on_an_empty_store(tmp_path):
+    assert_many_succeed(tmp_path)
+
+
+def assert_many_succeed(folder, count=8):
+    """Start trainings of other seeds at the same time; every run, metric, version and alias is there."""
+    args = [
+        killing.options("oracle", "--updates", "3", "--save_points", "2", "3", "--seed", str(n)) for n in range(count)
+    ]
+    runs = [killing.FORKS.Process(target=killing.train, args=(str(folder), a)) for a in args]
+    for process in runs:
+        process.start()
+    for process in runs:
+        process.join()
+    assert [process.exitcode for process in runs] == [0] * count, (folder / "log").read_text()
+    registry.open_store(f"sqlite:///{folder}/mlruns/mlflow.db")
+    client = mlflow.MlflowClient()
+    found = mlflow.search_runs(experiment_names=[TOY], output_format="list")
+    assert [run.info.status for run in found] == ["FINISHED"] * count
+    histories = [client.get_metric_history(run.info.run_id, "lagrangian/lambda") for run in found]
+    assert [len(history) for history in histories] == [3] * count
+    versions = client.search_model_versions("name='oracle.ToyLine-v0'")
+    assert sorted(int(version.version) for version in versions) == list(range(1, 2 * count + 1))
+    where = {alias: int(at) for alias, at in client.get_registered_model("oracle.ToyLine-v0").aliases.items()}
+    expected = {f"seed-{v.tags['seed']}-update-{v.tags['update']}": int(v.version) for v in versions}
+    expected |= {f"update-{n}": max(int(v.version) for v in versions if v.tags["update"] == n) for n in ("2", "3")}
+    assert where == expected

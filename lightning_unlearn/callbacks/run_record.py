@@ -45,6 +45,11 @@ class MLflowRun(MLFlowLogger):
         self.pending: list[dict[str, Any]] = []
 
     @property
+    def begun(self) -> str | None:
+        """The run's id, once there is a run."""
+        return self._run_id
+
+    @property
     def experiment(self) -> MlflowClient:
         """The client; the run exists, and is this process's, from the first time on."""
         if not self._initialized:

@@ -47,6 +47,11 @@ class RolloutCollector(BaseCollector):
             self._buffer.deviation[:] = (noise * policy.std).numpy()
             for t in range(self.horizon):
                 self._advance(policy, t)
+        if not self._buffer.is_finite:
+            raise FloatingPointError(
+                f"{self.env.simulator.env_id}: an observation or a reward is not a finite number. The policy has not "
+                "learned from this rollout."
+            )
         return self._buffer.finish(policy)
 
     def iterator(self) -> Iterator[TensorDict]:
@@ -112,6 +117,12 @@ class _RolloutBuffer:
         self._costs = {k: np.empty((*shape, 1), np.float32) for k in sim.cost_keys}
         self._return, self._cost = np.zeros(env.num_envs), np.zeros(env.num_envs)
         self._rollout = self._views()
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether what was written can be learned from."""
+        numbers = (self._observation, self._next_observation, self._scalars[keys.REWARD], self._scalars[keys.COST])
+        return all(np.isfinite(array).all() for array in numbers)
 
     @property
     def running(self) -> dict[str, np.ndarray]:

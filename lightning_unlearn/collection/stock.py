@@ -11,6 +11,7 @@ from torchrl.envs import RewardSum, TransformedEnv
 
 from lightning_unlearn import keys
 from lightning_unlearn.collection.acting import ActingPolicy
+from lightning_unlearn.collection.plain import to_arrays, to_tensors
 from lightning_unlearn.envs.batched import BatchedEnv
 from lightning_unlearn.policies.actor_critic import ActorCritic
 
@@ -51,12 +52,18 @@ class StockCollector:
         return next(self._rollouts).select(*self._kept())
 
     def state_dict(self) -> dict[str, Any]:
-        """The noise stream; the environments' own state is not part of it."""
-        return {"generator": self.generator.get_state()}
+        """All that the next rollout depends on besides the policy; TorchRL's own state holds only the policy."""
+        return {
+            "generator": self.generator.get_state(),
+            "simulator": to_tensors(self.env.simulator.state_dict()),
+            "carrier": self._collector._carrier.clone().to_dict(),
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore what `state_dict` returned."""
         self.generator.set_state(state_dict["generator"])
+        self.env.simulator.load_state_dict(to_arrays(state_dict["simulator"]))
+        self._collector._carrier.update_(TensorDict(state_dict["carrier"]))
 
     def shutdown(self) -> None:
         """Close the environments."""

@@ -1,0 +1,110 @@
+"""The `reproduce` command: a run is made again from its stored config, in a scratch store, and compared bit by bit."""
+
+import platform
+import tempfile
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import yaml
+from mlflow.entities import Run
+from mlflow.exceptions import MlflowException
+
+from lightning_unlearn import registry, resumption, training
+from lightning_unlearn.audits.subjects import weights_digest
+from lightning_unlearn.options import CommandParser
+from lightning_unlearn.policies.storage import save_policy
+
+_WALL_CLOCK = "time/"
+
+
+def main(args: Sequence[str]) -> None:
+    """The `reproduce` command; ends with code 1 where a bit differs."""
+    options = _parser().parse_args(args)
+    registry.open_store(options.tracking_uri)
+    run = _finished(options.run)
+    weights, metrics = _digests(_versions(run.info.run_id)), _metrics(run)
+    with tempfile.TemporaryDirectory() as scratch:
+        again = training.train(_arguments(run, Path(scratch)))
+        found = _digests(again.saved), _metrics(mlflow.MlflowClient().get_run(again.run_id))
+    registry.open_store(options.tracking_uri)
+    differing = _compared("weights after update", weights, found[0])
+    differing += _compared("metric", metrics, found[1], quiet=True)
+    if differing:
+        print(f"NOT reproduced: {', '.join(differing)}.{_changes(run)}")
+        raise SystemExit(1)
+    print(f"Reproduced: {len(weights)} save points and the last of {len(metrics)} metrics agree to the bit.")
+
+
+def _parser() -> CommandParser:
+    parser = CommandParser(prog="lightning-unlearn reproduce", description=__doc__)
+    parser.add_argument("run", type=str, help="id of a finished run")
+    parser.add_argument("--tracking_uri", type=str, default=registry.DEFAULT_TRACKING_URI, help="MLflow store")
+    return parser
+
+
+def _finished(run_id: str) -> Run:
+    try:
+        run = mlflow.MlflowClient().get_run(run_id)
+    except MlflowException as error:
+        raise ValueError(f"run={run_id}: there is no such run in {registry.tracking_uri()}.") from error
+    if run.info.status != "FINISHED" or resumption.CONFIG_DIGEST not in run.data.tags:
+        raise ValueError(f"run={run_id} is no finished training: it is {run.info.status}. Name another run.")
+    return run
+
+
+def _versions(run_id: str) -> dict[int, str]:
+    found = mlflow.MlflowClient().search_model_versions(f"run_id='{run_id}'")
+    return {int(v.tags["update"]): f"models:/{v.name}/{v.version}" for v in found}
+
+
+def _digests(saved: dict[int, str]) -> dict[str, str]:
+    return {str(update): weights_digest(registry.load_policy(uri).policy) for update, uri in sorted(saved.items())}
+
+
+def _metrics(run: Run) -> dict[str, float]:
+    return {name: value for name, value in run.data.metrics.items() if not name.startswith(_WALL_CLOCK)}
+
+
+def _arguments(run: Run, scratch: Path) -> list[str]:
+    """Options of `fit`: the stored config, with copies of what it reads from the run's own store."""
+    text = resumption.stored_config(run.info.run_id)
+    (scratch / "config.yaml").write_text(text)
+    arguments = ["-c", str(scratch / "config.yaml"), "--tracking_uri", f"sqlite:///{scratch}/mlflow.db"]
+    source = run.data.tags["source"]
+    if source != "random":
+        stored = registry.load_policy(source)
+        save_policy(scratch / "source", stored.policy, stored.card)
+        arguments += ["--model.source", source if registry.is_shipped(source) else str(scratch / "source")]
+    artifact = yaml.safe_load(text)["model"]["init_args"].get("repedit_artifact")
+    if artifact is not None:
+        with registry.local_file(artifact) as path:
+            copy = scratch / path.name
+            copy.write_bytes(path.read_bytes())
+        arguments += ["--model.repedit_artifact", str(copy)]
+    return arguments
+
+
+def _compared(what: str, expected: dict[str, Any], found: dict[str, Any], quiet: bool = False) -> list[str]:
+    """Names of what differs; prints every pair, or those that differ."""
+    differing = []
+    for name in sorted({*expected, *found}, key=lambda name: (len(name), name)):
+        there, here = expected.get(name), found.get(name)
+        same = there == here or (there != there and here != here)  # not a number, both times
+        if not (quiet and same):
+            print(f"{what} {name}: {there}, again {here}: {'equal' if same else 'DIFFERENT'}")
+        differing += [] if same else [f"{what} {name}"]
+    return differing
+
+
+def _changes(run: Run) -> str:
+    """What of the circumstances changed since."""
+    then = {key.removeprefix("version."): v for key, v in run.data.tags.items() if key.startswith("version.")}
+    changed = [f"{name} {old} → {_now(name)}" for name, old in sorted(then.items()) if old != _now(name)]
+    return f" Changed since: {', '.join(changed)}." if changed else " All releases are those of the run."
+
+
+def _now(name: str) -> str:
+    return platform.python_version() if name == "python" else version(name)
