@@ -47,13 +47,14 @@ def test_an_environment_that_raises_in_a_worker_ends_the_run(store, monkeypatch)
     assert physics_threads() == []
 
 
-def test_an_interrupted_collection_ends_within_two_seconds_as_killed(store, tmp_path):
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
+def test_an_interrupted_collection_ends_within_two_seconds_as_killed(store, tmp_path, how):
     command = [sys.executable, "-c", INTERRUPTIBLE, "fit", *BASE, "--horizon", "1024", "--updates", "50"]
     with (tmp_path / "log").open("w") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log, env=os.environ, start_new_session=True)
         try:
             wait_for_progress(process, tmp_path / "log")
-            process.send_signal(signal.SIGINT)
+            process.send_signal(how)
             started = time.perf_counter()
             process.wait(timeout=30)
             seconds = time.perf_counter() - started
@@ -62,6 +63,7 @@ def test_an_interrupted_collection_ends_within_two_seconds_as_killed(store, tmp_
             process.wait()
     assert process.returncode != 0
     assert only_run(store).info.status == "KILLED"
+    assert f"--resume {only_run(store).info.run_id}" in (tmp_path / "log").read_text()
     assert seconds < 2.0
     assert_gone(process.pid)
 

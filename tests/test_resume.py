@@ -22,7 +22,7 @@ from lightning_unlearn.envs.toy import ToySimulator
 from lightning_unlearn.methods.dual_head_ppo import DualHeadPPO
 
 TOY, GOAL = "ToyLine-v0", "SafetyPointGoal1-v0"
-UPDATES = ["--updates", "6", "--save_points", "2", "5", "6"]
+UPDATES = ["--updates", "5", "--save_points", "2", "5"]
 TINY = ["--n_envs", "2", "--horizon", "96", "--data.workers", "1"]
 SEED = 2026_11_24
 METHODS = ["unsafe", "oracle", "continued", "localized_concept", "trajectory_decremental", "repedit"]
@@ -100,8 +100,6 @@ def in_end(after):
 
 PLACES = [
     (in_checkpoint, False),
-    (in_checkpoint, True),
-    (in_metrics, False),
     (in_metrics, True),
     (in_model_files, True),
     (in_version, True),

@@ -108,6 +108,21 @@ def test_the_stock_collector_gives_the_same_rollouts(policy, std):
         gatherer.shutdown()
 
 
+@pytest.mark.parametrize("kind", [RolloutCollector, StockCollector])
+def test_a_restored_collector_goes_on_equally(policy, kind):
+    def fresh():
+        env = make_env("ToyLine-v0", 3)
+        env.set_seed(0)
+        return kind(env, policy, 50, torch.Generator().manual_seed(0))
+
+    gatherer, restored = fresh(), fresh()
+    gatherer.rollout()  # episodes of 32 steps: all have begun a second one
+    state = gatherer.state_dict()
+    expected = gatherer.rollout().clone()
+    restored.load_state_dict(state)
+    assert (restored.rollout() == expected).all()
+
+
 def test_a_policy_that_learns_elsewhere_acts_through_a_copy(policy):
     acting = ActingPolicy(policy)
     assert acting.current() is policy  # nothing is copied where nothing needs to be
