@@ -48,7 +48,8 @@ def main(args: Sequence[str] | None = None) -> None:
     try:
         module.main(options)
     except SystemExit as stop:
-        print(*_notes(stop), sep="\n", end="", file=sys.stderr)
+        for note in _notes(stop):
+            print(f"\n{note}", file=sys.stderr)
         raise
     except Exception as error:
         if not _is_explained(error):

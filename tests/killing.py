@@ -97,7 +97,8 @@ def versions(client, registry):
         uri = f"models:/{version.name}/{version.version}"
         weights = registry.load_policy(uri).policy.state_dict()
         aliases = sorted(alias for alias, at in model.aliases.items() if int(at) == int(version.version))
-        found[uri] = (dict(version.tags), aliases, plain(weights))
+        tags = {key: value for key, value in version.tags.items() if key != "sha256"}  # of files that name the run
+        found[uri] = (tags, aliases, plain(weights))
     return found
 
 
