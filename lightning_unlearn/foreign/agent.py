@@ -6,7 +6,7 @@ Shapes: N observations, O observation size, A action size.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import nn
@@ -37,6 +37,8 @@ class Normaliser:
     """Shape: (O,), float64."""
     epsilon: float
     clip: float
+    dtype: Literal["float32", "float64"] = "float64"
+    """What the library normalises in."""
 
     def __post_init__(self) -> None:
         """Refuse what cannot be statistics."""
@@ -184,6 +186,7 @@ def _config(agent: ForeignAgent, simulator: Simulator) -> PolicyConfig:
         normalise_observation=normaliser is not None,
         normaliser_epsilon=1e-8 if normaliser is None else normaliser.epsilon,
         normaliser_clip=10.0 if normaliser is None else normaliser.clip,
+        normaliser_dtype="float32" if normaliser is None else normaliser.dtype,
         log_std_range=[min(-5.0, float(log_std.min())), max(1.0, float(log_std.max()))],
     )
 
@@ -203,7 +206,7 @@ def _mean_layer(agent: ForeignAgent, simulator: Simulator) -> Layer:
         return Layer(weight, bias)
     low, high = (bound.to(weight.dtype) for bound in _bounds(simulator))
     half = 0.5 * (high - low)
-    return Layer(weight * half[:, None], low + half * (bias + 1.0))
+    return Layer(weight * half[:, None], 0.5 * (low + high) + half * bias)
 
 
 def _log_std(agent: ForeignAgent, simulator: Simulator) -> torch.Tensor:

@@ -1,6 +1,5 @@
 """Agents of OmniSafe's PPO family: a run's folder, or one `torch_save/epoch-<n>.pt` of it."""
 
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,6 +10,7 @@ import torch
 from lightning_unlearn.envs.simulator import Simulator
 from lightning_unlearn.foreign.agent import ForeignAgent, Normaliser, layers
 from lightning_unlearn.foreign.weights import read_torch, tensors
+from lightning_unlearn.untrusted import read_json
 
 SUPPORTED = "supported are OmniSafe's on-policy agents (the PPO family) with the actor gaussian_learning"
 ACTIVATIONS = ("tanh", "relu", "sigmoid", "softplus")
@@ -53,12 +53,12 @@ def _places(path: Path) -> tuple[Path, Path]:
 
 
 def _config(path: Path) -> dict[str, Any]:
-    if not path.is_file() or path.stat().st_size > 1 << 20:
-        raise ValueError(f"{path} was not found: it says which activation the agent has; name the run's whole folder")
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise ValueError(f"{path} is damaged ({error})") from error
+        config = read_json(path, 1 << 20)
+    except FileNotFoundError as error:
+        raise ValueError(
+            f"{path} was not found: it says which activation the agent has; name the run's whole folder"
+        ) from error
     if not isinstance(config, dict) or not isinstance(config.get("model_cfgs"), dict):
         raise ValueError(f"{path} is no configuration of OmniSafe")
     return config
@@ -111,4 +111,4 @@ def _normaliser(config: Mapping[str, Any], content: Mapping[str, Any]) -> Normal
     if not isinstance(stored, Mapping) or not {"_mean", "_std", "_clip"} <= set(stored):
         raise ValueError("its obs_normalizer is of another version")
     mean, std, clip = (tensors(stored, "obs_normalizer")[name].double() for name in ("_mean", "_std", "_clip"))
-    return Normaliser(mean, std.square(), 0.0, float(clip.flatten()[0]))
+    return Normaliser(mean, std.square(), 0.0, float(clip.flatten()[0]), "float32")

@@ -3,15 +3,14 @@
 import io
 import json
 import re
-import zipfile
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from lightning_unlearn.envs.simulator import Simulator
 from lightning_unlearn.foreign.agent import ForeignAgent, Normaliser, Weights, layer, layers
-from lightning_unlearn.foreign.weights import MAX_BYTES, read_torch, require_file, tensors
+from lightning_unlearn.foreign.weights import MAX_BYTES, read_torch, tensors
+from lightning_unlearn.untrusted import open_zip
 
 SUPPORTED = "supported are Stable-Baselines3 PPO agents with MlpPolicy, continuous actions and no gSDE"
 ACTIVATIONS = {
@@ -41,7 +40,6 @@ def read(path: Path, simulator: Simulator, normaliser: Normaliser | None, *, bar
     Raises:
         ValueError: It is not a supported agent, or its VecNormalize is missing.
     """
-    require_file(path, str(path))
     try:
         data, weights, version = _content(path)
         _require_supported(data, weights)
@@ -58,16 +56,16 @@ def read(path: Path, simulator: Simulator, normaliser: Normaliser | None, *, bar
 
 def _content(path: Path) -> tuple[dict[str, Any], dict[str, Any], str]:
     try:
-        with zipfile.ZipFile(path) as archive:
-            if sum(info.file_size for info in archive.infolist()) > MAX_BYTES:
-                raise ValueError(f"it unpacks to more than {MAX_BYTES} bytes")
-            data, weights = json.loads(archive.read("data")), io.BytesIO(archive.read("policy.pth"))
-            version = archive.read("_stable_baselines3_version")[:20].decode()
-    except (zipfile.BadZipFile, zlib.error, OSError, KeyError, NotImplementedError, RecursionError) as error:
-        raise ValueError(f"it is no zip with data, policy.pth and _stable_baselines3_version ({error})") from error
+        with open_zip(path, MAX_BYTES) as archive:
+            data, version = json.loads(archive.read("data")), archive.read("_stable_baselines3_version")[:20]
+            weights = io.BytesIO(archive.read("policy.pth"))
+    except FileNotFoundError as error:
+        raise ValueError("it was not found") from error
+    except (KeyError, RecursionError, UnicodeDecodeError) as error:
+        raise ValueError(f"it has no data, policy.pth and _stable_baselines3_version ({error})") from error
     if not isinstance(data, dict):
         raise ValueError("its data is no description of an agent")
-    return data, tensors(read_torch(weights, "policy.pth"), "policy.pth"), version.strip()
+    return data, tensors(read_torch(weights, "policy.pth"), "policy.pth"), version.decode(errors="replace").strip()
 
 
 def _agent(data: Mapping[str, Any], weights: Weights, version: str, normaliser: Normaliser | None) -> ForeignAgent:

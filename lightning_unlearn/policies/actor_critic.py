@@ -61,6 +61,8 @@ class PolicyConfig:
     """Added to the variance that observations are normalised by."""
     normaliser_clip: float = 10.0
     """Normalised observations are clipped to ± this."""
+    normaliser_dtype: Literal["float32", "float64"] = "float32"
+    """What observations are normalised in; the network computes in float32 whatever it is."""
     log_std_range: list[float] = field(default_factory=lambda: [-5.0, 1.0])
     """What the log-std is clamped to."""
 
@@ -109,15 +111,16 @@ class ObservationNormaliser(nn.Module):
     mean: torch.Tensor
     variance: torch.Tensor
 
-    def __init__(self, observation_size: int, epsilon: float, clip: float) -> None:
+    def __init__(self, observation_size: int, epsilon: float, clip: float, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
         self.epsilon, self.clip = epsilon, clip
-        self.register_buffer("mean", torch.zeros(observation_size))
-        self.register_buffer("variance", torch.ones(observation_size))
+        self.register_buffer("mean", torch.zeros(observation_size, dtype=dtype))
+        self.register_buffer("variance", torch.ones(observation_size, dtype=dtype))
 
     def forward(self, observation: torch.Tensor) -> torch.Tensor:
         """Normalise. Shape: (B, O) → (B, O)."""
-        return ((observation - self.mean) / (self.variance + self.epsilon).sqrt()).clamp(-self.clip, self.clip)
+        normalised = (observation - self.mean) / (self.variance + self.epsilon).sqrt()
+        return normalised.clamp(-self.clip, self.clip).to(observation.dtype)
 
 
 class ActorCritic(nn.Module):
@@ -230,7 +233,8 @@ class ActorCritic(nn.Module):
 
 
 def _normaliser(config: PolicyConfig) -> ObservationNormaliser:
-    return ObservationNormaliser(config.observation_size, config.normaliser_epsilon, config.normaliser_clip)
+    dtype = torch.float64 if config.normaliser_dtype == "float64" else torch.float32
+    return ObservationNormaliser(config.observation_size, config.normaliser_epsilon, config.normaliser_clip, dtype)
 
 
 def _mlp(config: PolicyConfig, hidden_sizes: Sequence[int]) -> nn.Sequential:

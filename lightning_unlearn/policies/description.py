@@ -21,6 +21,7 @@ _CHOICES = {
     "squash": ("tanh", "none"),
     "critics": ("shared", "separate"),
     "editor": ("none", *EDITORS),
+    "normaliser_dtype": ("float32", "float64"),
 }
 _NAMES = {"method": r"\w*", "env": r"(\w[\w.-]*)?"}
 

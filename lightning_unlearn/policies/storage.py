@@ -83,7 +83,7 @@ def _read_safetensors(path: Path, digest: str | None) -> dict[str, torch.Tensor]
 
 def _filled(config: PolicyConfig, weights: Mapping[str, Any], path: Path) -> ActorCritic:
     """A policy of this shape with these weights, ready to act."""
-    _require_plain(weights, path)
+    _require_floats(weights, path)
     try:
         require_possible(config, sum(tensor.nbytes for tensor in weights.values()))
     except ValueError as error:
@@ -94,9 +94,10 @@ def _filled(config: PolicyConfig, weights: Mapping[str, Any], path: Path) -> Act
     return policy.eval()
 
 
-def _require_plain(weights: Mapping[str, Any], path: Path) -> None:
+def _require_floats(weights: Mapping[str, Any], path: Path) -> None:
     for name, tensor in weights.items():
-        if not isinstance(tensor, torch.Tensor) or tensor.dtype != torch.float32:
+        allowed = (torch.float32, torch.float64) if name.startswith("normaliser.") else (torch.float32,)
+        if not isinstance(tensor, torch.Tensor) or tensor.dtype not in allowed:
             raise ValueError(
                 f"{path}: {name} should be float32, not {getattr(tensor, 'dtype', type(tensor).__name__)}."
             )
@@ -110,6 +111,8 @@ def _require_fit(expected: Mapping[str, torch.Tensor], weights: Mapping[str, tor
     for name, tensor in weights.items():
         if tensor.shape != expected[name].shape:
             raise ValueError(f"{path}: {name} should be of shape {tuple(expected[name].shape)}.")
+        if tensor.dtype != expected[name].dtype:
+            raise ValueError(f"{path}: {name} should be {expected[name].dtype}, not {tensor.dtype}.")
     if "normaliser.variance" in weights and (weights["normaliser.variance"] < 0).any():
         raise ValueError(f"{path}: normaliser.variance has negative entries.")
     try:

@@ -60,7 +60,7 @@ def test_explained_variance():
 
 BAD = {
     "no such library": (["sb4", "agent.zip"], "Did you mean sb3"),
-    "no such agent": (["sb3", "nowhere.zip", "--normalizer", "none"], "nowhere.zip was not found"),
+    "no such agent": (["sb3", "nowhere.zip", "--normalizer", "none"], "nowhere.zip .*was not found"),
     "no normaliser": (["sb3", AGENT[0]], "--normalizer"),
     "no such normaliser": (["sb3", AGENT[0], "--normalizer", "nowhere.pkl"], "nowhere.pkl was not found"),
     "no such environment": (["sb3", *AGENT, "--env", "SafetyPointGaol1-v0"], "SafetyPointGoal1-v0"),

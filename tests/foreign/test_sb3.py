@@ -133,13 +133,12 @@ def test_a_network_of_another_observation_is_refused(goal, rewritten):
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 and nothing", b"\x80\x04."])
 def test_what_is_no_zip_is_refused(goal, tmp_path, content):
     (tmp_path / "a.zip").write_bytes(content)
-    with pytest.raises(ValueError, match="no zip"):
+    with pytest.raises(ValueError, match="no archive"):
         read(tmp_path / "a.zip", goal)
 
 
 def test_a_zip_bomb_is_not_unpacked(goal, tmp_path):
-    with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_DEFLATED) as archive, archive.open("data", "w") as entry:
-        for _ in range(300):
-            entry.write(bytes(1 << 20))
-    with pytest.raises(ValueError, match="unpacks to more"):
+    with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("data", bytes(1 << 20))
+    with pytest.raises(ValueError, match="compressed members"):
         read(tmp_path / "a.zip", goal)

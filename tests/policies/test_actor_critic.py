@@ -102,6 +102,14 @@ def test_normaliser_adds_its_epsilon_and_clips(generator):
     torch.testing.assert_close(normalised, torch.tensor([[0.5, -1.5, 2.5]]))
 
 
+def test_statistics_in_float64_are_used_as_such(generator):
+    policy = make(generator, normalise_observation=True, normaliser_dtype="float64")
+    policy.normaliser.mean.fill_(1e8 + 0.25)  # float32 would make it 1e8
+    normalised = policy.normaliser(torch.full((1, 3), 1e8))
+    assert normalised.dtype == torch.float32
+    torch.testing.assert_close(normalised, torch.full((1, 3), -0.25))
+
+
 def test_normaliser_is_part_of_the_policy(generator):
     policy = make(generator, normalise_observation=True)
     policy.normaliser.mean.fill_(2.0)
