@@ -5,9 +5,13 @@ import os
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
+from urllib.error import HTTPError, URLError
+from urllib.request import urlopen
 
 import mlflow
 from mlflow.exceptions import MlflowException
@@ -16,7 +20,10 @@ from sqlalchemy.exc import SQLAlchemyError
 from lightning_unlearn import processes
 
 DEFAULT_TRACKING_URI = "sqlite:///mlruns/mlflow.db"
-_SQLITE = "sqlite:///"
+ANSWER_S, RETRY_S = 10.0, 5.0
+"""Seconds that a server has to answer, and between two attempts while it does not."""
+_SQLITE, _SERVER = "sqlite:///", ("http://", "https://")
+_T = TypeVar("_T")
 
 
 def open_store(tracking_uri: str = DEFAULT_TRACKING_URI) -> None:
@@ -33,12 +40,48 @@ def open_store(tracking_uri: str = DEFAULT_TRACKING_URI) -> None:
         tracking_uri = f"{_SQLITE}{database}"  # MLflow keeps a connection per URI, wherever the process moves to
     mlflow.set_tracking_uri(tracking_uri)
     mlflow.set_registry_uri(tracking_uri)
+    if not answers():
+        raise ValueError(
+            f"tracking_uri={tracking_uri} does not answer: start the server (`mlflow server`), or name another store."
+        )
     try:
         with writing():
             _make()
             _mark_killed()
     except (MlflowException, SQLAlchemyError) as error:
         raise ValueError(f"tracking_uri={tracking_uri} cannot be opened: {error}") from error
+
+
+def answers() -> bool:
+    """Whether the present store is there to be asked; MLflow alone would try for minutes. Files always are."""
+    uri = tracking_uri()
+    if not uri.startswith(_SERVER):
+        return True
+    try:
+        with urlopen(f"{uri.rstrip('/')}/health", timeout=ANSWER_S):
+            return True
+    except HTTPError:
+        return True  # it has no such page, or wants a password: it is there
+    except (URLError, OSError):
+        return False
+
+
+def patiently(write: Callable[[], _T], what: str) -> _T:
+    """Write to the store; while its server does not answer, wait for it.
+
+    Args:
+        write: Writes; may be called again after it failed.
+        what: Named in the message.
+    """
+    while True:
+        try:
+            return write()
+        except (MlflowException, OSError):
+            if answers():
+                raise
+        print(f"The server {tracking_uri()} does not answer: {what} is kept, and tried again.", flush=True)
+        while not answers():
+            time.sleep(RETRY_S)
 
 
 def tracking_uri() -> str:
@@ -59,8 +102,11 @@ def checkpoint_folder(run_id: str) -> Path:
 
 
 def ui_command() -> str:
-    """The shell command that opens the present store in the MLflow UI."""
-    return f"{sys.executable} -m mlflow server --backend-store-uri {mlflow.get_tracking_uri()} --port 5000 --workers 1"
+    """How the present store is seen in the MLflow UI: the address of a server, or the shell command that starts one."""
+    uri = tracking_uri()
+    if uri.startswith(_SERVER):
+        return uri
+    return f"{sys.executable} -m mlflow server --backend-store-uri {uri} --port 5000 --workers 1"
 
 
 def experiment_id(name: str) -> str:

@@ -46,7 +46,7 @@ ROOMS = {
         "runs",
         "policies",
     }
-    | {"options"},
+    | {"checkpoints", "cli", "options", "store"},
     "bench": {"training", "audits", "methods", "collection", "envs", "policies", "objectives", "options"}
     | {"keys", "seeds"},
     "cli": {"quickstart", "training"},

@@ -9,9 +9,7 @@ from typing import Any
 from lightning_unlearn.bench.ours import random_policy
 from lightning_unlearn.bench.peers import resident_megabytes
 from lightning_unlearn.bench.plan import PEER_ENVS, Plan, cores
-from lightning_unlearn.collection.collector import RolloutCollector
-from lightning_unlearn.collection.data import RolloutData
-from lightning_unlearn.collection.stock import StockCollector
+from lightning_unlearn.collection.data import AnyCollector, RolloutData
 
 POINTS = 20
 SPEED_DRIFT, MEMORY_DRIFT = 0.10, 0.05
@@ -70,7 +68,7 @@ def soak(plan: Plan, steps: int) -> Soak:
     return outcome
 
 
-def _rate(gatherer: RolloutCollector | StockCollector, rollouts: int) -> float:
+def _rate(gatherer: AnyCollector, rollouts: int) -> float:
     started = time.perf_counter()
     for _ in range(rollouts):
         gatherer.rollout()

@@ -15,7 +15,7 @@ from mlflow.exceptions import MlflowException
 
 from lightning_unlearn import processes, registry
 from lightning_unlearn.seeds import SeedStreams
-from lightning_unlearn.store import experiment_id, writing
+from lightning_unlearn.store import answers, experiment_id, patiently, writing
 
 _VERSIONS = ("lightning-unlearn", "torch", "torchrl", "lightning", "mlflow", "mujoco", "safety-gymnasium", "numpy")
 
@@ -63,7 +63,19 @@ class MLflowRun(MLFlowLogger):
         self.pending.append({"metrics": dict(metrics), "step": step or 0, "timestamp": int(time.time() * 1000)})
 
     def publish(self) -> None:
-        """Write what is pending. To do so again changes nothing: the same points, with the same times, are one."""
+        """Write what is pending, unless the server is away: then it stays pending, and training goes on.
+
+        To do so again changes nothing: the same points, with the same times, are one.
+        """
+        if not answers():
+            return
+        try:
+            self._publish()
+        except (MlflowException, OSError):
+            if answers():
+                raise
+
+    def _publish(self) -> None:
         for entry in self.pending:
             points = [Metric(key, value, entry["timestamp"], entry["step"]) for key, value in entry["metrics"].items()]
             with writing():
@@ -75,7 +87,8 @@ class MLflowRun(MLFlowLogger):
         if self._run_id is None or not self._initialized:
             return
         if status == "success":
-            self._end("FINISHED")
+            patiently(self._publish, "what was measured")
+            patiently(lambda: self._end("FINISHED"), "the run's end")
             return
         with suppress(MlflowException, OSError):  # a store that is full or locked must not hide why the run ended
             self._end("KILLED" if self.interrupted else "FAILED")

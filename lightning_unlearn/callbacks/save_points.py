@@ -8,6 +8,7 @@ import lightning.pytorch as pl
 from lightning_unlearn import registry
 from lightning_unlearn.callbacks.run_record import MLflowRun
 from lightning_unlearn.policies.storage import ModelCard
+from lightning_unlearn.store import patiently
 
 
 class SavePoints(pl.Callback):
@@ -66,6 +67,7 @@ class SavePoints(pl.Callback):
     def _register(self, module: Any) -> None:
         if self._due is None:
             return
-        version = registry.register_policy(module.policy, self._due, str(self.run.run_id))
+        due, run_id = self._due, str(self.run.run_id)
+        version = patiently(lambda: registry.register_policy(module.policy, due, run_id), f"update {due.update}")
         self.saved[self._due.update] = f"models:/{registry.model_name(self._due.method, self._due.env)}/{version}"
         self._due = None

@@ -8,10 +8,14 @@ from tensordict import TensorDict
 from torch.utils.data import IterableDataset
 
 from lightning_unlearn.collection.collector import RolloutCollector
+from lightning_unlearn.collection.spread import SpreadCollector, require_possible
 from lightning_unlearn.collection.stock import StockCollector
 from lightning_unlearn.envs.batched import BatchedEnv, make_env
 from lightning_unlearn.policies.actor_critic import ActorCritic
 from lightning_unlearn.seeds import SeedStreams, torch_generator, training_seeds
+
+CollectorName = Literal["lean", "stock", "ray"]
+AnyCollector = RolloutCollector | StockCollector | SpreadCollector
 
 
 class Experience(IterableDataset):
@@ -41,7 +45,8 @@ class RolloutData(pl.LightningDataModule):
         concept: What to forget: `auto` (`cost_hazards` where the task has it, else any cost) or the info key of a cost.
         workers: Threads that step the physics; results do not depend on it.
         seed: The run's seed.
-        collector: `lean` (this package's) or `stock` (TorchRL's own, slower); both give the same rollouts.
+        collector: `lean` (this package's) or `stock` (TorchRL's own, slower); both give the same rollouts. `ray`
+            spreads a rollout over a Ray cluster, `workers` being the number of remote collectors: `collection.spread`.
     """
 
     def __init__(
@@ -52,7 +57,7 @@ class RolloutData(pl.LightningDataModule):
         concept: str = "auto",
         workers: int = 1,
         seed: int = 0,
-        collector: Literal["lean", "stock"] = "lean",
+        collector: CollectorName = "lean",
     ) -> None:
         super().__init__()
         if horizon < 1:
@@ -60,15 +65,18 @@ class RolloutData(pl.LightningDataModule):
         self.env_id, self.num_envs, self.horizon, self.seed = env, num_envs, horizon, seed
         self.concept, self.workers = concept, workers
         self._env: BatchedEnv | None = None
-        self._collector_class = StockCollector if collector == "stock" else RolloutCollector
-        self._collector: RolloutCollector | StockCollector | None = None
+        if collector == "ray":
+            require_possible(num_envs, workers)
+        self._kind: CollectorName = collector
+        self._collector: AnyCollector | None = None
         self._restored: dict[str, Any] | None = None
 
     @property
     def env(self) -> BatchedEnv:
         """The training environments, built and seeded at first use."""
         if self._env is None:
-            self._env = make_env(self.env_id, self.num_envs, self.concept, self.workers)
+            threads = 1 if self._kind == "ray" else self.workers  # the spread ones are elsewhere
+            self._env = make_env(self.env_id, self.num_envs, self.concept, threads)
             self._env.seed_environments(training_seeds(SeedStreams.of(self.seed).environments, self.num_envs))
         return self._env
 
@@ -77,11 +85,10 @@ class RolloutData(pl.LightningDataModule):
         """B = T·E, environment steps in one rollout."""
         return self.num_envs * self.horizon
 
-    def collector(self, policy: ActorCritic) -> RolloutCollector | StockCollector:
+    def collector(self, policy: ActorCritic) -> AnyCollector:
         """The collector of a policy, built at first use."""
         if self._collector is None:
-            noise = torch_generator(SeedStreams.of(self.seed).policy_noise)
-            self._collector = self._collector_class(self.env, policy, self.horizon, noise)
+            self._collector = self._spread(policy) if self._kind == "ray" else self._here(policy)
             if self._restored is not None:
                 self._collector.load_state_dict(self._restored)
         return self._collector
@@ -106,4 +113,15 @@ class RolloutData(pl.LightningDataModule):
         """Close the environments."""
         if self._env is not None and not self._env.is_closed:
             self._env.close()
+        if isinstance(self._collector, SpreadCollector):
+            self._collector.shutdown()
         self._env, self._collector = None, None
+
+    def _here(self, policy: ActorCritic) -> RolloutCollector | StockCollector:
+        collector = StockCollector if self._kind == "stock" else RolloutCollector
+        noise = torch_generator(SeedStreams.of(self.seed).policy_noise)
+        return collector(self.env, policy, self.horizon, noise)
+
+    def _spread(self, policy: ActorCritic) -> SpreadCollector:
+        streams, about = SeedStreams.of(self.seed), (self.env_id, self.concept, self.num_envs)
+        return SpreadCollector(*about, policy, self.horizon, self.workers, streams)

@@ -1,6 +1,6 @@
 """TorchRL's own collector, giving the same rollouts as `RolloutCollector`, more slowly."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -32,11 +32,8 @@ class StockCollector:
         self.env, self.horizon, self.generator = env, horizon, generator
         self._acting, self._action_size = ActingPolicy(policy), policy.config.action_size
         self._actor = _NoisyActor(self._acting.current(), env.num_envs)
-        sums = RewardSum(
-            [keys.REWARD, keys.COST], [keys.EPISODE_RETURN, keys.EPISODE_COST], reset_keys=["_reset", "_reset"]
-        )
         self._collector = Collector(
-            TransformedEnv(env, sums),
+            with_sums(env),
             self._actor,
             frames_per_batch=env.num_envs * horizon,
             total_frames=-1,
@@ -49,7 +46,7 @@ class StockCollector:
         policy = self._acting.current()
         noise = torch.randn(self.horizon, self.env.num_envs, self._action_size, generator=self.generator)
         self._actor.begin(policy, noise)
-        return next(self._rollouts).select(*self._kept())
+        return next(self._rollouts).select(*kept_keys(self.env.simulator.cost_keys))
 
     def state_dict(self) -> dict[str, Any]:
         """All that the next rollout depends on besides the policy; TorchRL's own state holds only the policy."""
@@ -69,10 +66,20 @@ class StockCollector:
         """Close the environments."""
         self._collector.shutdown()
 
-    def _kept(self) -> list[Any]:
-        following = (*_FOLLOWING, *((keys.COSTS, key) for key in self.env.simulator.cost_keys))
-        nested = [(keys.NEXT, *(key if isinstance(key, tuple) else (key,))) for key in following]
-        return [keys.OBSERVATION, keys.ACTION, keys.PRE_TANH, keys.LOG_PROB, *nested]
+
+def with_sums(env: BatchedEnv) -> TransformedEnv:
+    """The environments, with the return and the cost of the running episodes."""
+    sums = RewardSum(
+        [keys.REWARD, keys.COST], [keys.EPISODE_RETURN, keys.EPISODE_COST], reset_keys=["_reset", "_reset"]
+    )
+    return TransformedEnv(env, sums)
+
+
+def kept_keys(costs: Iterable[str]) -> list[Any]:
+    """What methods read of a rollout, with these costs."""
+    following = (*_FOLLOWING, *((keys.COSTS, key) for key in costs))
+    nested = [(keys.NEXT, *(key if isinstance(key, tuple) else (key,))) for key in following]
+    return [keys.OBSERVATION, keys.ACTION, keys.PRE_TANH, keys.LOG_PROB, *nested]
 
 
 _FOLLOWING = (

@@ -4,12 +4,14 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from lightning_unlearn.audits import evaluate, latent_shift, probe_commands, probe_fit, relearn
+from lightning_unlearn.audits.report import command as report
 from lightning_unlearn.study.steps import Step
 
 _READERS: dict[tuple[str, ...], Callable[[Sequence[str]], Any]] = {
     ("evaluate",): evaluate.read_options,
     ("relearn",): relearn.read_options,
     ("latent-shift",): latent_shift.read_options,
+    ("report",): report.read_options,
     ("probe", "collect"): probe_commands.read_collect_options,
     ("probe", "fit"): probe_fit.read_fit_options,
 }

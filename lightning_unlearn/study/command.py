@@ -1,12 +1,14 @@
 """The `study` command: everything a study file asks for, in order, without what the store holds already."""
 
-import os
+import json
 import signal
 import time
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import yaml
 from jsonargparse import ActionConfigFile
 
 from lightning_unlearn import registry
@@ -15,7 +17,7 @@ from lightning_unlearn.options import CommandParser
 from lightning_unlearn.study.check import require_possible
 from lightning_unlearn.study.conduct import Conduct
 from lightning_unlearn.study.estimate import Speeds, in_words, step_seconds, wall_seconds
-from lightning_unlearn.study.execute import Progress, State, execute, initial
+from lightning_unlearn.study.execute import Executor, Progress, State, execute, initial
 from lightning_unlearn.study.local import LocalExecutor
 from lightning_unlearn.study.measure import measure
 from lightning_unlearn.study.plan import plan, stages
@@ -26,51 +28,74 @@ from lightning_unlearn.study.trainings import Training, resolve
 from lightning_unlearn.study.view import View, plan_table, step_table
 
 
+@dataclass(frozen=True)
+class Planned:
+    """A study before it runs."""
+
+    study: Study
+    trainings: dict[str, list[Training]]
+    """Environment id → its methods."""
+    steps: list[Step]
+    done: dict[str, Result]
+    """Steps whose result is stored."""
+    seconds: dict[str, float]
+    """Step → how long it takes."""
+    jobs: int
+    """Steps side by side."""
+    threads: int
+    """For the physics of each."""
+    out: str
+
+
 def main(args: Sequence[str]) -> None:
     """Plan the study, and unless only the plan is wanted, run it."""
     options = _parser().parse_args(_with_files(args))
-    study, jobs = read_study(options.as_dict()), _jobs(options.jobs)
+    _require_sane(options)
+    study = read_study(options.as_dict())
     out = options.out or f"studies/{study.name}"
     registry.open_store(options.tracking_uri)
     trainings = resolve(study)
     steps = plan(study, trainings, out, stored_digest)
     require_possible(steps)
-    store = StudyStore(list(trainings))
-    results = done_steps(steps, store.find)
-    seconds = _seconds(steps, results, store, next(iter(trainings.values())), _threads(jobs))
-    _print_plan(study, trainings, steps, results, seconds, jobs)
+    executor, store = _executor(options, out), StudyStore(list(trainings))
+    jobs = options.jobs or executor.cores
+    threads, done = max(1, executor.cores // jobs), done_steps(steps, store.find)
+    seconds = _seconds(steps, done, store, next(iter(trainings.values())), threads)
+    planned = Planned(study, trainings, steps, done, seconds, jobs, threads, out)
+    _print_plan(planned)
     if not options.dry_run:
-        _run(options, steps, results, seconds, store, jobs, out)
+        _run(planned, store, executor, options.retries)
 
 
-def _run(
-    options: Any,
-    steps: list[Step],
-    results: dict[str, Result],
-    seconds: dict[str, float],
-    store: StudyStore,
-    jobs: int,
-    out: str,
-) -> None:
+def _run(planned: Planned, store: StudyStore, executor: Executor, retries: int) -> None:
     """Run what is not done; the exit code is 1 if anything failed, and 130 if it was interrupted."""
     for number in (signal.SIGINT, signal.SIGTERM):  # also where a shell started this in the background
         signal.signal(number, signal.default_int_handler)
-    progress, view = initial(steps, results, seconds), View(jobs)
-    conduct = Conduct(store, results, LocalExecutor(out), options.name, out, _threads(jobs))
+    results, view = dict(planned.done), View(planned.jobs)
+    progress = initial(planned.steps, results, planned.seconds)
+    conduct = Conduct(store, results, executor, planned.study.name, planned.out, planned.threads)
     started, status = time.perf_counter(), FAILED
-    conduct.begin(_parser().dump(options))
+    conduct.begin(yaml.safe_dump(json.loads(json.dumps(asdict(planned.study))), sort_keys=False))
     try:
-        execute(progress, results, conduct.doing(view.show, jobs, options.retries))
+        execute(progress, results, conduct.doing(view.show, planned.jobs, retries))
         status = FAILED if progress.failed else FINISHED
     except KeyboardInterrupt:
         status = KILLED
     finally:
         table = step_table(progress)
-        Path(out, "steps.csv").write_text(table, encoding="utf-8")
+        Path(planned.out, "steps.csv").write_text(table, encoding="utf-8")
         store.end(conduct.parent, status, table)
-    _print_end(progress, status, conduct.parent, out, time.perf_counter() - started)
+    _print_end(progress, status, conduct.parent, planned.out, time.perf_counter() - started)
     if status != FINISHED:
         raise SystemExit(130 if status == KILLED else 1)
+
+
+def _executor(options: Any, out: str) -> Executor:
+    if options.executor == "local":
+        return LocalExecutor(out)
+    from lightning_unlearn.study.ray_executor import RayExecutor  # an extra
+
+    return RayExecutor(out, options.tracking_uri, options.ray_address, options.retries)
 
 
 def _seconds(
@@ -86,19 +111,13 @@ def _seconds(
     return {step.name: step_seconds(step, speeds, paces[step.kind]) for step in steps}
 
 
-def _print_plan(
-    study: Study,
-    trainings: dict[str, list[Training]],
-    steps: Sequence[Step],
-    done: dict[str, Result],
-    seconds: dict[str, float],
-    jobs: int,
-) -> None:
-    print(f"Study {study.name}: {', '.join(trainings)}; seeds {', '.join(map(str, study.seeds))}\n")
-    print(plan_table(stages(study, next(iter(trainings.values()))), steps, done, seconds))
+def _print_plan(planned: Planned) -> None:
+    study, steps, done = planned.study, planned.steps, planned.done
+    print(f"Study {study.name}: {', '.join(planned.trainings)}; seeds {', '.join(map(str, study.seeds))}\n")
+    print(plan_table(stages(study, next(iter(planned.trainings.values()))), steps, done, planned.seconds))
     left = [step for step in steps if step.name not in done]
-    wall = in_words(wall_seconds(left, seconds, [], jobs))
-    print(f"\n{len(steps)} steps, {len(done)} done already; the rest takes about {wall}, {jobs} at a time.", flush=True)
+    wall = in_words(wall_seconds(left, planned.seconds, [], planned.jobs))
+    print(f"\n{len(steps)} steps, {len(done)} done already; the rest takes about {wall}, {planned.jobs} at a time.")
 
 
 def _print_end(progress: Progress, status: str, parent: str, out: str, seconds: float) -> None:
@@ -113,28 +132,18 @@ def _print_end(progress: Progress, status: str, parent: str, out: str, seconds: 
     print(f"MLflow run: {parent}\nOpen it with: {registry.ui_command()}")
 
 
-def _jobs(given: int | None) -> int:
-    """Steps side by side."""
-    if given is not None and given < 1:
-        raise ValueError(f"--jobs {given} is not possible: use at least 1.")
-    return given or _cores()
-
-
-def _threads(jobs: int) -> int:
-    """Threads for the physics of each of several steps."""
-    return max(1, _cores() // jobs)
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def _require_sane(options: Any) -> None:
+    for name, least in (("jobs", 1), ("retries", 0)):
+        if options[name] is not None and options[name] < least:
+            raise ValueError(f"--{name} {options[name]} is not possible: use at least {least}.")
 
 
 def _with_files(args: Sequence[str]) -> list[str]:
     """Config files where they are, on disk or in the package."""
-    given, found = [*args], [*args]
-    for position, arg in enumerate(given[:-1]):
+    found = [*args]
+    for position, arg in enumerate(args[:-1]):
         if arg in ("-c", "--config"):
-            found[position + 1] = str(find_config(given[position + 1]))
+            found[position + 1] = str(find_config(args[position + 1]))
     return found
 
 
@@ -151,6 +160,10 @@ def _parser() -> CommandParser:
     add("--overlays", type=str, nargs="*", default=[], help="config files that come last in every training's chain")
     add("--jobs", type=int | None, default=None, help="steps side by side; default: one a core")
     add("--retries", type=int, default=1, help="how often a step whose process was killed is started again")
+    add("--executor", type=Literal["local", "ray"], default="local", help="this machine, or a Ray cluster")
+    add(
+        "--ray_address", type=str | None, default=None, help="of the cluster; default: RAY_ADDRESS, else a new one here"
+    )
     add("--out", type=str | None, default=None, help="folder of the files; default: studies/<name>")
     add("--dry-run", action="store_true", help="show the plan, and run nothing")
     add("--tracking_uri", type=str, default=registry.DEFAULT_TRACKING_URI, help="MLflow store")

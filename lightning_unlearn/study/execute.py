@@ -44,6 +44,10 @@ class Running(Protocol):
 class Executor(Protocol):
     """Starts steps."""
 
+    @property
+    def cores(self) -> int:
+        """For steps to share."""
+
     def start(self, job: Job) -> Running:
         """Start one."""
 

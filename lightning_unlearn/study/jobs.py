@@ -4,10 +4,14 @@ import json
 import os
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
+
+from lightning_unlearn.study.attempts import resume_options
 from lightning_unlearn.study.steps import Arg, Config, FileOf, ModelOf, Place, Result, Step
+from lightning_unlearn.study.store import fetch
 
 
 @dataclass(frozen=True)
@@ -25,6 +29,12 @@ class Job:
     """Files to write first: path → content."""
     fetched: tuple[tuple[str, str], ...] = ()
     """Files to copy from the store first: run, path."""
+    tracking_uri: str = ""
+    resumes: tuple[str, str, str] | None = None
+    """Environment, digest and study's run of a training: what its earlier attempts are known by."""
+    threads: int = 1
+    here: bool = False
+    """It reads files that only the machine has that it was made on."""
 
 
 def make_job(
@@ -48,6 +58,10 @@ def make_job(
         env={"MLFLOW_RUN_CONTEXT": json.dumps(tags)},
         written={arg.path: arg.content for arg in step.args if isinstance(arg, Config)},
         fetched=tuple((results[arg.step].run_id, arg.path) for arg in step.args if isinstance(arg, FileOf)),
+        tracking_uri=tracking_uri,
+        resumes=(step.env, digest, tags[MLFLOW_PARENT_RUN_ID]) if args[0] == "fit" else None,
+        threads=threads,
+        here=step.here,
     )
 
 
@@ -56,16 +70,19 @@ def log_file(out: str, step: Step) -> str:
     return f"{out}/logs/{step.name.replace('/', '.').replace(' ', '-')}.log"
 
 
-def prepare(job: Job) -> None:
-    """Write and fetch a job's files, in the present folder and from the present store."""
-    from lightning_unlearn.study.store import fetch
+def prepare(job: Job) -> Job:
+    """Write and fetch a job's files, in the present folder and from the present store.
 
+    Returns:
+        The job, as a resumption if there is something to resume from.
+    """
     for path, content in job.written.items():
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         Path(path).write_text(content, encoding="utf-8")
     for run_id, path in job.fetched:
         fetch(run_id, Path(path))
     Path(job.log).parent.mkdir(parents=True, exist_ok=True)
+    return job if job.resumes is None else replace(job, args=(*job.args, *resume_options(*job.resumes)))
 
 
 def command(job: Job) -> list[str]:
@@ -85,14 +102,18 @@ def environment(job: Job, bytecode: Path) -> dict[str, str]:
 
 
 def last_line(log: str) -> str:
-    """What a log says last; a progress bar's lines end with a carriage return."""
+    """What a log file says last."""
     try:
         with open(log, "rb") as file:
             file.seek(0, os.SEEK_END)
             file.seek(max(0, file.tell() - 2000))
-            text = file.read().decode(errors="replace")
+            return last_line_of(file.read().decode(errors="replace"))
     except OSError:
         return ""
+
+
+def last_line_of(text: str) -> str:
+    """The error that a command reported, else the last line; a progress bar's lines end with a carriage return."""
     lines = [line.strip() for line in text.replace("\r", "\n").split("\n") if line.strip()]
     refused = [line for line in lines if line.startswith("lightning-unlearn: error:")]
     return (refused or lines or [""])[-1]

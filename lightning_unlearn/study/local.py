@@ -20,7 +20,7 @@ class LocalProcess:
     """
 
     def __init__(self, job: Job, bytecode: Path) -> None:
-        prepare(job)
+        job = prepare(job)
         self._log = job.log
         with open(job.log, "wb") as log:
             self._process = subprocess.Popen(
@@ -67,9 +67,11 @@ class LocalExecutor:
     def __init__(self, out: str) -> None:
         self._bytecode = Path(out, ".bytecode")
 
+    @property
+    def cores(self) -> int:
+        """Of this machine, as far as it is given to this process."""
+        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
     def start(self, job: Job) -> LocalProcess:
         """Start a step."""
         return LocalProcess(job, self._bytecode)
-
-    def close(self) -> None:
-        """Nothing is left to close."""

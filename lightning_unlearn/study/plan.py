@@ -92,7 +92,7 @@ class _Environment:
             seed,
             facts=facts,
             updates=training.save_points,
-            threads=("--data.workers", training.num_envs),
+            threads=None if training.spread else ("--data.workers", training.num_envs),
             work=training.work,
         )
 

@@ -14,7 +14,7 @@ from lightning_unlearn.training import TrainingCLI
 AUTO = "auto"
 EPISODE_STEPS = 1000
 """Of most tasks; only tells how long something will take."""
-_OF_THE_MACHINE = ("config", "tracking_uri", "torch_threads")
+_OF_THE_MACHINE = ("config", "tracking_uri", "torch_threads", "resume")
 
 
 @dataclass(frozen=True)
@@ -40,13 +40,19 @@ class Training:
     def facts(self) -> str:
         """What its result depends on, as text: the resolved config without what only the machine decides."""
         kept = {key: value for key, value in self.config.items() if key not in _OF_THE_MACHINE}
-        kept["data"] = {key: value for key, value in kept["data"].items() if key != "workers"}
-        return json.dumps(kept, sort_keys=True, default=str)
+        if not self.spread:
+            kept["data"] = {key: value for key, value in kept["data"].items() if key != "workers"}
+        return json.dumps(_without_nothing(kept), sort_keys=True, default=str)
 
     @property
     def num_envs(self) -> int:
         """Environments side by side."""
         return int(self.config["data"]["num_envs"])
+
+    @property
+    def spread(self) -> bool:
+        """Its rollouts are spread over a cluster: `workers` is then no matter of the machine."""
+        return bool(self.config["data"]["collector"] == "ray")
 
     @property
     def work(self) -> Work:
@@ -59,6 +65,13 @@ class Training:
             collections = -(-updates // int(about["recollect_every"]))
             return Work(rolled=collections * int(about["dataset_episodes"]) * EPISODE_STEPS)
         return Work(trained=steps)
+
+
+def _without_nothing(config: Any) -> Any:
+    """Without the keys that say nothing: a new option that is off leaves old results valid."""
+    if not isinstance(config, Mapping):
+        return config
+    return {key: _without_nothing(value) for key, value in config.items() if value is not None}
 
 
 class _ConfigOnly(TrainingCLI):

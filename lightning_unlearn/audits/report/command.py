@@ -40,8 +40,7 @@ _SECTIONS = (
 
 def main(args: Sequence[str]) -> None:
     """Read the store, draw, write both files, and record them."""
-    options, started = _parser().parse_args(args), time.perf_counter()
-    wanted = _wanted(options)
+    (options, wanted), started = read_options(args), time.perf_counter()
     torch.set_num_threads(1)  # networks of this size gain nothing from more, and lose much on a busy machine
     registry.open_store(options.tracking_uri)
     findings = gather(wanted)
@@ -52,6 +51,16 @@ def main(args: Sequence[str]) -> None:
     run = _record(options, findings, files)
     print("\n".join(f"  {file.resolve()}" for file in files if file.parent == out))
     print(f"MLflow run: {run}\nWritten in {time.perf_counter() - started:.0f} s.")
+
+
+def read_options(args: Sequence[str]) -> tuple[Any, Wanted]:
+    """The command's options, and what they ask the store for.
+
+    Raises:
+        ValueError: One is unknown or impossible.
+    """
+    options = _parser().parse_args(args)
+    return options, _wanted(options)
 
 
 def document(known: Material) -> Document:

@@ -1,0 +1,87 @@
+"""What an earlier attempt at a step left is found again, on its machine or through the store."""
+
+import hashlib
+import shutil
+
+import mlflow
+import pytest
+
+from lightning_unlearn.store import checkpoint_folder
+from lightning_unlearn.study import attempts
+from lightning_unlearn.study.attempts import resume_options, sending
+from lightning_unlearn.study.store import DIGEST
+
+ENV = "ToyLine-v0"
+
+
+@pytest.fixture
+def attempt(store):
+    """Makes a run that was an attempt at the step `abc`; returns its id."""
+    client = mlflow.MlflowClient()
+    experiment = client.create_experiment(ENV)
+
+    def make(status="KILLED", parent="this study", checkpoint=b"weights"):
+        tags = {DIGEST: "abc", "mlflow.parentRunId": parent}
+        run_id = client.create_run(experiment, tags=tags).info.run_id
+        client.update_run(run_id, status=status)
+        if checkpoint:
+            folder = checkpoint_folder(run_id)
+            folder.mkdir(parents=True)
+            (folder / f"update-3.{hashlib.sha256(checkpoint).hexdigest()}.ckpt").write_bytes(checkpoint)
+        return run_id
+
+    return make
+
+
+def options(digest="abc"):
+    return resume_options(ENV, digest, "this study")
+
+
+def test_a_step_that_was_never_tried_starts_anew(store):
+    assert options() == []
+
+
+def test_an_interrupted_attempt_is_gone_on_with(attempt):
+    run_id = attempt()
+    assert options() == ["--resume", run_id]
+    assert options("another") == []
+
+
+def test_an_attempt_that_finished_or_left_nothing_is_not(attempt):
+    attempt(status="FINISHED")
+    attempt(checkpoint=None)
+    assert options() == []
+
+
+def test_an_attempt_of_this_study_that_still_says_it_runs_is_dead(attempt):
+    run_id = attempt(status="RUNNING")
+    assert options() == ["--resume", run_id]
+    assert mlflow.get_run(run_id).info.status == "KILLED"
+
+
+def test_somebody_elses_running_attempt_is_left_alone(attempt):
+    run_id = attempt(status="RUNNING", parent="another study")
+    assert options() == []
+    assert mlflow.get_run(run_id).info.status == "RUNNING"
+
+
+def test_a_checkpoint_travels_through_the_store(attempt, monkeypatch, tmp_path):
+    run_id = attempt()
+    monkeypatch.setattr(attempts, "_LOOK_S", 0.01)
+    folder = checkpoint_folder(run_id)
+    with sending():  # looks below mlruns/checkpoints of the present folder
+        for _ in range(500):
+            if mlflow.MlflowClient().list_artifacts(run_id, attempts.SENT):
+                break
+            attempts.time.sleep(0.01)
+    shutil.rmtree(folder)
+    assert options() == ["--resume", run_id]
+    (received,) = folder.glob("*.ckpt")
+    assert received.read_bytes() == b"weights"
+
+
+def test_a_damaged_checkpoint_is_not_gone_on_with(attempt):
+    run_id = attempt()
+    (file,) = checkpoint_folder(run_id).glob("*.ckpt")
+    file.write_bytes(b"something else")
+    assert options() == []
