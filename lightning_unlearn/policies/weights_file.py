@@ -60,9 +60,13 @@ def read_pt_stream(file: IO[bytes]) -> dict[str, Any]:
     Raises:
         ValueError: As `read_pt`.
     """
-    with zip_of(file) as archive:
-        checked = _checked_copy(archive)
-    content = _load(checked)
+    with warnings.catch_warnings(action="error"):  # what Python or PyTorch warns of, no file of tensors holds
+        try:
+            with zip_of(file) as archive:
+                checked = _checked_copy(archive)
+            content = _load(checked)
+        except Warning as warning:
+            raise ValueError(f"it is written as no file of tensors is: {warning}") from warning
     _require_tensors(content, checked.getbuffer().nbytes)
     return content
 
@@ -93,8 +97,7 @@ def _require_plain(program: bytes) -> None:
 
 def _load(file: io.BytesIO) -> Any:
     try:
-        with warnings.catch_warnings(action="error"):  # what PyTorch warns of, no file of tensors holds
-            return torch.load(file, map_location="cpu", weights_only=True)
+        return torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # of a damaged file, PyTorch's reader raises whatever comes to pass
         raise ValueError(f"{type(error).__name__} while PyTorch read it") from error
 
