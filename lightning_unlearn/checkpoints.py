@@ -11,6 +11,9 @@ from typing import Any
 import torch
 from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
 
+from lightning_unlearn.policies.weights_file import read_state
+
+_MAX_BYTES = 1 << 30
 KEPT = 2
 """Newest checkpoints of a run that are kept."""
 _NAME = re.compile(r"update-(\d+)\.([0-9a-f]{64})\.ckpt")
@@ -32,8 +35,12 @@ class WholeCheckpoints(CheckpointIO):
     def load_checkpoint(
         self, path: str | Path, map_location: Any | None = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
-        """Read tensors and plain values, nothing else."""
-        return dict(torch.load(path, map_location=map_location, weights_only=True))
+        """Read tensors and plain values, nothing else; they come to the CPU.
+
+        Raises:
+            ValueError: The file is damaged, or holds something else.
+        """
+        return read_state(Path(path), _MAX_BYTES)
 
     def remove_checkpoint(self, path: str | Path) -> None:
         """Remove a file."""

@@ -110,8 +110,10 @@ def stored_options(run_id: str) -> dict[str, Any]:
     """A run's options, flat, as its `config.yaml` holds them; empty where it was killed before it had one."""
     try:
         return flatten(yaml.safe_load(stored_config(run_id)))
-    except MlflowException:
+    except (MlflowException, OSError):
         return {}
+    except (yaml.YAMLError, RecursionError, AttributeError) as error:
+        raise ValueError(f"the config.yaml of run {run_id} is damaged: {type(error).__name__}.") from error
 
 
 def stored_config(run_id: str) -> str:

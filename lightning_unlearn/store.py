@@ -23,6 +23,7 @@ DEFAULT_TRACKING_URI = "sqlite:///mlruns/mlflow.db"
 ANSWER_S, RETRY_S = 10.0, 5.0
 """Seconds that a server has to answer, and between two attempts while it does not."""
 _SQLITE, _SERVER = "sqlite:///", ("http://", "https://")
+_STORES = (_SQLITE, *_SERVER, "postgresql", "mysql", "mssql", "databricks")
 _T = TypeVar("_T")
 
 
@@ -32,8 +33,13 @@ def open_store(tracking_uri: str = DEFAULT_TRACKING_URI) -> None:
     Runs of this machine whose process has ended without saying so are marked KILLED.
 
     Raises:
-        ValueError: The store cannot be written.
+        ValueError: The URI names no store, or the store cannot be written.
     """
+    if not tracking_uri.startswith(_STORES):
+        raise ValueError(
+            f"tracking_uri={tracking_uri!r} names no store: use sqlite:///FOLDER/mlflow.db, or the http:// address "
+            "of an MLflow server."
+        )
     if tracking_uri.startswith(_SQLITE):
         database = Path(tracking_uri.removeprefix(_SQLITE)).resolve()
         _require_writable(database)

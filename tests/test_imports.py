@@ -22,7 +22,7 @@ ROOMS = {
     "registry": {"policies", "store", "model_files", "versions"},
     "verify": {"registry", "model_files", "policies", "options", "untrusted"},
     "runs": {"processes", "store"},
-    "checkpoints": set(),
+    "checkpoints": {"policies"},
     "methods": {"collection", "policies", "objectives", "registry", "envs", "keys", "seeds"},
     "audits": {"methods", "envs", "policies", "objectives", "registry", "runs", "collection", "keys", "seeds"}
     | {"options", "untrusted"},

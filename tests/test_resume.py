@@ -181,6 +181,21 @@ def test_the_checkpoint_that_was_torn_is_passed_over(broken, capsys):
     assert "after update 1" in capsys.readouterr().out
 
 
+def test_a_checkpoint_that_asks_for_more_than_tensors_is_refused(tmp_path):
+    class Greedy:
+        def __reduce__(self):
+            return bytearray, (10**12,)
+
+    torch.save({"state_dict": Greedy()}, tmp_path / "greedy.ckpt")
+    with pytest.raises(ValueError, match="bytearray"):
+        checkpoints.WholeCheckpoints().load_checkpoint(tmp_path / "greedy.ckpt")
+
+
+def test_what_names_no_store_is_refused():
+    with pytest.raises(ValueError, match=r"tracking_uri='nonsense' names no store: use sqlite:///"):
+        registry.open_store("nonsense")
+
+
 def test_what_cannot_be_resumed_is_refused(store):
     with pytest.raises(ValueError, match="there is no such run"):
         training.train(toy("--resume", "abc"))

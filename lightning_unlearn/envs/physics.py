@@ -10,7 +10,7 @@ import mujoco
 import numpy as np
 
 from lightning_unlearn.envs.compat import BaseTask, ResamplingError
-from lightning_unlearn.envs.state import restore_world, world_state
+from lightning_unlearn.envs.state import restore_stream, restore_world, stream_state, world_state
 from lightning_unlearn.envs.world import Blueprint, reset_world
 
 _VELOCITY_STAGE = int(mujoco.mjtStage.mjSTAGE_VEL)
@@ -184,7 +184,7 @@ class Scene:
         return {
             "world": world_state(views.model, views.data),
             "layout": dict(task.world_info.layout),
-            "stream": task.random_generator.random_generator.get_state(legacy=False),
+            "stream": stream_state(task.random_generator.random_generator),
             "undrawn": self._undrawn,
         }
 
@@ -197,7 +197,7 @@ class Scene:
         layout = task.world_info.layout  # the random generator holds the same object
         layout.clear()
         layout.update(state["layout"])
-        task.random_generator.random_generator.set_state(state["stream"])
+        restore_stream(task.random_generator.random_generator, state["stream"])
         self._undrawn = state["undrawn"]
 
     def bind(self) -> _Views:

@@ -50,3 +50,14 @@ def restore_world(model: mujoco.MjModel, data: mujoco.MjData, state: dict[str, A
     mujoco.mj_setState(model, data, state["physics"], _INTEGRATION)
     mujoco.mj_forward(model, data)  # what is derived from the state; it moves the warm start, so the state comes again
     mujoco.mj_setState(model, data, state["physics"], _INTEGRATION)
+
+
+def stream_state(stream: np.random.RandomState) -> dict[str, Any]:
+    """Where a random stream stands; its words as int64, which every reader of tensors knows."""
+    kind, words, *rest = stream.get_state()  # type: ignore[misc]
+    return {"kind": kind, "words": words.astype(np.int64), "rest": list(rest)}
+
+
+def restore_stream(stream: np.random.RandomState, state: dict[str, Any]) -> None:
+    """Go on from where `stream_state` was taken."""
+    stream.set_state((state["kind"], state["words"].astype(np.uint32), *state["rest"]))

@@ -17,7 +17,7 @@ import torch
 
 from lightning_unlearn.untrusted import require_file, zip_of
 
-_MAX_PROGRAM = 1 << 20
+_MAX_PROGRAM, _MAX_STATE_PROGRAM = 1 << 20, 1 << 24  # bytes; a checkpoint has some 50 tensors an environment
 _MEMBER = re.compile(
     r"[^/]+/(data\.pkl|data/\d+|byteorder|version|\.format_version|\.storage_alignment"
     r"|\.data/serialization_id)"
@@ -30,6 +30,8 @@ _GLOBALS = {
     "torch DoubleStorage",
     "torch LongStorage",
 }
+_STATE_GLOBALS = {f"torch {kind}Storage" for kind in ("Byte", "Bool", "Int", "Half", "BFloat16")}
+"""What a checkpoint holds besides: random streams, flags, counts."""
 _OPCODES = {
     *("PROTO", "STOP", "MARK", "GLOBAL", "REDUCE", "BUILD", "BINPERSID"),
     *("BINPUT", "LONG_BINPUT", "BINGET", "LONG_BINGET"),
@@ -60,18 +62,38 @@ def read_pt_stream(file: IO[bytes]) -> dict[str, Any]:
     Raises:
         ValueError: As `read_pt`.
     """
-    with warnings.catch_warnings(action="error"):  # what Python or PyTorch warns of, no file of tensors holds
-        try:
-            with zip_of(file) as archive:
-                checked = _checked_copy(archive)
-            content = _load(checked)
-        except Warning as warning:
-            raise ValueError(f"it is written as no file of tensors is: {warning}") from warning
-    _require_tensors(content, checked.getbuffer().nbytes)
+    content, size = _read(file, _GLOBALS, _MAX_PROGRAM)
+    _require_tensors(content, size)
     return content
 
 
-def _checked_copy(archive: zipfile.ZipFile) -> io.BytesIO:
+def read_state(path: Path, max_bytes: int) -> dict[str, Any]:
+    """The state that a checkpoint holds: tensors, numbers and texts, in dicts and lists as deep as it likes.
+
+    Raises:
+        FileNotFoundError: It is not there.
+        ValueError: It is too large or damaged, or holds anything else.
+    """
+    require_file(path, max_bytes)
+    try:
+        with path.open("rb") as file:
+            return dict(_read(file, _GLOBALS | _STATE_GLOBALS, _MAX_STATE_PROGRAM)[0])
+    except (ValueError, OSError) as error:
+        raise ValueError(f"{path} is not a checkpoint that can be read safely: {error}") from error
+
+
+def _read(file: IO[bytes], known: set[str], most: int) -> tuple[Any, int]:
+    """What a file holds, and how many bytes of it were looked at."""
+    with warnings.catch_warnings(action="error"):  # what Python or PyTorch warns of, no file of tensors holds
+        try:
+            with zip_of(file) as archive:
+                checked = _checked_copy(archive, known, most)
+            return _load(checked), checked.getbuffer().nbytes
+        except Warning as warning:
+            raise ValueError(f"it is written as no file of tensors is: {warning}") from warning
+
+
+def _checked_copy(archive: zipfile.ZipFile, known: set[str], most: int) -> io.BytesIO:
     """The same archive, written anew: what was checked here is then what another reader of archives finds."""
     copy = io.BytesIO()
     with zipfile.ZipFile(copy, "w") as written:
@@ -80,16 +102,16 @@ def _checked_copy(archive: zipfile.ZipFile) -> io.BytesIO:
                 raise ValueError(f"it has a member {name!r}, which is no part of a file of tensors")
             written.writestr(name, archive.read(name))
             if name.endswith("/data.pkl"):
-                _require_plain(archive.read(name))
+                _require_plain(archive.read(name), known, most)
     copy.seek(0)
     return copy
 
 
-def _require_plain(program: bytes) -> None:
-    if len(program) > _MAX_PROGRAM:
-        raise ValueError(f"its description of the tensors is larger than {_MAX_PROGRAM} bytes")
+def _require_plain(program: bytes, known: set[str], most: int) -> None:
+    if len(program) > most:
+        raise ValueError(f"its description of the tensors is larger than {most} bytes")
     for opcode, argument, _ in pickletools.genops(program):
-        if opcode.name == "GLOBAL" and argument not in _GLOBALS:
+        if opcode.name == "GLOBAL" and argument not in known:
             raise ValueError(f"it asks for {argument!r}, which may run code or allocate memory and is never called")
         if opcode.name not in _OPCODES:
             raise ValueError(f"it holds a pickle's {opcode.name}, which no file of tensors needs")
