@@ -20,6 +20,15 @@ def options(method, *more, env="toy"):
     return [*chain, *(["-c", "configs/smoke.yaml"] if env == "toy" else []), *more]
 
 
+def enter(folder):
+    """Work in a folder, and print into a file there."""
+    torch.set_num_threads(1)
+    os.chdir(folder)
+    log = os.open("log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+
+
 def train(folder, args, cpu_seconds=None, sabotage=None):
     """Run `fit` in this process, with its store in a folder, and its own output in a file there.
 
@@ -28,11 +37,7 @@ def train(folder, args, cpu_seconds=None, sabotage=None):
     """
     from lightning_unlearn import training
 
-    torch.set_num_threads(1)
-    os.chdir(folder)
-    log = os.open("log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(log, 1)
-    os.dup2(log, 2)
+    enter(folder)
     if sabotage is not None:
         sabotage()
     if cpu_seconds is not None:

@@ -54,8 +54,8 @@ def restore_world(model: mujoco.MjModel, data: mujoco.MjData, state: dict[str, A
 
 def stream_state(stream: np.random.RandomState) -> dict[str, Any]:
     """Where a random stream stands; its words as int64, which every reader of tensors knows."""
-    kind, words, *rest = stream.get_state()  # type: ignore[misc]
-    return {"kind": kind, "words": words.astype(np.int64), "rest": list(rest)}
+    kind, words, *rest = stream.get_state(legacy=True)
+    return {"kind": kind, "words": np.asarray(words, dtype=np.int64), "rest": rest}
 
 
 def restore_stream(stream: np.random.RandomState, state: dict[str, Any]) -> None:
