@@ -46,7 +46,7 @@ ROOMS = {
         "runs",
         "policies",
     }
-    | {"checkpoints", "cli", "options", "store"},
+    | {"checkpoints", "cli", "options", "processes", "store"},
     "bench": {"training", "audits", "methods", "collection", "envs", "policies", "objectives", "options"}
     | {"keys", "seeds"},
     "cli": {"quickstart", "training"},

@@ -100,7 +100,8 @@ class SpreadCollector:
             total_frames=ENDLESS,
             sync=True,
             remote_configs={"num_cpus": 1},
-            collector_kwargs={"auto_register_policy_transforms": False},
+            # one dictionary each: TorchRL writes every collector's own factory into it
+            collector_kwargs=[{"auto_register_policy_transforms": False} for _ in shares],
             num_collectors=self._collectors,
         )
 

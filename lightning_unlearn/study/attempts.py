@@ -10,7 +10,7 @@ import mlflow
 from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
-from lightning_unlearn import checkpoints, store
+from lightning_unlearn import checkpoints, processes, store
 from lightning_unlearn.study.store import DIGEST, KILLED, RUNNING
 
 SENT = "checkpoints"
@@ -23,11 +23,15 @@ _LOOK_S = 2.0
 def resume_options(env: str, digest: str, parent: str) -> list[str]:
     """`--resume <run>`, if an earlier attempt at the step left a checkpoint here or in the store; else nothing.
 
-    An attempt of the same study that still says that it runs is dead, or this one would not have been started.
+    An attempt of the same study that says that it runs, elsewhere, is dead: the study would know of it otherwise.
+
+    Raises:
+        ValueError: It runs on this machine: what started it was killed, and left it behind.
     """
     for run in _attempts(env, digest):
         run_id, mine = str(run.info.run_id), run.data.tags.get(MLFLOW_PARENT_RUN_ID) == parent
         if run.info.status == RUNNING and mine:
+            _require_dead(run)
             mlflow.MlflowClient().set_terminated(run_id, KILLED)
         elif run.info.status not in (KILLED, "FAILED"):
             continue
@@ -57,6 +61,15 @@ def _attempts(env: str, digest: str) -> list[mlflow.entities.Run]:
         return []
     newest = ["attributes.start_time DESC"]
     return list(client.search_runs([experiment.experiment_id], f"tags.`{DIGEST}` = '{digest}'", order_by=newest))
+
+
+def _require_dead(run: mlflow.entities.Run) -> None:
+    tags = run.data.tags
+    if tags.get(processes.HOST) == processes.host() and not processes.is_gone(tags):
+        raise ValueError(
+            f"run {run.info.run_id} of this step is still under way in process {tags[processes.PROCESS]}, left behind "
+            "by a study that was killed: wait for it, or end it."
+        )
 
 
 def _send_until(over: Event) -> None:

@@ -21,7 +21,7 @@ from lightning_unlearn.study.execute import Executor, Progress, State, execute, 
 from lightning_unlearn.study.local import LocalExecutor
 from lightning_unlearn.study.measure import measure
 from lightning_unlearn.study.plan import plan, stages
-from lightning_unlearn.study.schema import Study, read_study
+from lightning_unlearn.study.schema import Study, read_study, require_single_keys
 from lightning_unlearn.study.steps import Result, Step, done_steps
 from lightning_unlearn.study.store import FAILED, FINISHED, KILLED, StudyStore, stored_digest
 from lightning_unlearn.study.trainings import Training, resolve
@@ -143,7 +143,9 @@ def _with_files(args: Sequence[str]) -> list[str]:
     found = [*args]
     for position, arg in enumerate(args[:-1]):
         if arg in ("-c", "--config"):
-            found[position + 1] = str(find_config(args[position + 1]))
+            path = find_config(args[position + 1])
+            require_single_keys(path.read_text(encoding="utf-8"), str(path))
+            found[position + 1] = str(path)
     return found
 
 

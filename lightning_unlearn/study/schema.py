@@ -1,10 +1,13 @@
 """What a study file may say. Every part is checked here, by name, before anything is planned or run."""
 
 import difflib
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, TypeVar, get_origin
+
+import yaml
 
 RANDOM = "random"
 """The model that relearning is compared with: a fresh network."""
@@ -109,6 +112,8 @@ class Study:
 
     def __post_init__(self) -> None:
         """Refuse what is named twice, or not at all."""
+        if not re.fullmatch(r"\w[\w.-]*", self.name):
+            raise ValueError(f"name: {self.name!r} is not possible: use letters, digits, dots, dashes and underscores.")
         for what, values in (("envs", self.envs), ("seeds", self.seeds), ("methods", self.methods)):
             if not values:
                 raise ValueError(f"{what} is empty: a study needs at least one.")
@@ -172,6 +177,26 @@ def require_distinct(where: str, values: Iterable[Any]) -> None:
     for value, count in Counter(values).items():
         if count > 1:
             raise ValueError(f"{where}: {value} is listed twice: leave one out.")
+
+
+def require_single_keys(text: str, where: str) -> None:
+    """Refuse YAML that gives a key twice in one place; YAML itself would let the last one win.
+
+    Args:
+        text: Of a file.
+        where: Its name.
+
+    Raises:
+        ValueError: It does.
+    """
+    places = [yaml.compose(text, yaml.SafeLoader)]
+    while places:
+        node = places.pop()
+        if isinstance(node, yaml.MappingNode):
+            require_distinct(where, [key.value for key, _ in node.value])
+            places += [value for _, value in node.value]
+        elif isinstance(node, yaml.SequenceNode):
+            places += node.value
 
 
 def model_name(model: str) -> tuple[str, int | None]:

@@ -36,7 +36,7 @@ def test_two_collectors_give_one_rollout_of_the_present_policy(cluster, policy):
     assert rollout.batch_size == near.batch_size == (E, T)
     assert torch.equal(rollout[keys.OBSERVATION][:, 0], near[keys.OBSERVATION][:, 0])  # the same starts, in order
     assert set(near.keys(True, True)) <= set(rollout.keys(True, True))
-    noise = rollout[keys.PRE_TANH] - policy.mean(rollout[keys.OBSERVATION])
+    noise = (rollout[keys.PRE_TANH] - policy.mean(rollout[keys.OBSERVATION])).detach()
     assert noise.std() == pytest.approx(float(policy.std.mean()), rel=0.25)
     assert not torch.allclose(noise[:2], noise[2:])  # a stream for each collector
     policy.action_mean.bias.data.fill_(3.0)

@@ -1,11 +1,13 @@
 """What an earlier attempt at a step left is found again, on its machine or through the store."""
 
 import hashlib
+import os
 import shutil
 
 import mlflow
 import pytest
 
+from lightning_unlearn import processes
 from lightning_unlearn.store import checkpoint_folder
 from lightning_unlearn.study import attempts
 from lightning_unlearn.study.attempts import resume_options, sending
@@ -57,6 +59,15 @@ def test_an_attempt_of_this_study_that_still_says_it_runs_is_dead(attempt):
     run_id = attempt(status="RUNNING")
     assert options() == ["--resume", run_id]
     assert mlflow.get_run(run_id).info.status == "KILLED"
+
+
+def test_an_attempt_that_a_killed_study_left_behind_is_not_doubled(attempt):
+    run_id = attempt(status="RUNNING")
+    for key, value in processes.owner().items():  # this process is there, certainly
+        mlflow.MlflowClient().set_tag(run_id, key, value)
+    with pytest.raises(ValueError, match=f"still under way in process {os.getpid()}"):
+        options()
+    assert mlflow.get_run(run_id).info.status == "RUNNING"
 
 
 def test_somebody_elses_running_attempt_is_left_alone(attempt):

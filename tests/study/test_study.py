@@ -62,15 +62,16 @@ def test_it_runs_nests_and_is_done_the_second_time(few, capsys, tmp_path):
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ("seeds: [0, 0]", "listed twice"),
-        ("sedes: [0]", "sedes"),
-        ("audits: {evalute: {}}", "evalute"),
-        ('weights: [{method: unsafe, uri: "nowhere"}]', "nowhere"),
+        (("seeds: [0]", "seeds: [0, 0]"), "seeds: 0 is listed twice"),
+        (("seeds: [0]", "seeds: [0]\nsedes: [0]"), "sedes"),
+        (("seeds: [0]", "seeds: [0]\nseeds: [1]"), "few.yaml: seeds is listed twice"),
+        (("seeds: [0]", "seeds: [0]\naudits: {evalute: {}}"), "evalute"),
+        (("zoo:unsafe.ToyLine-v0", "nowhere"), "nowhere"),
+        (("name: few", "name: ../few"), "name: '../few' is not possible"),
     ],
 )
 def test_bad_input_ends_with_a_message_before_anything_runs(few, tmp_path, capsys, changed, message):
-    with (tmp_path / "few.yaml").open("a") as file:
-        file.write(changed)
+    (tmp_path / "few.yaml").write_text(FEW.replace(*changed))
     with pytest.raises(SystemExit) as stopped:
         cli.main(few)
     assert stopped.value.code == 2
