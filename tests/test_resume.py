@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -240,13 +241,16 @@ def test_a_request_to_end_is_an_interruption(tmp_path):
     def log():
         return (tmp_path / "log").read_text() if (tmp_path / "log").exists() else ""
 
+    updates_done = re.compile(r" [1-9]\d*/100000")
     args = (str(tmp_path), killing.options("oracle", "--updates", "100000", "--save_points", "100000"))
     process = killing.FORKS.Process(target=terminated_in_training, args=args)
     process.start()
-    while process.is_alive() and " 3/100000" not in log():
+    deadline = time.monotonic() + 120
+    while process.is_alive() and not updates_done.search(log()) and time.monotonic() < deadline:
         time.sleep(0.1)
     process.terminate()
     process.join(60)
+    process.kill()
     registry.open_store(f"sqlite:///{tmp_path}/mlruns/mlflow.db")
     assert process.exitcode == 1
     assert only_run().info.status == "KILLED"
