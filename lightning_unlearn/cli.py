@@ -16,6 +16,7 @@ COMMANDS = {
     "action-control": ("lightning_unlearn.audits.action_control", "how well the latent tells the action"),
     "latent-shift": ("lightning_unlearn.audits.latent_shift", "how far two models' latents are apart"),
     "evaluate": ("lightning_unlearn.audits.evaluate", "models on equal layouts: return, cost, where they changed"),
+    "select": ("lightning_unlearn.audits.select", "choose a save point on validation layouts: cost limit, then return"),
     "relearn": ("lightning_unlearn.audits.relearn", "how fast models learn the forgotten behaviour again"),
     "report": ("lightning_unlearn.audits.report.command", "one HTML file of all that the store shows of a task"),
     "reproduce": ("lightning_unlearn.reproduce", "make a run again from its stored config, and compare all bits"),

@@ -31,8 +31,11 @@ from lightning_unlearn.store import artifact_location as artifact_location
 from lightning_unlearn.store import open_store as open_store
 from lightning_unlearn.store import tracking_uri as tracking_uri
 from lightning_unlearn.store import ui_command as ui_command
+from lightning_unlearn.versions import SELECTED as SELECTED
 from lightning_unlearn.versions import model_name as model_name
+from lightning_unlearn.versions import point_selected as point_selected
 from lightning_unlearn.versions import register_policy as register_policy
+from lightning_unlearn.versions import select_version as select_version
 
 ZOO = Path(__file__).parent / "zoo"
 _SHIPPED = "zoo:"
@@ -83,16 +86,22 @@ class RegisteredModel:
     update: int
     run_id: str
 
+    @property
+    def version(self) -> str:
+        """Its number among the versions of the registered model."""
+        return self.uri.rpartition("/")[2]
 
-def registered_models(env_id: str, seed: int) -> list[RegisteredModel]:
-    """The newest version of every method and update of an environment and seed, by method and update."""
+
+def registered_models(env_id: str, seed: int, run_id: str | None = None) -> list[RegisteredModel]:
+    """The newest version of every method and update of an environment and seed (and run), by method and update."""
+    own = f"tags.env='{env_id}' and tags.seed='{seed}'" + (f" and run_id='{run_id}'" if run_id is not None else "")
     client, token = mlflow.MlflowClient(), None
     found: dict[tuple[str, int], RegisteredModel] = {}
     while True:
-        page = client.search_model_versions(f"tags.env='{env_id}' and tags.seed='{seed}'", 200, page_token=token)
+        page = client.search_model_versions(own, 200, page_token=token)
         for entry in filter(None, map(_entry, page)):
             key = entry.method, entry.update
-            found[key] = max(entry, found.get(key, entry), key=lambda e: int(e.uri.rpartition("/")[2]))
+            found[key] = max(entry, found.get(key, entry), key=lambda e: int(e.version))
         token = page.token
         if not token:
             return [found[key] for key in sorted(found)]

@@ -61,3 +61,25 @@ def evaluation_layouts(episodes: int, first: int = EVALUATION_BANK) -> list[int]
     if not 1 <= episodes <= VALIDATION_BANK - EVALUATION_BANK:
         raise ValueError(f"episodes={episodes} is not possible: use 1 to {VALIDATION_BANK - EVALUATION_BANK}.")
     return list(range(first, first + episodes))
+
+
+def validation_layouts(episodes: int, first: int = VALIDATION_BANK) -> list[int]:
+    """Layouts that choices are made on: none that results are reported on, and none that is trained in.
+
+    Raises:
+        ValueError: There would be one of them.
+    """
+    if episodes < 1:
+        raise ValueError(f"episodes={episodes} is not possible: use at least 1.")
+    beyond = first + episodes
+    if first < VALIDATION_BANK and beyond > EVALUATION_BANK:
+        raise ValueError(
+            f"first_layout={first} with {episodes} episodes reaches into {EVALUATION_BANK} to {VALIDATION_BANK - 1}, "
+            f"the layouts that results are reported on: begin at {VALIDATION_BANK} or above."
+        )
+    if first < 0 or beyond > TRAINING_SEED_FLOOR:
+        raise ValueError(
+            f"first_layout={first} with {episodes} episodes is not possible: use layouts from 0 to "
+            f"{TRAINING_SEED_FLOOR - 1}; those above are trained in."
+        )
+    return list(range(first, beyond))

@@ -2,6 +2,7 @@
 
 import tempfile
 import warnings
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -15,6 +16,9 @@ from lightning_unlearn.model_files import POLICY, digest_tag
 from lightning_unlearn.policies.actor_critic import ActorCritic
 from lightning_unlearn.policies.storage import ModelCard, save_policy
 from lightning_unlearn.store import writing
+
+SELECTED = "selected"
+"""The alias of a chosen save point; of one seed's choice `seed-<s>-selected`."""
 
 
 def model_name(method: str, env_id: str) -> str:
@@ -37,6 +41,35 @@ def register_policy(policy: ActorCritic, card: ModelCard, run_id: str) -> str:
     for alias in (f"update-{card.update}", f"seed-{card.seed}-update-{card.update}"):
         _point(name, alias, version)
     return version
+
+
+def select_version(name: str, seed: int, version: str, chosen_by: Mapping[str, str]) -> str:
+    """Point `seed-<s>-selected` to a version and tag it with what it was chosen by; returns the alias.
+
+    The tags are `selected.<key>`; the version that the alias pointed to before loses them.
+    """
+    client, alias = mlflow.MlflowClient(), f"seed-{seed}-{SELECTED}"
+    with writing():
+        before = client.get_registered_model(name).aliases.get(alias)
+        if before is not None and str(before) != version:
+            _unmark(name, str(before))
+        for key, value in chosen_by.items():
+            client.set_model_version_tag(name, version, f"{SELECTED}.{key}", value)
+        client.set_registered_model_alias(name, alias, version)
+    return alias
+
+
+def point_selected(name: str, version: str) -> None:
+    """Point `selected` to a version, one of the seeds' choices."""
+    with writing():
+        mlflow.MlflowClient().set_registered_model_alias(name, SELECTED, version)
+
+
+def _unmark(name: str, version: str) -> None:
+    client = mlflow.MlflowClient()
+    for key in client.get_model_version(name, version).tags:
+        if key.startswith(f"{SELECTED}."):
+            client.delete_model_version_tag(name, version, key)
 
 
 def _registered(name: str, card: ModelCard, run_id: str) -> str | None:

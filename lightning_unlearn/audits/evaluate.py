@@ -270,9 +270,8 @@ def _parser() -> CommandParser:
     parser = CommandParser(prog="lightning-unlearn evaluate", description=__doc__)
     add = parser.add_argument
     add("--env", type=str, default="SafetyPointGoal1-v0", help="the task")
-    add(
-        "--models", type=str, nargs="*", default=[], help="URIs, files, methods, or `zoo`; default: all registered ones"
-    )
+    models = "URIs, files, methods, `METHOD@selected`, or `zoo`; default: all registered ones"
+    add("--models", type=str, nargs="*", default=[], help=models)
     add("--unsafe_model", type=str | None, default=None, help="the expert compared with; default: that of the seed")
     add("--oracle_ref_path", type=str | None, default=None, help="URI or file of the oracle; default: the latest one")
     add("--seed", type=int, nargs="+", default=[0], help="training seeds of the registered models; noise if stochastic")

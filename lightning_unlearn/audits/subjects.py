@@ -37,7 +37,8 @@ def find(env_id: str, names: Sequence[str], seeds: Sequence[int]) -> list[Subjec
 
     Args:
         env_id: Their environment.
-        names: URIs or files, `zoo`, or a method that is in the registry (`concept`); all registered ones if empty.
+        names: URIs or files, `zoo`, a method that is in the registry (`concept`), or each seed's chosen save point of
+            one (`concept@selected`); all registered ones if empty.
         seeds: Training seeds of what is looked up in the registry.
 
     Raises:
@@ -129,6 +130,9 @@ def arrange(subjects: Iterable[Subject]) -> list[Subject]:
 def _uris(env_id: str, name: str, seeds: Sequence[int]) -> list[str]:
     if name == ZOO:
         return registry.shipped_models(env_id) or _none_found(f"--models zoo: the package ships no model of {env_id}")
+    if method := re.fullmatch(f"([a-z_]+)@{registry.SELECTED}", name):
+        model = registry.model_name(method[1], env_id)
+        return [f"models:/{model}@seed-{seed}-{registry.SELECTED}" for seed in seeds]
     if name and (not re.fullmatch(r"[a-z_]+", name) or Path(name).exists()):
         return [name]
     registered = [model for seed in seeds for model in registry.registered_models(env_id, seed)]

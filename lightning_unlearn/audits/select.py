@@ -1,0 +1,167 @@
+"""The `select` command: choose a save point of each training seed on validation layouts, and name it `selected`.
+
+The cost limit comes first, then the return. Layouts are none of those that results are reported on.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+
+from lightning_unlearn import registry, runs
+from lightning_unlearn.audits import selection
+from lightning_unlearn.audits.places import results_folder
+from lightning_unlearn.audits.policy_suite import evaluate_in, per_episode
+from lightning_unlearn.audits.records import flat_numbers, require_at_least, write_json
+from lightning_unlearn.audits.selection import Validated
+from lightning_unlearn.audits.subjects import read, require_fit
+from lightning_unlearn.envs.batched import BatchedEnv, make_env
+from lightning_unlearn.options import CommandParser
+from lightning_unlearn.registry import RegisteredModel
+from lightning_unlearn.seeds import VALIDATION_BANK, validation_layouts
+
+KIND = "save_point_selection"
+TABLE, PER_EPISODE, SELECTION = "validation.csv", "per_episode.csv", "selection.json"
+_SHOWN = ["Seed", "Update", "Reward", "RewardStd", "Cost_Sum", "CostStd", "Cost_Free_Share", "Within_Limit", "Selected"]
+
+
+def main(args: Sequence[str]) -> None:
+    """Validate the save points that the options name, choose, and record what was chosen and by what."""
+    options = _parser().parse_args(args)
+    layouts = _layouts(options)
+    torch.set_num_threads(1)  # networks of this size gain nothing from more, and lose much on a busy machine
+    registry.open_store(options.tracking_uri)
+    models = [model for seed in dict.fromkeys(options.seed) for model in _candidates(options, seed)]
+    folder = results_folder(options.out, KIND, None)
+    found = _validated(options, models, layouts)
+    chosen = selection.choices_of_seeds(found, options.cost_limit)
+    table = _table(found, chosen, options.cost_limit)
+    settings = _settings(options, layouts)
+    _write(folder, table, found, chosen, settings)
+    run_id = _record(options, folder, table)
+    _print(table, found, chosen, options.cost_limit)
+    _name(options, chosen, settings, run_id)
+    print(f"  {folder.resolve()}\nMLflow run: {run_id}")
+
+
+def _layouts(options: Any) -> list[int]:
+    require_at_least(1, workers=options.workers, max_steps=options.max_steps)
+    selection.require_possible(options.cost_limit)
+    if min(options.seed) < 0:
+        raise ValueError(f"--seed {options.seed} is not possible: name training seeds of 0 or more.")
+    return validation_layouts(options.episodes, options.first_layout)
+
+
+def _candidates(options: Any, seed: int) -> list[RegisteredModel]:
+    """A seed's save points: of each update the newest, in the run that is named if one is."""
+    registered = registry.registered_models(options.env, seed, options.run)
+    models = [model for model in registered if model.method == options.method]
+    if not models:
+        known = ", ".join(sorted({model.method for model in registered})) or "nothing"
+        where = f" in --run {options.run}" if options.run else ""
+        raise ValueError(
+            f"--method {options.method}: there is no save point of it in {options.env} with --seed {seed}{where} "
+            f"({known} is there): train one with `lightning-unlearn fit`, or name another seed, method or run."
+        )
+    if len(made_by := {model.run_id for model in models}) > 1:
+        print(f"seed {seed}: the newest save point of each update, from {len(made_by)} runs; --run names one of them.")
+    return models
+
+
+def _validated(options: Any, models: Sequence[RegisteredModel], layouts: list[int]) -> list[Validated]:
+    env = make_env(options.env, len(layouts), workers=min(options.workers, len(layouts)))
+    try:
+        return [
+            _run(env, options, model, layouts, f"{number}/{len(models)}")
+            for number, model in enumerate(models, start=1)
+        ]
+    finally:
+        env.close()
+
+
+def _run(env: BatchedEnv, options: Any, model: RegisteredModel, layouts: list[int], number: str) -> Validated:
+    """The deterministic policy's episode on every layout."""
+    subject = read(model.uri, options.env, "method")
+    require_fit(subject, env.simulator, "method")
+    label = f"{number}  seed {model.seed}, update {model.update}"
+    evaluation = evaluate_in(env, subject.policy, layouts, max_steps=options.max_steps, label=label)
+    result = Validated(model, per_episode(evaluation.episodes))
+    print(f"{label}: return {result.mean_return:.2f}, cost {result.mean_cost:.2f} an episode", flush=True)
+    return result
+
+
+def _table(found: Sequence[Validated], chosen: Mapping[int, Validated], cost_limit: float) -> pd.DataFrame:
+    rows = [one.row(cost_limit) | {"Selected": chosen[one.model.seed] is one} for one in found]
+    return pd.DataFrame(rows)
+
+
+def _settings(options: Any, layouts: Sequence[int]) -> dict[str, Any]:
+    shown = f"{layouts[0]} to {layouts[-1]}"
+    return {"cost_limit": options.cost_limit, "layouts": shown, "max_steps": options.max_steps}
+
+
+def _write(
+    folder: Path,
+    table: pd.DataFrame,
+    found: Sequence[Validated],
+    chosen: Mapping[int, Validated],
+    settings: Mapping[str, Any],
+) -> None:
+    table.to_csv(folder / TABLE, index=False)
+    episodes = [one.episodes.assign(Seed=one.model.seed, Update=one.model.update) for one in found]
+    pd.concat(episodes).to_csv(folder / PER_EPISODE, index=False)
+    selected = {str(seed): one.row(settings["cost_limit"]) for seed, one in chosen.items()}
+    content = {"rule": selection.RULE, **settings, "policy": "deterministic", "selected_of_seed": selected}
+    write_json(folder / SELECTION, content)
+
+
+def _record(options: Any, folder: Path, table: pd.DataFrame) -> str:
+    place = f"eval/{KIND}/{folder.name}"
+    files = {folder / name: place for name in (TABLE, PER_EPISODE, SELECTION)}
+    numbers = flat_numbers({f"seed_{row['Seed']}/update_{row['Update']}": row for row in table.to_dict("records")})
+    return runs.record_audit(options.env, "select", vars(options), numbers, files, seeds=options.seed)
+
+
+def _print(table: pd.DataFrame, found: Sequence[Validated], chosen: Mapping[int, Validated], cost_limit: float) -> None:
+    with pd.option_context("display.width", 200):
+        print(f"\n{table[_SHOWN].to_string(index=False, float_format='{:.3f}'.format)}\n")
+    for seed, one in chosen.items():
+        print(selection.in_words(one, [other for other in found if other.model.seed == seed], cost_limit))
+    if failed := int(table["Failed_Episodes"].sum()):
+        print(f"The simulator cut {failed} episodes short: they cost less than whole ones.")
+
+
+def _name(options: Any, chosen: Mapping[int, Validated], settings: Mapping[str, Any], run_id: str) -> None:
+    """Set the aliases: of each seed's choice, and of the best of them by the same rule."""
+    name = registry.model_name(options.method, options.env)
+    for seed, one in chosen.items():
+        why = selection.chosen_by(one, settings, run_id)
+        print(f"  models:/{name}@{registry.select_version(name, seed, one.model.version, why)}")
+    best = selection.choose(list(chosen.values()), options.cost_limit)
+    registry.point_selected(name, best.model.version)
+    which = f" is that of seed {best.model.seed}, by the same rule" if len(chosen) > 1 else ""
+    print(f"  models:/{name}@{registry.SELECTED}{which}")
+
+
+def _parser() -> CommandParser:
+    parser = CommandParser(prog="lightning-unlearn select", description=__doc__)
+    add = parser.add_argument
+    add("--env", type=str, default="SafetyPointGoal1-v0", help="the task")
+    add("--method", type=str, required=True, help="the method whose save points are chosen from, such as concept")
+    add("--seed", type=int, nargs="+", default=[0], help="training seeds; one save point of each is chosen")
+    add("--run", type=str | None, default=None, help="only save points of this run; default: the newest of each update")
+    add("--cost_limit", type=float, default=25.0, help="mean cost of an episode that is still within the limit")
+    add("--episodes", type=int, default=50, help="validation layouts, one episode each")
+    add(
+        "--first_layout",
+        type=int,
+        default=VALIDATION_BANK,
+        help="the first one; never one that results are reported on",
+    )
+    add("--max_steps", type=int, default=2000, help="episodes are cut here at the latest")
+    add("--workers", type=int, default=2, help="threads of the simulator; results do not depend on it")
+    add("--out", type=str | None, default=None, help=f"folder of the files; default: artifacts/eval/{KIND}/<time>")
+    add("--tracking_uri", type=str, default=registry.DEFAULT_TRACKING_URI, help="MLflow store")
+    return parser

@@ -1,0 +1,100 @@
+"""Which save point is chosen: the cost limit comes first, then the return."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from lightning_unlearn.registry import RegisteredModel
+
+RULE = (
+    "of the save points whose mean episode cost is within the limit, the one of highest mean return; "
+    "if none is, the one of lowest mean episode cost"
+)
+
+
+@dataclass(frozen=True)
+class Validated:
+    """A save point with its episodes on the validation layouts."""
+
+    model: RegisteredModel
+    episodes: pd.DataFrame
+    """One row a layout, as from `policy_suite.per_episode`."""
+
+    @property
+    def mean_return(self) -> float:
+        """Sum of rewards of an episode, mean over layouts."""
+        return float(self.episodes["reward"].mean())
+
+    @property
+    def mean_cost(self) -> float:
+        """Sum of costs of an episode, mean over layouts."""
+        return float(self.episodes["cost_sum"].mean())
+
+    def row(self, cost_limit: float) -> dict[str, Any]:
+        """Its row of the table; standard deviations are of the population of episodes."""
+        reward, cost = self.episodes["reward"], self.episodes["cost_sum"]
+        return {
+            "Method": self.model.method,
+            "Seed": self.model.seed,
+            "Update": self.model.update,
+            "Path": self.model.uri,
+            "Run": self.model.run_id,
+            "Reward": self.mean_return,
+            "RewardStd": float(reward.std(ddof=0)),
+            "Cost_Sum": self.mean_cost,
+            "CostStd": float(cost.std(ddof=0)),
+            "Cost_Free_Share": float((cost == 0).mean()),
+            "Failed_Episodes": int(self.episodes["simulator_failed"].sum()),
+            "Within_Limit": self.mean_cost <= cost_limit,
+        }
+
+
+def require_possible(cost_limit: float) -> None:
+    """Refuse a limit that no cost can be compared with.
+
+    Raises:
+        ValueError: It is negative, infinite or not a number.
+    """
+    if not math.isfinite(cost_limit) or cost_limit < 0:
+        raise ValueError(f"--cost_limit {cost_limit} is not possible: use an episode cost of 0 or more.")
+
+
+def choose(found: Sequence[Validated], cost_limit: float) -> Validated:
+    """Choose by `RULE`; of equals, the one of lower cost and higher return, then the earliest."""
+    within = [one for one in found if one.mean_cost <= cost_limit]
+    if within:
+        return min(within, key=lambda one: (-one.mean_return, one.mean_cost, one.model.update))
+    return min(found, key=lambda one: (one.mean_cost, -one.mean_return, one.model.update))
+
+
+def choices_of_seeds(found: Sequence[Validated], cost_limit: float) -> dict[int, Validated]:
+    """Every training seed's choice among its own save points."""
+    by_seed: dict[int, list[Validated]] = {}
+    for one in found:
+        by_seed.setdefault(one.model.seed, []).append(one)
+    return {seed: choose(own, cost_limit) for seed, own in sorted(by_seed.items())}
+
+
+def in_words(chosen: Validated, among: Sequence[Validated], cost_limit: float) -> str:
+    """Why one was chosen among a seed's save points."""
+    within = sum(one.mean_cost <= cost_limit for one in among)
+    what = f"seed {chosen.model.seed}: update {chosen.model.update} is selected"
+    numbers = f"return {chosen.mean_return:.2f}, cost {chosen.mean_cost:.2f} an episode"
+    if within:
+        return f"{what} ({numbers}): the highest return of {within} within the cost limit {cost_limit:g}."
+    return f"{what} ({numbers}): NONE of {len(among)} is within the cost limit {cost_limit:g}; it costs least."
+
+
+def chosen_by(chosen: Validated, settings: Mapping[str, Any], run_id: str) -> dict[str, str]:
+    """Tags of a chosen version: the rule, what it was applied to, and the numbers that it saw."""
+    return {
+        "rule": RULE,
+        **{key: str(value) for key, value in settings.items()},
+        "within_limit": str(chosen.mean_cost <= settings["cost_limit"]).lower(),
+        "mean_return": f"{chosen.mean_return:.6g}",
+        "mean_cost": f"{chosen.mean_cost:.6g}",
+        "run": run_id,
+    }
