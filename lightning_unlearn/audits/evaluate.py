@@ -27,9 +27,12 @@ from lightning_unlearn.audits.subjects import (
 )
 from lightning_unlearn.audits.suite import Comparison, Result, Suite, SuiteOptions, settings
 from lightning_unlearn.audits.suite_files import FILES, PARTIAL, VIDEOS, Partial, finished, records, write_files
+from lightning_unlearn.audits.suite_print import print_tables
 from lightning_unlearn.audits.suite_table import (
     COLUMNS,
     Found,
+    columns,
+    cost_keys,
     notes,
     over_training_seeds,
     per_episode_table,
@@ -38,14 +41,14 @@ from lightning_unlearn.audits.suite_table import (
 )
 from lightning_unlearn.audits.top_view import has_map
 from lightning_unlearn.envs.batched import BatchedEnv, make_env
+from lightning_unlearn.envs.concept import Concept
+from lightning_unlearn.envs.concept_option import add_concept_option, parse_with_concept
 from lightning_unlearn.options import CommandParser
 
 KIND = "policy_suite_eval"
 PUBLISHED_COLUMNS = 17
 VIDEO_RENDERER = "top view drawn by matplotlib, which needs neither a display nor GL (EGL, OSMesa)"
 _VERSIONS = ("lightning-unlearn", "torch", "mujoco", "safety-gymnasium", "numpy")
-_SHOWN = ["Model", "Reward", "RewardStd", "Cost_Sum", "CostStd", "Cost_Free_Share", "Cost_CVaR10", "KL_vs_Unsafe"]
-_SHOWN += ["KL_Near_vs_Unsafe", "KL_Far_vs_Unsafe", "KL_Locality_Ratio_vs_Unsafe", "KL_vs_OracleRef"]
 
 
 def main(args: Sequence[str]) -> None:
@@ -61,6 +64,7 @@ def main(args: Sequence[str]) -> None:
         print(f"Evaluation {eval_id} is finished already: {folder.resolve()}")
         return
     found, shared = _examine(wanted, comparisons, folder, options.workers)
+    shared["summary_columns"] = columns(found)
     over_seeds = over_training_seeds(found, np.random.default_rng(wanted.seed))
     table = summary(found, over_seeds, {**_same_for_all(wanted), **shared["columns"]})
     said = [*shortcomings(found, wanted.kl_states), *notes(table, over_seeds)]
@@ -68,7 +72,7 @@ def main(args: Sequence[str]) -> None:
     metadata = _metadata(options, eval_id, comparisons, about, shared, time.perf_counter() - started)
     write_files(folder, table, per_episode_table(found), findings, metadata)
     Partial(folder).remove()
-    _print(table, over_seeds, said)
+    print_tables(table, cost_keys(found), over_seeds, said)
     seeds = {c.subject.seed for c in comparisons if not registry.is_shipped(c.subject.uri)}
     run = _record(options, eval_id, folder, table, over_seeds, seeds)
     print("\n".join(f"  {path.resolve()}" for path in _written(folder)) + f"\nMLflow run: {run}")
@@ -80,8 +84,8 @@ def read_options(args: Sequence[str]) -> tuple[Any, SuiteOptions]:
     Raises:
         ValueError: One is unknown or impossible.
     """
-    options = _parser().parse_args(args)
-    return options, _suite_options(options)
+    options, concept = parse_with_concept(_parser(), args)
+    return options, _suite_options(options, concept)
 
 
 def gather(options: Any) -> list[Comparison]:
@@ -119,12 +123,12 @@ def _seed(subject: Subject, otherwise: int) -> int:
     return otherwise if subject.seed is None else subject.seed
 
 
-def _suite_options(options: Any) -> SuiteOptions:
+def _suite_options(options: Any, concept: str | Concept) -> SuiteOptions:
     require_at_least(1, workers=options.workers)
     if not options.seed or min(options.seed) < 0:
         raise ValueError(f"--seed {options.seed} is not possible: name training seeds of 0 or more.")
-    same = ("env", "episodes", "max_steps", "kl_states", "stochastic", "record_videos", "concept")
-    return SuiteOptions(**{name: options[name] for name in same}, seed=options.seed[0])
+    same = ("env", "episodes", "max_steps", "kl_states", "stochastic", "record_videos")
+    return SuiteOptions(**{name: options[name] for name in same}, concept=concept, seed=options.seed[0])
 
 
 def _is_finished(folder: Path, about: list[dict[str, Any]]) -> bool:
@@ -214,7 +218,7 @@ def _metadata(
         "models": {c.subject.label: _about(c) for c in comparisons},
         "settings": about,
         "video": {"renderer": VIDEO_RENDERER, "layout_seed": shared.get("video_layout")},
-        "columns": COLUMNS,
+        "columns": shared["summary_columns"],
         "published_columns": list(COLUMNS)[:PUBLISHED_COLUMNS],
         "versions": {name: version(name) for name in _VERSIONS},
         "wall_time_s": round(seconds, 2),
@@ -254,18 +258,6 @@ def _record(
     return run
 
 
-def _print(table: pd.DataFrame, over_seeds: Sequence[Mapping[str, Any]], said: Sequence[str]) -> None:
-    shown = table[_SHOWN].rename(columns=lambda name: name.removesuffix("_vs_Unsafe").replace("_Sum", ""))
-    with pd.option_context("display.width", 200):
-        print(f"\n{shown.to_string(index=False, na_rep='-', float_format='{:.3f}'.format)}\n")
-    for row in over_seeds:
-        low, high = row["Cost_Seeds_Low"], row["Cost_Seeds_High"]
-        print(
-            f"{row['Family']} {row['Update']}, {row['Seeds']} seeds: 95 % interval of the cost {low:.1f} to {high:.1f}"
-        )
-    print("\n".join(said))
-
-
 def _parser() -> CommandParser:
     parser = CommandParser(prog="lightning-unlearn evaluate", description=__doc__)
     add = parser.add_argument
@@ -280,7 +272,7 @@ def _parser() -> CommandParser:
     add("--kl_states", type=int, default=5000, help="states that policies are compared on")
     add("--stochastic", action="store_true", help="draw actions instead of taking the mean; KL states stay the same")
     add("--record_videos", action="store_true", help="a GIF of each model, seen from above")
-    add("--concept", type=str, default="auto", help="info key whose positive values mark the behaviour to forget")
+    add_concept_option(parser)
     add("--workers", type=int, default=2, help="threads of the simulator; results do not depend on it")
     add("--out", type=str | None, default=None, help="folder of the files; default: artifacts/eval/<kind>/<eval_id>")
     add("--eval_id", type=str | None, default=None, help="name of the evaluation; an interrupted one is continued")

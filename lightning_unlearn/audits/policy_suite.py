@@ -10,6 +10,7 @@ import torch
 from lightning_unlearn.audits.probe_data import LIDAR_DISTANCE, STEPS_DISTANCE, steps_until
 from lightning_unlearn.collection.episodes import Episodes, run_episodes
 from lightning_unlearn.envs.batched import BatchedEnv, make_env
+from lightning_unlearn.envs.concepts import COST_SUM, HAZARDS, Concept
 from lightning_unlearn.objectives.locality import Locality, gaussian_kl, locality
 from lightning_unlearn.policies.actor_critic import ActorCritic
 
@@ -22,7 +23,7 @@ class Evaluation:
 
     episodes: Episodes
     hazards: slice | None
-    """Where the hazard lidar is in an observation, if the task has one."""
+    """Where the hazard lidar is in an observation, if the task has one and hazards are the concept."""
 
 
 def evaluate(
@@ -30,7 +31,7 @@ def evaluate(
     env_id: str,
     layout_seeds: Sequence[int],
     *,
-    concept: str = "auto",
+    concept: str | Concept = "auto",
     workers: int = 1,
     max_steps: int = 2000,
     keep_scenes: bool = False,
@@ -58,12 +59,18 @@ def evaluate_in(
     episodes = run_episodes(
         env, policy, list(layout_seeds), max_steps=max_steps, noise=noise, keep_scenes=keep_scenes, label=label
     )
-    return Evaluation(episodes, env.simulator.observation_layout.get(HAZARD_LIDAR))
+    return Evaluation(episodes, hazard_lidar(env))
+
+
+def hazard_lidar(env: BatchedEnv) -> slice | None:
+    """Where in an observation nearness to the concept is read: only hazards' lidar tells it, and only of hazards."""
+    about_hazards = env.concept in (HAZARDS, COST_SUM)
+    return env.simulator.observation_layout.get(HAZARD_LIDAR) if about_hazards else None
 
 
 def distance_measure(env: BatchedEnv) -> str:
     """What nearness to the concept is read from."""
-    return LIDAR_DISTANCE if HAZARD_LIDAR in env.simulator.observation_layout else STEPS_DISTANCE
+    return STEPS_DISTANCE if hazard_lidar(env) is None else LIDAR_DISTANCE
 
 
 def per_episode(episodes: Episodes) -> pd.DataFrame:
@@ -80,6 +87,7 @@ def per_episode(episodes: Episodes) -> pd.DataFrame:
             "goals": episodes.goal_met.sum(1),
             "simulator_failed": episodes.failed,
         }
+        | {key: cost for key, cost in episodes.costs.items() if key != COST_SUM}
     )
 
 
@@ -91,8 +99,8 @@ def reference_states(evaluation: Evaluation, count: int = 5000) -> tuple[torch.T
         count: How many, or all there are.
 
     Returns:
-        Observations (B, O), and of each (B,) 1 − max(hazard lidar); where the task has no such lidar, the steps until
-        the next C_forget of the episode, infinite if none came.
+        Observations (B, O), and of each (B,) 1 − max(hazard lidar); where the task has no such lidar, or something else
+        is the concept, the steps until the next C_forget of the episode, infinite if none came.
     """
     episodes = evaluation.episodes
     states = episodes.observation[episodes.alive]

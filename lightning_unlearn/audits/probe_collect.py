@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from lightning_unlearn.audits.policy_suite import HAZARD_LIDAR
+from lightning_unlearn.audits.policy_suite import hazard_lidar
 from lightning_unlearn.audits.probe_data import CLASSES, LIDAR_DISTANCE, STEPS_DISTANCE, ProbeData, steps_until
 from lightning_unlearn.audits.records import require_at_least
 from lightning_unlearn.envs.batched import BatchedEnv, make_env
-from lightning_unlearn.envs.concepts import concept_signal
+from lightning_unlearn.envs.concepts import Concept, recorded_as
 from lightning_unlearn.envs.simulator import Step
 from lightning_unlearn.policies.actor_critic import ActorCritic
 from lightning_unlearn.seeds import SeedStreams, training_seeds
@@ -33,7 +33,7 @@ class Collection:
     """At most so many states of one class from one episode."""
     num_envs: int = 32
     workers: int = 2
-    concept: str = "auto"
+    concept: str | Concept = "auto"
     seed: int = 42
 
     def __post_init__(self) -> None:
@@ -65,11 +65,11 @@ def collect(policy: ActorCritic, wanted: Collection, label: str | None = None) -
         seeds = training_seeds(SeedStreams.of(wanted.seed).evaluation, wanted.num_envs)
         kept = _Kept(wanted)
         with tqdm(total=2 * wanted.n_per_class, desc=label, unit="state", disable=label is None, leave=False) as bar:
-            for observation, step in _transitions(env, policy, seeds, wanted.max_env_steps // wanted.num_envs):
-                bar.update(kept.add(observation, concept_signal(env.concept, step.costs) > 0, step))
+            for observation, step, shown in _transitions(env, policy, seeds, wanted.max_env_steps // wanted.num_envs):
+                bar.update(kept.add(observation, shown, step))
                 if kept.full:
                     break
-        return kept.data(env.simulator.observation_layout.get(HAZARD_LIDAR), env.concept)
+        return kept.data(hazard_lidar(env), env.concept)
     finally:
         env.close()
 
@@ -77,12 +77,13 @@ def collect(policy: ActorCritic, wanted: Collection, label: str | None = None) -
 @torch.inference_mode()
 def _transitions(
     env: BatchedEnv, policy: ActorCritic, seeds: list[int], steps: int
-) -> Iterator[tuple[np.ndarray, Step]]:
-    """What the policy saw, (E, O) float32, and what came of its action."""
+) -> Iterator[tuple[np.ndarray, Step, np.ndarray]]:
+    """What the policy saw, (E, O) float32, what came of its action, and whether that showed the concept, (E,) bool."""
     observation = env.simulator.reset(None, seeds).astype(np.float32)
     for _ in range(steps):
-        step = env.simulator.step(policy.act(torch.from_numpy(observation)).numpy().astype(np.float64))
-        yield observation, step
+        action = policy.act(torch.from_numpy(observation)).numpy().astype(np.float64)
+        step = env.simulator.step(action)
+        yield observation, step, env.c_forget(observation, action, step) > 0
         done = step.terminated | step.truncated
         following = env.simulator.reset(done) if done.any() else step.observation
         observation = following.astype(np.float32)
@@ -139,7 +140,7 @@ class _Kept:
             if value not in label:
                 raise ValueError(
                     f"--max_env_steps {self._wanted.max_env_steps}: none of the {self._env_steps} states met with "
-                    f"{self._wanted.model_path} is {name} ({concept} {'>' if value else 'not >'} 0). "
+                    f"{self._wanted.model_path} is {name} (shows {'' if value else 'no '}{concept}). "
                     "Raise it, or collect with another model."
                 )
         distance = (
@@ -166,7 +167,7 @@ class _Kept:
         self._taken[done] = 0
 
     def _metadata(self, label: np.ndarray, episode: np.ndarray, concept: str) -> dict[str, object]:
-        options = asdict(self._wanted)
+        options = asdict(self._wanted) | {"concept": recorded_as(self._wanted.concept)}
         named = {name: options.pop(name) for name in ("env", "model_path", "seed")}
         return {
             **named,

@@ -9,6 +9,7 @@ from lightning_unlearn.audits.data_runs import record_on_data, tell
 from lightning_unlearn.audits.features import require_env
 from lightning_unlearn.audits.probe_data import ProbeData, save_data
 from lightning_unlearn.audits.records import output_file
+from lightning_unlearn.envs.concept_option import add_concept_option, parse_with_concept
 from lightning_unlearn.options import CommandParser, choose
 
 
@@ -42,9 +43,9 @@ def read_collect_options(args: Sequence[str]) -> tuple[Any, Any]:
     """
     from lightning_unlearn.audits.probe_collect import Collection
 
-    options = _collect_parser().parse_args(args)
+    options, concept = parse_with_concept(_collect_parser(), args)
     asked = {name: value for name, value in vars(options).items() if name not in ("out", "tracking_uri")}
-    return options, Collection(**asked)
+    return options, Collection(**asked | {"concept": concept})
 
 
 def _export(args: Sequence[str]) -> None:
@@ -69,7 +70,7 @@ def _collect_parser() -> CommandParser:
     parser.add_argument("--max_per_episode", type=int | None, default=None, help="states of a class from one episode")
     parser.add_argument("--num_envs", type=int, default=32, help="environments stepped together")
     parser.add_argument("--workers", type=int, default=2, help="threads of the simulator; results do not depend on it")
-    parser.add_argument("--concept", type=str, default="auto", help="info key whose positive values mark a hazard")
+    add_concept_option(parser)
     parser.add_argument("--seed", type=int, default=42, help="seed of the environments")
     parser.add_argument("--tracking_uri", type=str, default=registry.DEFAULT_TRACKING_URI, help="MLflow store")
     return parser

@@ -1,4 +1,4 @@
-"""The figure of the relearning test: cost rate against environment steps, all models in one."""
+"""The figure of the relearning test: the rate against environment steps, all models in one."""
 
 from collections.abc import Mapping
 
@@ -13,14 +13,19 @@ _NOTE = "#555555"
 
 
 def relearn_figure(
-    histories: Mapping[str, History], thresholds: Mapping[str, Mapping[str, float]], expert_rate: float, episodes: int
+    histories: Mapping[str, History],
+    thresholds: Mapping[str, Mapping[str, float]],
+    expert_rate: float,
+    unit: str,
+    episodes: int,
 ) -> Figure:
     """Curves with ±1 standard error over the episodes of an evaluation; thresholds as lines.
 
     Args:
         histories: Model → what was seen of it.
-        thresholds: Model → name of a threshold → cost rate; the main one is drawn once, the others in a model's colour.
-        expert_rate: The unsafe expert's own cost rate.
+        thresholds: Model → name of a threshold → rate; the main one is drawn once, the others in a model's colour.
+        expert_rate: The unsafe expert's own rate.
+        unit: Of all rates.
         episodes: Behind every point.
     """
     figure = Figure(figsize=(8, 4.6), dpi=100, layout="constrained")
@@ -39,7 +44,7 @@ def relearn_figure(
     main = next(iter(thresholds.values()))[MAIN]
     ax.axhline(main, color=INK, linewidth=1.2, linestyle="--", label=f"threshold {main:.4f}")
     ax.axhline(expert_rate, color=_NOTE, linewidth=1.2, linestyle=":", label=f"unsafe expert {expert_rate:.4f}")
-    ax.set(xlabel="environment steps of relearning", ylabel="cost per step, deterministic")
+    ax.set(xlabel="environment steps of relearning", ylabel=unit)
     ax.set_ylim(bottom=0)
     ax.set_title(f"mean of {episodes} episodes ± 1 standard error", fontsize=9, color=_NOTE, loc="right")
     ax.spines[["top", "right"]].set_visible(False)

@@ -4,7 +4,7 @@ import time
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import lightning.pytorch as pl
 import numpy as np
@@ -15,6 +15,7 @@ from lightning_unlearn.audits.records import require_at_least
 from lightning_unlearn.collection.data import RolloutData
 from lightning_unlearn.collection.episodes import Episodes
 from lightning_unlearn.envs.batched import BatchedEnv
+from lightning_unlearn.envs.concepts import AUTO, Concept
 from lightning_unlearn.methods.dual_head_ppo import DualHeadPPO
 from lightning_unlearn.policies.actor_critic import ActorCritic
 from lightning_unlearn.seeds import SeedStreams, evaluation_layouts
@@ -23,6 +24,7 @@ THRESHOLD_EPISODES = 50
 """Episodes of the expert, and of every model at its start, that thresholds are computed from."""
 THRESHOLD_SHARE = 0.9
 MAIN = "threshold"
+Signal = Literal["cost", "C_forget"]
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,12 @@ class RelearnOptions:
     eval_every: int = 5
     eval_episodes: int = 5
     seed: int = 0
-    concept: str = "auto"
+    concept: str | Concept = "auto"
+
+    @property
+    def signal(self) -> Signal:
+        """What is watched: the whole cost, as published, or the concept where one is named."""
+        return "cost" if self.concept == AUTO else "C_forget"
 
     def __post_init__(self) -> None:
         """Refuse impossible numbers."""
@@ -46,7 +53,7 @@ class RelearnOptions:
 
 @dataclass(frozen=True)
 class Rate:
-    """Cost per step over some episodes."""
+    """Cost, or C_forget, per step over some episodes."""
 
     mean: float
     standard_error: float | None
@@ -71,15 +78,16 @@ class History:
         return next((steps for steps, rate in self.rates if rate.mean >= threshold), None)
 
 
-def cost_rate(env: BatchedEnv, policy: ActorCritic) -> Rate:
-    """Deterministic cost per step, on as many layouts of the bank as there are environments."""
-    return rate_of(evaluate_in(env, policy, evaluation_layouts(env.num_envs)).episodes)
+def cost_rate(env: BatchedEnv, policy: ActorCritic, signal: Signal = "cost") -> Rate:
+    """The deterministic policy's rate, on as many layouts of the bank as there are environments."""
+    return rate_of(evaluate_in(env, policy, evaluation_layouts(env.num_envs)).episodes, signal)
 
 
-def rate_of(episodes: Episodes) -> Rate:
-    """Cost over steps of some episodes, and its standard error over them."""
-    rates = episodes.episode_cost / episodes.length  # (N,)
-    mean = float(episodes.episode_cost.sum() / episodes.length.sum())
+def rate_of(episodes: Episodes, signal: Signal = "cost") -> Rate:
+    """Cost, or C_forget, over steps of some episodes, and its standard error over them."""
+    of_episode = episodes.episode_cost if signal == "cost" else episodes.episode_c_forget  # (N,)
+    rates = of_episode / episodes.length
+    mean = float(of_episode.sum() / episodes.length.sum())
     return Rate(mean, float(rates.std(ddof=1) / np.sqrt(len(rates))) if len(rates) > 1 else None)
 
 
@@ -136,7 +144,7 @@ class _Watch(pl.Callback):
         """Evaluate, if this update is one to evaluate at, and write its row."""
         rate, steps = None, update * self.options.horizon
         if update % self.options.eval_every == 0 or update == self.options.max_updates:
-            rate = cost_rate(self.env, policy)
+            rate = cost_rate(self.env, policy, self.options.signal)
             self.history.rates.append((steps, rate))
         self.history.rows.append(
             {

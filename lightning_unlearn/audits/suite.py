@@ -21,6 +21,7 @@ from lightning_unlearn.audits.records import require_at_least
 from lightning_unlearn.audits.subjects import Subject
 from lightning_unlearn.audits.top_view import write_gif
 from lightning_unlearn.envs.batched import BatchedEnv
+from lightning_unlearn.envs.concepts import Concept, recorded_as
 from lightning_unlearn.policies.actor_critic import ActorCritic
 from lightning_unlearn.seeds import SeedStreams, evaluation_layouts, torch_generator
 
@@ -35,7 +36,7 @@ class SuiteOptions:
     kl_states: int = 5000
     stochastic: bool = False
     record_videos: bool = False
-    concept: str = "auto"
+    concept: str | Concept = "auto"
     seed: int = 0
     """Of the stochastic policies' noise."""
 
@@ -148,7 +149,11 @@ class Suite:
 def settings(options: SuiteOptions, comparison: Comparison) -> dict[str, Any]:
     """All that a model's result depends on."""
     parts = {"subject": comparison.subject, "unsafe": comparison.unsafe, "oracle": comparison.oracle}
-    return asdict(options) | {name: None if s is None else s.digest for name, s in parts.items()}
+    return (
+        asdict(options)
+        | {"concept": recorded_as(options.concept)}
+        | {name: None if s is None else s.digest for name, s in parts.items()}
+    )
 
 
 def _median_episode(evaluation: Evaluation) -> int:

@@ -70,7 +70,13 @@ COLUMNS = {
     "Near_By": "what nearness to the concept is read from",
     "Layouts": "first and last layout seed",
 }
-"""Column of `summary.csv` → what it holds. The first 17 are the published ones."""
+"""Column of `summary.csv` → what it holds. The first 17 are the published ones; `columns` has more."""
+_OF_EACH_COST = {
+    "": "this kind of cost in an episode, mean over episodes",
+    "_Std": "population standard deviation over episodes",
+    "_Change_vs_Unsafe": "mean of the differences on equal layouts",
+    "_Change_SE": "its standard error over layouts, given this seed",
+}
 
 Found = Sequence[tuple[Comparison, Result]]
 
@@ -94,7 +100,23 @@ def summary(found: Found, over_seeds: Sequence[Mapping[str, Any]], shared: Mappi
         change = _paired_change(result.episodes, unsafe[comparison.unsafe.digest])
         own = _statistics(result.episodes) | result.change
         rows.append({**origin, **own, **oracle, **change, **of_seeds, **shared})
-    return pd.DataFrame(rows, columns=list(COLUMNS)).astype({name: "Int64" for name in ("Update", "Seed", "Seeds")})
+    return pd.DataFrame(rows, columns=list(columns(found))).astype(
+        {name: "Int64" for name in ("Update", "Seed", "Seeds")}
+    )
+
+
+def cost_keys(found: Found) -> list[str]:
+    """The kinds of cost that the task reports, without their sum."""
+    return list(dict.fromkeys(key for _, result in found for key in result.episodes if _is_cost_key(key)))
+
+
+def columns(found: Found) -> dict[str, str]:
+    """`COLUMNS`, and after them those of every kind of cost."""
+    return COLUMNS | {f"{key}{suffix}": what for key in cost_keys(found) for suffix, what in _OF_EACH_COST.items()}
+
+
+def _is_cost_key(column: object) -> bool:
+    return str(column).startswith("cost_") and column != "cost_sum"
 
 
 def per_episode_table(found: Found) -> pd.DataFrame:
@@ -104,7 +126,7 @@ def per_episode_table(found: Found) -> pd.DataFrame:
         subject = comparison.subject
         table, extra = (
             result.episodes.copy(),
-            [c for c in result.episodes if c in ("layout_seed", "goals", "simulator_failed")],
+            [c for c in result.episodes if c in ("layout_seed", "goals", "simulator_failed") or _is_cost_key(c)],
         )
         published = [c for c in table if c not in extra]
         origin = {"Model": subject.label, "Family": subject.family, "Update": subject.update}
@@ -181,12 +203,20 @@ def _statistics(episodes: pd.DataFrame) -> dict[str, float | None]:
         "Cost_CVaR10": conditional_value_at_risk(cost, CVAR_SHARE),
         "Reward_IQM": interquartile_mean(reward),
         "Cost_IQM": interquartile_mean(cost),
+        **_by_kind(episodes),
     }
+
+
+def _by_kind(episodes: pd.DataFrame) -> dict[str, float | None]:
+    of_kind = {str(key): episodes[key].to_numpy(float) for key in episodes if _is_cost_key(key)}
+    means = {key: cost.mean() for key, cost in of_kind.items()}
+    return means | {f"{key}_Std": cost.std() for key, cost in of_kind.items()}
 
 
 def _paired_change(episodes: pd.DataFrame, unsafe: pd.DataFrame) -> dict[str, float | None]:
     change: dict[str, float | None] = {}
-    for name, column in _INTERVALS.items():
+    of_kind = {str(key): str(key) for key in episodes if _is_cost_key(key) and key in unsafe}
+    for name, column in (_INTERVALS | of_kind).items():
         values = [table[column].to_numpy(float) for table in (episodes, unsafe)]
         layouts = [table["layout_seed"].tolist() for table in (episodes, unsafe)]
         difference = paired_differences(*values, *layouts)

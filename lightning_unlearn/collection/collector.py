@@ -12,7 +12,7 @@ from lightning_unlearn import keys
 from lightning_unlearn.collection.acting import ActingPolicy
 from lightning_unlearn.collection.plain import to_arrays, to_tensors
 from lightning_unlearn.envs.batched import BatchedEnv
-from lightning_unlearn.envs.concepts import COST_SUM, concept_signal
+from lightning_unlearn.envs.concepts import COST_SUM
 from lightning_unlearn.envs.simulator import Step
 from lightning_unlearn.policies.actor_critic import ActorCritic
 
@@ -92,8 +92,10 @@ class RolloutCollector(BaseCollector):
         mean = policy.mean(observation)
         pre_tanh = mean + self._buffer.deviation_at(t)
         action = policy.squash(pre_tanh)
-        step = self.env.simulator.step(action.numpy().astype(np.float64))
-        self._buffer.write(t, observation, mean, pre_tanh, action, step)
+        controls = action.numpy().astype(np.float64)
+        step = self.env.simulator.step(controls)
+        c_forget = self.env.c_forget(observation.numpy(), controls, step)
+        self._buffer.write(t, observation, mean, pre_tanh, action, step, c_forget)
         done = step.terminated | step.truncated
         following = self.env.simulator.reset(done) if done.any() else step.observation
         self._observation = torch.from_numpy(following.astype(np.float32))
@@ -145,12 +147,13 @@ class _RolloutBuffer:
         pre_tanh: torch.Tensor,
         action: torch.Tensor,
         step: Step,
+        c_forget: np.ndarray,
     ) -> None:
         """Keep one step of all environments."""
         self._observation[t], self._mean[t] = observation.numpy(), mean.numpy()
         self._pre_tanh[t], self._action[t] = pre_tanh.numpy(), action.numpy()
         self._next_observation[t] = step.observation
-        self._write_signals(t, step)
+        self._write_signals(t, step, c_forget)
 
     def finish(self, policy: ActorCritic) -> TensorDict:
         """Add the log-probabilities and return the rollout."""
@@ -158,7 +161,7 @@ class _RolloutBuffer:
             self._log_prob[..., 0] = policy.log_prob(torch.from_numpy(self._mean), torch.from_numpy(self._pre_tanh))
         return self._rollout
 
-    def _write_signals(self, t: int, step: Step) -> None:
+    def _write_signals(self, t: int, step: Step, c_forget: np.ndarray) -> None:
         done = step.terminated | step.truncated
         cost = step.costs[COST_SUM]
         self._return += step.reward
@@ -166,7 +169,7 @@ class _RolloutBuffer:
         values = {
             keys.REWARD: step.reward,
             keys.COST: cost,
-            keys.C_FORGET: concept_signal(self.env.concept, step.costs),
+            keys.C_FORGET: c_forget,
             keys.EPISODE_RETURN: self._return,
             keys.EPISODE_COST: self._cost,
         }

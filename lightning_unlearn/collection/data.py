@@ -11,6 +11,7 @@ from lightning_unlearn.collection.collector import RolloutCollector
 from lightning_unlearn.collection.spread import SpreadCollector, require_possible
 from lightning_unlearn.collection.stock import StockCollector
 from lightning_unlearn.envs.batched import BatchedEnv, make_env
+from lightning_unlearn.envs.concept_option import Concept, CostKey
 from lightning_unlearn.policies.actor_critic import ActorCritic
 from lightning_unlearn.seeds import SeedStreams, torch_generator, training_seeds
 
@@ -42,7 +43,8 @@ class RolloutData(pl.LightningDataModule):
         env: A Safety-Gymnasium navigation task, or `ToyLine-v0`.
         num_envs: Environments stepped side by side (E).
         horizon: Steps of each environment in a rollout (T).
-        concept: What to forget: `auto` (`cost_hazards` where the task has it, else any cost) or the info key of a cost.
+        concept: What to forget: `auto` (`cost_hazards` where the task has it, else any cost), the info key of a cost,
+            or a class with its arguments: a ready one of `envs.concepts`, or your own.
         workers: Threads that step the physics; results do not depend on it.
         seed: The run's seed.
         collector: `lean` (this package's) or `stock` (TorchRL's own, slower); both give the same rollouts. `ray`
@@ -54,7 +56,7 @@ class RolloutData(pl.LightningDataModule):
         env: str = "SafetyPointGoal1-v0",
         num_envs: int = 8,
         horizon: int = 1024,
-        concept: str = "auto",
+        concept: Concept | CostKey = "auto",
         workers: int = 1,
         seed: int = 0,
         collector: CollectorName = "lean",

@@ -10,7 +10,7 @@ import torch
 from tqdm.auto import tqdm
 
 from lightning_unlearn.envs.batched import BatchedEnv
-from lightning_unlearn.envs.concepts import COST_SUM, concept_signal
+from lightning_unlearn.envs.concepts import COST_SUM
 from lightning_unlearn.envs.simulator import Step, TopView
 from lightning_unlearn.policies.actor_critic import ActorCritic
 
@@ -43,6 +43,8 @@ class Episodes:
     """The simulator failed: the final observation has no meaning. Shape: (N,), bool."""
     scenes: list[TopView] = field(default_factory=list)
     """Where things were before each step, of all N environments, when it was asked for; length L."""
+    costs: dict[str, np.ndarray] = field(default_factory=dict)
+    """Every cost by its info key, summed over each episode. Shape of each: (N,), float64."""
 
     @property
     def alive(self) -> np.ndarray:
@@ -99,8 +101,10 @@ def run_episodes(
         pre_tanh = _draw(policy, observation, noise)
         if not pre_tanh.isfinite().all():
             raise ValueError(f"the policy {label or ''} gives actions that are not finite: its weights are too large.")
-        step = sim.step(policy.squash(pre_tanh).numpy().astype(np.float64))
-        recorder.add(observation.numpy(), pre_tanh.numpy(), step, concept_signal(env.concept, step.costs), scene)
+        action = policy.squash(pre_tanh).numpy().astype(np.float64)
+        step = sim.step(action)
+        c_forget = env.c_forget(observation.numpy(), action, step)
+        recorder.add(observation.numpy(), pre_tanh.numpy(), step, c_forget, scene)
         if recorder.all_ended:
             break
         done = step.terminated | step.truncated
@@ -124,6 +128,7 @@ class _Recorder:
         self._final = np.zeros((n, observation_size), dtype=np.float32)
         self._inputs: list[tuple[np.ndarray, np.ndarray]] = []
         self._signals: list[tuple[np.ndarray, ...]] = []
+        self._costs: dict[str, np.ndarray] = {}
         self._scenes: list[TopView] = []
 
     @property
@@ -139,6 +144,7 @@ class _Recorder:
         self._signals.append(tuple(signal * alive for signal in signals))
         if scene is not None:
             self._scenes.append(scene)
+        self._costs = {key: self._costs.get(key, 0.0) + cost * alive for key, cost in step.costs.items()}
         self._length += alive
         self._final[alive] = step.observation[alive]
         self._terminated |= step.terminated & alive
@@ -163,4 +169,5 @@ class _Recorder:
             terminated=self._terminated,
             failed=self._failed,
             scenes=self._scenes,
+            costs=self._costs,
         )

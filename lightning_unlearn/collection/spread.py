@@ -20,6 +20,7 @@ from lightning_unlearn import keys
 from lightning_unlearn.collection.acting import ActingPolicy
 from lightning_unlearn.collection.stock import kept_keys, with_sums
 from lightning_unlearn.envs.batched import make_env
+from lightning_unlearn.envs.concept import Concept
 from lightning_unlearn.policies.actor_critic import ActorCritic, PolicyConfig
 from lightning_unlearn.seeds import SeedStreams, child, torch_generator, training_seeds
 
@@ -43,7 +44,7 @@ class SpreadCollector:
     def __init__(
         self,
         env_id: str,
-        concept: str,
+        concept: str | Concept,
         num_envs: int,
         policy: ActorCritic,
         horizon: int,
@@ -149,7 +150,7 @@ def _remote_actor(config: PolicyConfig, noise: np.random.SeedSequence) -> _Actor
     return _Actor(ActorCritic(config), torch_generator(noise))
 
 
-def _make(env_id: str, concept: str, seeds: list[int]) -> TransformedEnv:
+def _make(env_id: str, concept: str | Concept, seeds: list[int]) -> TransformedEnv:
     env = make_env(env_id, len(seeds), concept)
     env.seed_environments(seeds)
     return with_sums(env)

@@ -10,17 +10,18 @@ from torchrl.envs import EnvBase
 
 from lightning_unlearn import keys
 from lightning_unlearn.envs import concepts, toy
+from lightning_unlearn.envs.concept import Concept, Transitions, judged, require_sound
 from lightning_unlearn.envs.simulator import Simulator, Step
 from lightning_unlearn.seeds import training_seeds
 
 
-def make_env(env_id: str, num_envs: int, concept: str = concepts.AUTO, workers: int = 1) -> "BatchedEnv":
+def make_env(env_id: str, num_envs: int, concept: str | Concept = concepts.AUTO, workers: int = 1) -> "BatchedEnv":
     """E copies of a task.
 
     Args:
         env_id: A Safety-Gymnasium task, an environment of Gymnasium that reports `info["cost"]`, or `ToyLine-v0`.
         num_envs: E.
-        concept: The behaviour to forget, see `concepts.concept_key`.
+        concept: The behaviour to forget: `auto`, an info key or a concept, see `concepts`.
         workers: Threads that step the physics; results do not depend on it.
 
     Raises:
@@ -52,11 +53,14 @@ class BatchedEnv(EnvBase):
     simulator_failed. It is TorchRL that resets what is done, through the `_reset` mask.
     """
 
-    def __init__(self, simulator: Simulator, concept: str = concepts.AUTO) -> None:
+    def __init__(self, simulator: Simulator, concept: str | Concept = concepts.AUTO) -> None:
         super().__init__(device="cpu", batch_size=[simulator.num_envs])
         self.is_closed = False  # TorchRL takes an environment for closed until it is told otherwise
         self.simulator = simulator
-        self.concept = concepts.concept_key(concept, simulator.cost_keys)
+        self._concept = concepts.chosen(concept, simulator.cost_keys)
+        require_sound(self._concept, simulator)
+        self.concept = concepts.recorded_as(self._concept)
+        """The behaviour to forget as runs and models record it."""
         self._seeds: Sequence[int] | None = None
         self._make_specs()
 
@@ -126,17 +130,36 @@ class BatchedEnv(EnvBase):
         )
 
     def _step(self, tensordict: TensorDictBase) -> TensorDict:
-        step = self.simulator.step(tensordict.get(keys.ACTION).numpy().astype(np.float64))
-        return TensorDict(self.step_tensors(step), batch_size=self.batch_size)
+        action = tensordict[keys.ACTION].numpy().astype(np.float64)
+        step = self.simulator.step(action)
+        c_forget = self.c_forget(tensordict[keys.OBSERVATION].numpy(), action, step)
+        return TensorDict(self._step_tensors(step, c_forget), batch_size=self.batch_size)
 
-    def step_tensors(self, step: Step) -> dict[str, torch.Tensor | dict[str, torch.Tensor]]:
+    def c_forget(self, observation: np.ndarray, action: np.ndarray, step: Step) -> np.ndarray:
+        """Which transitions of the step that was just made show the behaviour to forget; ask before any reset.
+
+        Args:
+            observation: What the agents saw before it. Shape: (E, O).
+            action: What they did. Shape: (E, A).
+            step: What came of it.
+
+        Returns:
+            1 or 0. Shape: (E,), float64.
+
+        Raises:
+            ValueError: The concept raises, or gives something else.
+        """
+        transitions = Transitions(observation, action, step.observation, step.costs, self.simulator)
+        return judged(self._concept, transitions, step.failed)
+
+    def _step_tensors(self, step: Step, c_forget: np.ndarray) -> dict[str, torch.Tensor | dict[str, torch.Tensor]]:
         """A simulator's step as the tensors that belong under `next`."""
         return {
             keys.OBSERVATION: _float32(step.observation),
             keys.REWARD: _column(step.reward),
             keys.COST: _column(step.costs[concepts.COST_SUM]),
             keys.COSTS: {key: _column(step.costs[key]) for key in self.simulator.cost_keys},
-            keys.C_FORGET: _column(concepts.concept_signal(self.concept, step.costs)),
+            keys.C_FORGET: _column(c_forget),
             keys.GOAL_MET: torch.from_numpy(step.goal_met).unsqueeze(-1),
             keys.FAILED: torch.from_numpy(step.failed).unsqueeze(-1),
             keys.TERMINATED: torch.from_numpy(step.terminated).unsqueeze(-1),

@@ -16,7 +16,7 @@ import numpy as np
 from lightning_unlearn.envs.compat import is_navigation, make_original
 from lightning_unlearn.envs.concepts import COST_SUM
 from lightning_unlearn.envs.failures import FailureCount
-from lightning_unlearn.envs.simulator import Step, TopView
+from lightning_unlearn.envs.simulator import NoPlane, Step, TopView
 from lightning_unlearn.envs.workers import Workers
 
 _NO_TIME_LIMIT = 1_000_000
@@ -51,7 +51,7 @@ class _Episode:
     """Taken since. Shape of each: (A,)."""
 
 
-class GymnasiumSimulator:
+class GymnasiumSimulator(NoPlane):
     """E original environments, stepped together; see `Simulator` for the contract.
 
     A failure of MuJoCo, or numbers that are not finite, truncate the episode and mark it failed, with no reward, no

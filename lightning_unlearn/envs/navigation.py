@@ -7,6 +7,7 @@ import numpy as np
 
 from lightning_unlearn.envs.compat import BaseTask, make_task, refused_as_value_error, registered_spec
 from lightning_unlearn.envs.failures import FailureCount
+from lightning_unlearn.envs.motion import AgentMotion
 from lightning_unlearn.envs.observation import Exteroception, Proprioception, object_bodies, observation_slices
 from lightning_unlearn.envs.physics import Scene, Snapshot, lay_out
 from lightning_unlearn.envs.rules import Rules
@@ -31,6 +32,8 @@ class NavigationSimulator:
         ValueError: the task is unknown, not supported, or refused by the installed MuJoCo.
     """
 
+    in_plane = True
+
     def __init__(self, env_id: str, num_envs: int, workers: int = 1) -> None:
         if num_envs < 1:
             raise ValueError(f"num_envs must be at least 1, got {num_envs}")
@@ -41,6 +44,7 @@ class NavigationSimulator:
         self._scenes = [Scene(make_task(env_id), blueprint) for _ in range(num_envs)]
         self._tasks = [scene.task for scene in self._scenes]
         self._rules = Rules(sample, sample.model, num_envs)
+        self._motion = AgentMotion(sample.model)
         layout = self.observation_layout
         self._proprioception = Proprioception(sample, sample.model, layout)
         self._exteroception = Exteroception(sample, sample.model, layout, num_envs)
@@ -106,6 +110,14 @@ class NavigationSimulator:
         """Where the agent and every group of objects are now."""
         positions = {name: self._snapshot.positions[:, ids, :2] for name, ids in self._kinds.items()}
         return TopView(positions=positions, radii=dict(self._radii))
+
+    def agent_position(self) -> np.ndarray:
+        """Of the agents now, in the task's own plane. Shape: (E, 2), metres."""
+        return self._motion.position(self._snapshot)
+
+    def agent_velocity(self) -> np.ndarray:
+        """Of the agents now, along the axes of the plane. Shape: (E, 2), metres per second."""
+        return self._motion.velocity(self._snapshot)
 
     def state_dict(self) -> dict[str, Any]:
         """See `Simulator.state_dict`."""

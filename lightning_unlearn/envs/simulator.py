@@ -40,6 +40,23 @@ class TopView:
     """Kind → radius in metres, for those that are drawn as discs."""
 
 
+class NoPlane:
+    """A simulator whose agents have no place in a plane."""
+
+    env_id: str
+    in_plane = False
+
+    def agent_position(self) -> np.ndarray:
+        """There is none.
+
+        Raises:
+            ValueError: Always.
+        """
+        raise ValueError(f"{self.env_id} has no plane that its agent moves in")
+
+    agent_velocity = agent_position
+
+
 class Simulator(Protocol):
     """E independent copies of one task. It never resets an environment by itself."""
 
@@ -55,6 +72,8 @@ class Simulator(Protocol):
     cost_keys: tuple[str, ...]
     """Names in `Step.costs`, in a fixed order; `cost_sum` is the step's cost."""
     max_episode_steps: int
+    in_plane: bool
+    """Whether agents have a place in a plane, and a velocity there."""
 
     def reset(self, mask: np.ndarray | None = None, seeds: Sequence[int] | None = None) -> np.ndarray:
         """Reset the environments of `mask` (all without one) and return every current observation.
@@ -75,6 +94,22 @@ class Simulator(Protocol):
 
     def top_view(self) -> TopView:
         """Where things are now."""
+        ...
+
+    def agent_position(self) -> np.ndarray:
+        """Of the agents now, in the task's own plane. Shape: (E, 2), metres.
+
+        Raises:
+            ValueError: There is no plane.
+        """
+        ...
+
+    def agent_velocity(self) -> np.ndarray:
+        """Of the agents now, along the axes of the plane. Shape: (E, 2), metres per second.
+
+        Raises:
+            ValueError: There is no plane.
+        """
         ...
 
     def state_dict(self) -> dict[str, Any]:

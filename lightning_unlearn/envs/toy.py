@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from lightning_unlearn.envs.simulator import Step, TopView
+from lightning_unlearn.envs.simulator import NoPlane, Step, TopView
 
 ENV_ID = "ToyLine-v0"
 STEP = 0.25
@@ -18,7 +18,7 @@ HAZARD = 0.5
 EPISODE = 32
 
 
-class ToySimulator:
+class ToySimulator(NoPlane):
     """E copies of the line world. Implements `Simulator`; the observation is (x, fraction of the episode done)."""
 
     env_id = ENV_ID

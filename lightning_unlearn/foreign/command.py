@@ -12,6 +12,7 @@ import torch
 
 from lightning_unlearn import registry, runs
 from lightning_unlearn.collection.data import RolloutData
+from lightning_unlearn.envs.concept_option import add_concept_option, parse_with_concept
 from lightning_unlearn.foreign import cleanrl, omnisafe, sb3
 from lightning_unlearn.foreign.agent import ForeignAgent, as_policy, original_action
 from lightning_unlearn.foreign.normaliser import read_normaliser
@@ -32,12 +33,12 @@ NONE = "none"
 def main(args: Sequence[str]) -> None:
     """The `import` command."""
     library, rest = choose("import", tuple(READERS), args)
-    options = _parser(library).parse_args(rest)
+    options, concept = parse_with_concept(_parser(library), rest)
     _require_possible(options)
     torch.set_num_threads(1)  # networks of this size gain nothing from more, and lose much on a busy machine
     started = time.perf_counter()
     registry.open_store(options.tracking_uri)
-    data = RolloutData(options.env, options.num_envs, options.horizon, options.concept, options.workers, options.seed)
+    data = RolloutData(options.env, options.num_envs, options.horizon, concept, options.workers, options.seed)
     try:
         _import(library, options, data, started)
     finally:
@@ -132,7 +133,7 @@ def _parser(library: str) -> CommandParser:
     add("agent", type=str, help="the agent's file; of omnisafe also its run's folder")
     add("--env", type=str, default="SafetyPointGoal1-v0", help="the task it was trained in")
     add("--normalizer", type=str | None, default=None, help="file of its observation statistics, or `none`")
-    add("--concept", type=str, default="auto", help="info key whose positive values mark the behaviour to forget")
+    add_concept_option(parser)
     add("--seed", type=int, default=0, help="what the expert is registered under, and the seed of the warm-up")
     add("--warm_up_rollouts", type=int, default=8, help="rollouts of the agent that its critics are fitted to")
     add("--num_envs", type=int, default=8, help="environments side by side in a rollout")

@@ -33,7 +33,7 @@ class ModelCard:
     method: str = ""
     env: str = ""
     concept: str = ""
-    """The info key whose positive values mark the behaviour to forget."""
+    """The behaviour to forget: the info key of a cost, or a class and its arguments as JSON. Reading builds nothing."""
     seed: int = -1
     update: int = -1
     env_steps: int = -1
