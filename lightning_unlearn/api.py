@@ -13,7 +13,9 @@ import pandas as pd
 from lightning_unlearn import registry, training
 from lightning_unlearn.audits.policy_suite import evaluate as evaluate_episodes
 from lightning_unlearn.audits.policy_suite import per_episode
+from lightning_unlearn.callbacks.concept_check import ConceptCheck
 from lightning_unlearn.callbacks.progress import Progress
+from lightning_unlearn.envs.concepts import Concept
 from lightning_unlearn.foreign.module import wrap
 from lightning_unlearn.methods.base import require_fit
 from lightning_unlearn.policies.actor_critic import ActorCritic
@@ -54,7 +56,7 @@ def save_policy(folder: str | Path, policy: ActorCritic, card: ModelCard) -> Non
 
 
 def evaluate(
-    policy: ActorCritic, env: str, episodes: int = 50, concept: str = "auto", workers: int = 2
+    policy: ActorCritic, env: str, episodes: int = 50, concept: str | Concept = "auto", workers: int = 2
 ) -> pd.DataFrame:
     """The deterministic policy on the fixed bank of layouts, one row an episode (reward, cost_sum, cforget_sum, …).
 
@@ -62,7 +64,7 @@ def evaluate(
         policy: Acts.
         env: The task.
         episodes: How many layouts of the bank; every policy sees the same ones.
-        concept: What counts as C_forget.
+        concept: What counts as C_forget: auto, an info key or a concept.
         workers: Threads of the simulator; results do not depend on it.
     """
     layouts = evaluation_layouts(episodes)
@@ -107,7 +109,7 @@ def _trainer(cli: training.TrainingCLI, updates: int) -> pl.Trainer:
         devices=1,
         max_epochs=updates,
         logger=False,
-        callbacks=[callback for callback in (cli.config_init.pid, Progress()) if callback is not None],
+        callbacks=[ConceptCheck(), cli.config_init.pid, Progress()] if cli.config_init.pid else [Progress()],
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,

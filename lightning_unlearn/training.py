@@ -11,6 +11,7 @@ import yaml
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from lightning_unlearn import registry, resumption
+from lightning_unlearn.callbacks.concept_check import ConceptCheck
 from lightning_unlearn.callbacks.durability import Durability
 from lightning_unlearn.callbacks.pid_lagrangian import PIDLagrangian
 from lightning_unlearn.callbacks.progress import Progress
@@ -20,6 +21,7 @@ from lightning_unlearn.callbacks.throughput import Throughput
 from lightning_unlearn.checkpoints import WholeCheckpoints
 from lightning_unlearn.collection.data import RolloutData
 from lightning_unlearn.configuration import ConfigParser, expand, flatten
+from lightning_unlearn.envs.concept_option import working_directory_importable
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,8 @@ class TrainingCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse what was given to this class; the process's own options are somebody else's."""
-        self.config = parser.parse_args(args)
+        with working_directory_importable():
+            self.config = parser.parse_args(args)
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         """A parser that suggests the nearest key."""
@@ -87,7 +90,9 @@ class TrainingCLI(LightningCLI):
         run = self._run(tags | {resumption.CONFIG_DIGEST: resumption.config_digest(options)})
         self.save_points = SavePoints(run, self.config_init.save_points)
         record = RunRecord(run, self._dump(), options)
-        ours = [self.config_init.pid, Throughput(), Durability(run), self.save_points, Progress(), record]
+        pid = self.config_init.pid
+        check = None if pid is None else ConceptCheck()
+        ours = [check, pid, Throughput(), Durability(run), self.save_points, Progress(), record]
         theirs = self.config_init.trainer.callbacks or []
         callbacks = [*theirs, *(callback for callback in ours if callback is not None)]
         plugins = [*(self.config_init.trainer.plugins or []), WholeCheckpoints()]

@@ -255,6 +255,12 @@ class TrajectoryDecremental(GradientMethod):
                 f"is retained: each shows the concept ({data.env.concept}), {rate:.1f} times in the mean. "
                 "Raise model.dataset_episodes, or name a model.source that shows it less."
             )
+        if collected.kept == len(collected.episodes):
+            raise ValueError(
+                f"{collected.kept} episodes were collected with {self.source_uri} in {data.env_id}, and none shows the "
+                f"concept ({data.env.concept}): there is nothing to forget. Name another data.concept, or a "
+                "model.source that shows it."
+            )
 
 
 def _digest(policy: ActorCritic) -> str:

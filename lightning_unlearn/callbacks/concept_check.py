@@ -1,0 +1,41 @@
+"""Whether the expert shows the behaviour that it is to forget: else λ has nothing to act on."""
+
+from typing import Any
+
+import lightning.pytorch as pl
+from tensordict import TensorDict
+
+from lightning_unlearn import keys
+
+STEPS = 8192
+"""Steps of the first rollouts that must hold both kinds of transitions; one rollout, unless it is shorter."""
+
+
+class ConceptCheck(pl.Callback):
+    """Looks at the first rollouts of a method that starts from an expert; a run that is resumed had its look."""
+
+    def __init__(self) -> None:
+        self._left, self._seen, self._shown = 0, 0, 0.0
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Begin to count, if this is the start of a repair."""
+        starts = trainer.current_epoch == 0 and pl_module.source is not None
+        self._left, self._seen, self._shown = STEPS * starts, 0, 0.0
+
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: TensorDict, batch_idx: int) -> None:
+        """Count, and judge when there were steps enough.
+
+        Raises:
+            ValueError: The concept was never, or always, shown.
+        """
+        if self._left <= 0:
+            return
+        self._left -= batch.numel()
+        self._seen += batch.numel()
+        self._shown += float(batch[keys.NEXT, keys.C_FORGET].sum())
+        if self._left <= 0 and self._shown in (0.0, float(self._seen)):
+            raise ValueError(
+                f"data.concept: {pl_module.source_uri or 'the expert'} shows {pl_module.data.env.concept} in "
+                f"{self._shown:.0f} of its first {self._seen} steps (a rate of {self._shown / self._seen:g}), so that "
+                "there is nothing to tell apart. Name another concept, or a model.source that shows it now and then."
+            )
