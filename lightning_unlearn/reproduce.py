@@ -14,6 +14,7 @@ from mlflow.exceptions import MlflowException
 
 from lightning_unlearn import registry, resumption, training
 from lightning_unlearn.audits.subjects import weights_digest
+from lightning_unlearn.envs.concept_option import classes_of_their_own
 from lightning_unlearn.options import CommandParser
 from lightning_unlearn.policies.storage import save_policy
 
@@ -25,6 +26,7 @@ def main(args: Sequence[str]) -> None:
     options = _parser().parse_args(args)
     registry.open_store(options.tracking_uri)
     run = _finished(options.run)
+    _require_known(run, options.concept)
     weights, metrics = _digests(_versions(run.info.run_id)), _metrics(run)
     with tempfile.TemporaryDirectory() as scratch:
         again = training.train(_arguments(run, Path(scratch)))
@@ -41,6 +43,8 @@ def main(args: Sequence[str]) -> None:
 def _parser() -> CommandParser:
     parser = CommandParser(prog="lightning-unlearn reproduce", description=__doc__)
     parser.add_argument("run", type=str, help="id of a finished run")
+    known = "classes of your own that the run's concept names: they are run, so read them first"
+    parser.add_argument("--concept", type=str, nargs="*", default=[], help=known)
     parser.add_argument("--tracking_uri", type=str, default=registry.DEFAULT_TRACKING_URI, help="MLflow store")
     return parser
 
@@ -53,6 +57,17 @@ def _finished(run_id: str) -> Run:
     if run.info.status != "FINISHED" or resumption.CONFIG_DIGEST not in run.data.tags:
         raise ValueError(f"run={run_id} is no finished training: it is {run.info.status}. Name another run.")
     return run
+
+
+def _require_known(run: Run, classes: Sequence[str]) -> None:
+    """A stored config may be anybody's: no class that only it names is imported."""
+    concept = (yaml.safe_load(resumption.stored_config(run.info.run_id)).get("data") or {}).get("concept")
+    unknown = sorted(classes_of_their_own(concept) - set(classes))
+    if unknown:
+        raise ValueError(
+            f"run={run.info.run_id} forgot {', '.join(unknown)}, which is none of this package's concepts: if you know "
+            f"the class and have it here, name it by --concept {' '.join(unknown)}."
+        )
 
 
 def _versions(run_id: str) -> dict[int, str]:

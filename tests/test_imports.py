@@ -29,11 +29,20 @@ ROOMS = {
     "callbacks": {"objectives", "collection", "registry", "store", "processes", "policies", "keys", "seeds"},
     "configuration": {"methods", "callbacks", "options", "untrusted"},
     "resumption": {"checkpoints", "configuration", "store"},
-    "training": {"methods", "callbacks", "registry", "collection", "configuration", "checkpoints", "resumption"},
-    "api": {"training", "audits", "callbacks", "foreign", "methods", "registry", "policies", "seeds"},
+    "training": {
+        "methods",
+        "callbacks",
+        "envs",
+        "registry",
+        "collection",
+        "configuration",
+        "checkpoints",
+        "resumption",
+    },
+    "api": {"training", "audits", "callbacks", "envs", "foreign", "methods", "registry", "policies", "seeds"},
     "foreign": {"methods", "collection", "policies", "registry", "runs", "envs", "options", "keys", "seeds"}
     | {"untrusted"},
-    "reproduce": {"training", "audits", "registry", "resumption", "policies", "options"},
+    "reproduce": {"training", "audits", "envs", "registry", "resumption", "policies", "options"},
     "quickstart": {"training", "audits", "registry", "runs", "policies", "seeds", "options"},
     "study": {
         "training",

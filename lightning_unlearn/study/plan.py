@@ -10,7 +10,7 @@ from typing import Any
 
 from lightning_unlearn.study.schema import RANDOM, Study, Weights, model_name, require_known
 from lightning_unlearn.study.steps import Arg, Config, FileOf, ModelOf, Place, Step, Work, in_order
-from lightning_unlearn.study.trainings import EPISODE_STEPS, Training
+from lightning_unlearn.study.trainings import AUTO, EPISODE_STEPS, Training
 
 UNSAFE = "unsafe"
 PROBE, EVALUATE, RELEARN, SHIFT, REPORT = "probe", "evaluate", "relearn", "latent-shift", "report"
@@ -114,9 +114,10 @@ class _Environment:
         model = self._model(said.model, seed, "audits.probe.model")
         of_env: list[Arg] = ["--env", self.env]
         data: list[Arg] = ["--dataset", self._file(seed, "collect", STATES)]
+        told = [*self._concept(f"{PROBE}.collect", said.collect), *options(said.collect)]
         yield self._probe_step(
             "collect",
-            [*of_env, "--model_path", model, "--out", self._probe_file(seed, STATES), *options(said.collect)],
+            [*of_env, "--model_path", model, "--out", self._probe_file(seed, STATES), *told],
             seed,
             threads=("--workers", int(said.collect.get("num_envs", 32))),
             work=Work(rolled=_collected(said.collect)),
@@ -148,7 +149,7 @@ class _Environment:
         args: list[Arg] = ["evaluate", "--env", self.env, "--models", *models, "--seed", *map(str, seeds)]
         if len(seeds) == 1 and UNSAFE in self._names():
             args += ["--unsafe_model", self._model(UNSAFE, seeds[0], EVALUATE)]
-        args += [*self._into("evaluate"), *options(said.options)]
+        args += [*self._into("evaluate"), *self._concept(EVALUATE, said.options), *options(said.options)]
         episodes = int(said.options.get("episodes", 50))
         work = Work(rolled=len(models) * episodes * EPISODE_STEPS)
         return self._step(EVALUATE, EVALUATE, args, None, threads=("--workers", episodes), work=work)
@@ -160,7 +161,11 @@ class _Environment:
             subject = RANDOM if model == RANDOM else self._model(model, seed, "audits.relearn.models")
             args: list[Arg] = ["relearn", "--env", self.env, "--model_path", subject, "--seed", str(seed)]
             args += self._unsafe(seed)
-            args += [*self._into(f"seed{seed}/relearn_{_word(model)}"), *options(said.options)]
+            args += [
+                *self._into(f"seed{seed}/relearn_{_word(model)}"),
+                *self._concept(RELEARN, said.options),
+                *options(said.options),
+            ]
             work = Work(rolled=2 * updates * EPISODE_STEPS, alone=updates * horizon)
             yield self._step(RELEARN, f"relearn/{model}", args, seed, work=work)
 
@@ -217,6 +222,18 @@ class _Environment:
 
     def _unsafe(self, seed: int) -> list[Arg]:
         return ["--unsafe_model", self._model(UNSAFE, seed, UNSAFE)] if UNSAFE in self._names() else []
+
+    def _concept(self, audit: str, said: Mapping[str, Any]) -> list[Arg]:
+        """The option by which an audit judges as the trainings do, unless it is told something else."""
+        named = {training.concept for training in self.trainings} - {AUTO}
+        if "concept" in said or not named:
+            return []
+        if len(named) > 1:
+            raise ValueError(
+                f"audits.{audit}: the methods in {self.env} forget different things ({', '.join(sorted(named))}): say "
+                "which the audit is about, by its option concept."
+            )
+        return ["--concept", *named]
 
     def _is_edited(self, model: str) -> bool:
         return any(t.edits for t in self.trainings if t.name == model_name(model)[0])

@@ -55,6 +55,12 @@ class Training:
         return bool(self.config["data"]["collector"] == "ray")
 
     @property
+    def concept(self) -> str:
+        """What it forgets, as an option has it: `auto`, an info key, or a class and its arguments as JSON."""
+        concept = self.config["data"]["concept"]
+        return concept if isinstance(concept, str) else json.dumps(concept, sort_keys=True)
+
+    @property
     def work(self) -> Work:
         """Environment steps that it makes."""
         updates, about = int(self.config["trainer"]["max_epochs"]), self.config["model"]["init_args"]

@@ -1,6 +1,7 @@
 """Planning is pure: what is asked for, in which order, and what makes two steps the same."""
 
 import dataclasses
+import json
 
 import pytest
 import yaml
@@ -180,6 +181,35 @@ BAD = {
 def test_bad_input_is_refused_while_planning(changes, message):
     with pytest.raises(ValueError, match=f"(?s){message}"):
         require_possible(list(steps_of(study(**changes)).values()))
+
+
+DISC = {"class_path": "Disc", "init_args": {"centre": [0.0, 0.0], "radius": 1.0}}
+JUDGED = {"probe": {}, "evaluate": {}, "relearn": {"models": ["random"]}}
+
+
+def concepts_of(*methods, **audits):
+    steps = steps_of(study(methods=list(methods), audits=JUDGED | audits))
+    require_possible(list(steps.values()))
+    told = {name.removeprefix("SafetyPointGoal1-v0/"): step.args for name, step in steps.items()}
+    return {name: args[args.index("--concept") + 1] for name, args in told.items() if "--concept" in args}
+
+
+def test_audits_judge_as_the_trainings_do():
+    assert concepts_of("unsafe", "concept") == {}
+    disc = {"config": "concept", "options": {"data.concept": DISC}}
+    told = concepts_of("unsafe", disc)
+    assert set(told) == {"seed0/probe/collect", "evaluate", "seed0/relearn/random"}
+    assert {json.loads(concept)["init_args"]["radius"] for concept in told.values()} == {1.0}
+    own = concepts_of("unsafe", disc, evaluate={"options": {"concept": "cost_hazards"}})
+    assert own.pop("evaluate") == "cost_hazards"
+    assert set(own.values()) == {told["evaluate"]}
+
+
+def test_trainings_that_forget_different_things_need_a_word():
+    other = {"config": "concept", "name": "other", "options": {"data.concept": "cost_sum"}}
+    methods = ["unsafe", {"config": "concept", "options": {"data.concept": DISC}}, other]
+    with pytest.raises(ValueError, match=r"audits.probe.collect: the methods in SafetyPointGoal1-v0 forget different"):
+        steps_of(study(methods=methods, audits=JUDGED))
 
 
 def test_a_need_that_nothing_makes_is_refused():
