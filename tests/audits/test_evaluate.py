@@ -1,7 +1,6 @@
 import json
 
 import mlflow
-import numpy as np
 import pandas as pd
 import pytest
 
@@ -88,43 +87,6 @@ def test_summary_says_what_the_episodes_say(models, tmp_path):
     std = by_model["cost_sum"].std(ddof=0)
     pd.testing.assert_series_equal(std, table["CostStd"].sort_index(), check_names=False)
     assert episodes["layout_seed"].tolist() == [10000, 10001, 10002] * 4
-
-
-@pytest.fixture
-def second_cost(monkeypatch):
-    """The toy with a cost of 1 for every step to x < 0, beside its own."""
-    original = ToySimulator.step
-
-    def step(self, actions):
-        made = original(self, actions)
-        left = (made.observation[:, 0] < 0).astype(float)
-        made.costs |= {"cost_left": left, "cost_sum": np.maximum(made.costs["cost_hazards"], left)}
-        return made
-
-    monkeypatch.setattr(ToySimulator, "step", step)
-    monkeypatch.setattr(ToySimulator, "cost_keys", ("cost_hazards", "cost_left", "cost_sum"))
-
-
-def test_every_kind_of_cost_is_told_before_and_after(models, second_cost, tmp_path, capsys):
-    evaluate("--out", "DIR", "--concept", "cost_left")
-    episodes = pd.read_csv(tmp_path / "DIR/per_episode.csv")
-    table = pd.read_csv(tmp_path / "DIR/summary.csv").set_index("Model")
-    by_model = episodes.groupby("Model")
-    for kind in ("cost_hazards", "cost_left"):
-        pd.testing.assert_series_equal(by_model[kind].mean(), table[kind].sort_index(), check_names=False)
-        change = table[kind] - table.loc["unsafe", kind]
-        pd.testing.assert_series_equal(change, table[f"{kind}_Change_vs_Unsafe"], check_names=False)
-    # pushed right, into the hazard; pushed left, away from it; never both in a step
-    assert table.loc["unsafe", "cost_hazards"] > 20 > table.loc["unsafe", "cost_left"]
-    assert table.loc["oracle_300", "cost_left"] > 20 > table.loc["oracle_300", "cost_hazards"] == 0
-    np.testing.assert_allclose(table["cost_hazards"] + table["cost_left"], table["Cost_Sum"])
-    np.testing.assert_allclose(table["cost_left"], table["C_forget_Sum"])
-    printed = capsys.readouterr().out
-    assert "Every kind of cost, mean of an episode" in printed
-    assert f"{table.loc['oracle_300', 'cost_left']:.2f} (+" in printed
-    columns = strict_json(tmp_path / "DIR/metadata.json")["columns"]
-    assert columns["cost_left"] == "this kind of cost in an episode, mean over episodes"
-    assert list(columns) == pd.read_csv(tmp_path / "DIR/summary.csv").columns.tolist()
 
 
 def test_files_are_strict_json_and_lie_in_mlflow_too(models, tmp_path):
