@@ -20,6 +20,8 @@ from sqlalchemy.exc import SQLAlchemyError
 from lightning_unlearn import processes
 
 DEFAULT_TRACKING_URI = "sqlite:///mlruns/mlflow.db"
+ARTIFACTS = "artifacts"
+"""Folder, beside a SQLite database, of the files of runs and models."""
 ANSWER_S, RETRY_S = 10.0, 5.0
 """Seconds that a server has to answer, and between two attempts while it does not."""
 _SQLITE, _SERVER = "sqlite:///", ("http://", "https://")
@@ -97,14 +99,34 @@ def tracking_uri() -> str:
 
 def artifact_location() -> str | None:
     """Where a new experiment keeps its artifacts: beside a SQLite database; elsewhere the server decides."""
-    database = _database()
-    return None if database is None else (database.parent / "artifacts").as_uri()
+    folder = store_folder()
+    return None if folder is None else (folder / ARTIFACTS).as_uri()
+
+
+def checkpoints_root() -> Path:
+    """Where runs keep what they resume from: beside a SQLite database; of a remote store under `mlruns/remote/` here.
+
+    These are apart, so that every folder belongs to the runs of one store.
+    """
+    folder = store_folder()
+    return (Path("mlruns/remote").resolve() if folder is None else folder) / "checkpoints"
 
 
 def checkpoint_folder(run_id: str) -> Path:
-    """Where a run keeps what it resumes from: beside a SQLite database; of a remote store under `mlruns/` here."""
-    database = _database()
-    return (Path("mlruns").resolve() if database is None else database.parent) / "checkpoints" / run_id
+    """Where one run does."""
+    return checkpoints_root() / run_id
+
+
+def database_file() -> Path | None:
+    """The file of a SQLite store; None where a server keeps it."""
+    uri = str(mlflow.get_tracking_uri())
+    return Path(uri.removeprefix(_SQLITE)) if uri.startswith(_SQLITE) else None
+
+
+def store_folder() -> Path | None:
+    """The folder of a SQLite database and of the files beside it; None where a server keeps them."""
+    database = database_file()
+    return None if database is None else database.parent
 
 
 def ui_command() -> str:
@@ -156,7 +178,7 @@ def writing() -> Iterator[None]:
     SQLite lets writers wait for each other, but a reader that turns writer is refused at once, and two processes that
     look for the highest version number find the same one. A server takes care of that by itself.
     """
-    database = _database()
+    database = database_file()
     if database is None:
         yield
         return
@@ -164,14 +186,9 @@ def writing() -> Iterator[None]:
         yield
 
 
-def _database() -> Path | None:
-    uri = str(mlflow.get_tracking_uri())
-    return Path(uri.removeprefix(_SQLITE)) if uri.startswith(_SQLITE) else None
-
-
 def _make() -> None:
     """Make a new SQLite store under another name: MLflow cannot go on with one whose making was cut short."""
-    database = _database()
+    database = database_file()
     if database is not None and not database.exists():
         unfinished = database.with_name(f"{database.name}.part")
         unfinished.unlink(missing_ok=True)
