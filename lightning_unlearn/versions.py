@@ -38,7 +38,7 @@ def register_policy(policy: ActorCritic, card: ModelCard, run_id: str) -> str:
     if version is None:
         _remove_unregistered(card, run_id)
         version = _register(name, _log_model(policy, card, run_id), card)
-    for alias in (f"update-{card.update}", f"seed-{card.seed}-update-{card.update}"):
+    for alias in save_point_aliases(card.seed, card.update):
         _point(name, alias, version)
     return version
 
@@ -63,6 +63,31 @@ def point_selected(name: str, version: str) -> None:
     """Point `selected` to a version, one of the seeds' choices."""
     with writing():
         mlflow.MlflowClient().set_registered_model_alias(name, SELECTED, version)
+
+
+def delete_version(name: str, version: str) -> None:
+    """Delete a version, but not its files. Its aliases as a save point go to the newest other version that has a claim.
+
+    A registered model without versions goes, too.
+    """
+    client = mlflow.MlflowClient()
+    with writing():
+        doomed = client.get_model_version(name, version)
+        client.delete_model_version(name, version)
+        rest = list(client.search_model_versions(f"name='{name}'"))
+        if not rest:
+            client.delete_registered_model(name)
+        for alias in doomed.aliases:
+            heirs = [
+                int(v.version) for v in rest if alias in save_point_aliases(v.tags.get("seed"), v.tags.get("update"))
+            ]
+            if heirs:
+                client.set_registered_model_alias(name, alias, str(max(heirs)))
+
+
+def save_point_aliases(seed: object, update: object) -> tuple[str, str]:
+    """The aliases that a version gets when it is registered."""
+    return f"update-{update}", f"seed-{seed}-update-{update}"
 
 
 def _unmark(name: str, version: str) -> None:

@@ -42,6 +42,8 @@ ROOMS = {
     "api": {"training", "audits", "callbacks", "envs", "foreign", "methods", "registry", "policies", "seeds"},
     "foreign": {"methods", "collection", "policies", "registry", "runs", "envs", "options", "keys", "seeds"}
     | {"untrusted"},
+    "housekeeping": {"audits", "registry", "versions", "runs", "store", "model_files", "resumption", "processes"}
+    | {"policies", "options", "untrusted"},
     "reproduce": {"training", "audits", "envs", "registry", "resumption", "policies", "options"},
     "quickstart": {"training", "audits", "registry", "runs", "policies", "seeds", "options"},
     "study": {
