@@ -107,6 +107,23 @@ def registered_models(env_id: str, seed: int, run_id: str | None = None) -> list
             return [found[key] for key in sorted(found)]
 
 
+def selected_uri(method: str, env_id: str, seed: int) -> str:
+    """The save point of a training seed that `select` chose.
+
+    Raises:
+        ValueError: None is chosen.
+    """
+    name, alias = model_name(method, env_id), f"seed-{seed}-{SELECTED}"
+    try:
+        mlflow.MlflowClient().get_model_version_by_alias(name, alias)
+    except MlflowException:
+        raise ValueError(
+            f"no save point of {method} with seed {seed} is selected in {env_id}: choose one with "
+            f"`lightning-unlearn select --env {env_id} --method {method} --seed {seed}`."
+        ) from None
+    return f"models:/{name}@{alias}"
+
+
 def is_shipped(uri: str) -> bool:
     """Whether a URI names a model that the package ships, which belongs to no seed of the store."""
     return uri.startswith(_SHIPPED)

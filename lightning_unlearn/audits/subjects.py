@@ -131,8 +131,7 @@ def _uris(env_id: str, name: str, seeds: Sequence[int]) -> list[str]:
     if name == ZOO:
         return registry.shipped_models(env_id) or _none_found(f"--models zoo: the package ships no model of {env_id}")
     if method := re.fullmatch(f"([a-z_]+)@{registry.SELECTED}", name):
-        model = registry.model_name(method[1], env_id)
-        return [f"models:/{model}@seed-{seed}-{registry.SELECTED}" for seed in seeds]
+        return [registry.selected_uri(method[1], env_id, seed) for seed in seeds]
     if name and (not re.fullmatch(r"[a-z_]+", name) or Path(name).exists()):
         return [name]
     registered = [model for seed in seeds for model in registry.registered_models(env_id, seed)]

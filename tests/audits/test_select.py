@@ -155,6 +155,12 @@ def test_what_was_selected_is_taken_wherever_a_model_is(models, register, tmp_pa
         assert f"concept_{chosen.tags['update']}" in pd.read_csv(tmp_path / f"{number}/summary.csv")["Model"].tolist()
 
 
+def test_a_seed_without_a_choice_is_named_with_the_command_that_makes_one(models, refused):
+    message = refused("evaluate", "--env", TOY, "--models", "concept@selected", "--seed", "3")
+    assert "no save point of concept with seed 3 is selected in ToyLine-v0" in message
+    assert "`lightning-unlearn select --env ToyLine-v0 --method concept --seed 3`" in message
+
+
 def test_only_save_points_of_the_named_run_are_looked_at(models, register, tmp_path, capsys):
     newer = register("concept", 100, 2.0)
     select("--out", "all")
