@@ -14,6 +14,7 @@ from torchrl.modules import ProbabilisticActor, TanhNormal
 
 import lightning_unlearn as lu
 from lightning_unlearn import registry
+from lightning_unlearn.envs.concepts import ObservationRange
 from lightning_unlearn.foreign.module import around
 from lightning_unlearn.policies.storage import ModelCard
 
@@ -116,6 +117,15 @@ def test_a_network_of_any_shape_is_repaired(store):
     network.load_state_dict(repaired.trunk.state_dict())
     with pytest.raises(ValueError, match="cannot be stored as a policy"):
         lu.save_policy("mine", repaired, ModelCard("concept", TOY))
+
+
+def test_critics_are_fitted_to_the_concept_that_is_to_be_forgotten(monkeypatch):
+    monkeypatch.setattr("lightning_unlearn.foreign.module.HORIZON", 64)
+    network = Net()
+    concepts = ["auto", "cost_sum", ObservationRange("position", below=0.0)]
+    values = [lu.wrap(network, TOY, std=0.3, warm_up_rollouts=2, concept=one).cost_value.weight for one in concepts]
+    assert torch.equal(values[0], values[1])
+    assert not torch.equal(values[0], values[2])
 
 
 def test_a_torchrl_actor_acts_by_its_loc(toy_simulator):

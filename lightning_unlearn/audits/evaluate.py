@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 
 from lightning_unlearn import registry, runs
 from lightning_unlearn.audits.places import results_folder
+from lightning_unlearn.audits.recorded_concept import asked_for
 from lightning_unlearn.audits.records import flat_numbers, require_at_least
 from lightning_unlearn.audits.subjects import (
     ORACLE,
@@ -34,6 +36,7 @@ from lightning_unlearn.audits.suite_table import (
     columns,
     cost_keys,
     notes,
+    other_concepts,
     over_training_seeds,
     per_episode_table,
     shortcomings,
@@ -57,6 +60,7 @@ def main(args: Sequence[str]) -> None:
     torch.set_num_threads(1)  # networks of this size gain nothing from more, and lose much on a busy machine
     registry.open_store(options.tracking_uri)
     comparisons = gather(options)
+    wanted = replace(wanted, concept=asked_for(wanted.concept, [c.subject.concept for c in repaired(comparisons)]))
     folder = results_folder(options.out, KIND, options.eval_id)
     eval_id = options.eval_id or folder.name
     about = [settings(wanted, comparison) for comparison in comparisons]
@@ -67,7 +71,11 @@ def main(args: Sequence[str]) -> None:
     shared["summary_columns"] = columns(found)
     over_seeds = over_training_seeds(found, np.random.default_rng(wanted.seed))
     table = summary(found, over_seeds, {**_same_for_all(wanted), **shared["columns"]})
-    said = [*shortcomings(found, wanted.kl_states), *notes(table, over_seeds)]
+    said = [
+        *shortcomings(found, wanted.kl_states),
+        *other_concepts(found, shared["concept"]),
+        *notes(table, over_seeds),
+    ]
     findings = {"eval_id": eval_id, "over_seeds": over_seeds, "notes": said}
     metadata = _metadata(options, eval_id, comparisons, about, shared, time.perf_counter() - started)
     write_files(folder, table, per_episode_table(found), findings, metadata)
@@ -76,6 +84,11 @@ def main(args: Sequence[str]) -> None:
     seeds = {c.subject.seed for c in comparisons if not registry.is_shipped(c.subject.uri)}
     run = _record(options, eval_id, folder, table, over_seeds, seeds)
     print("\n".join(f"  {path.resolve()}" for path in _written(folder)) + f"\nMLflow run: {run}")
+
+
+def repaired(comparisons: Sequence[Comparison]) -> list[Comparison]:
+    """Those of models that had something to forget; all, if there are only unsafe experts."""
+    return [c for c in comparisons if c.subject.family != UNSAFE] or list(comparisons)
 
 
 def read_options(args: Sequence[str]) -> tuple[Any, SuiteOptions]:
@@ -272,7 +285,7 @@ def _parser() -> CommandParser:
     add("--kl_states", type=int, default=5000, help="states that policies are compared on")
     add("--stochastic", action="store_true", help="draw actions instead of taking the mean; KL states stay the same")
     add("--record_videos", action="store_true", help="a GIF of each model, seen from above")
-    add_concept_option(parser)
+    add_concept_option(parser, ", or recorded, what the models record")
     add("--workers", type=int, default=2, help="threads of the simulator; results do not depend on it")
     add("--out", type=str | None, default=None, help="folder of the files; default: artifacts/eval/<kind>/<eval_id>")
     add("--eval_id", type=str | None, default=None, help="name of the evaluation; an interrupted one is continued")

@@ -1,6 +1,7 @@
 """The `probe` command: collect labelled states, fit a probe on a model's latents, export it, evaluate it on another."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from lightning_unlearn import registry
@@ -8,6 +9,7 @@ from lightning_unlearn.audits import export_direction, probe_fit
 from lightning_unlearn.audits.data_runs import record_on_data, tell
 from lightning_unlearn.audits.features import require_env
 from lightning_unlearn.audits.probe_data import ProbeData, save_data
+from lightning_unlearn.audits.recorded_concept import asked_for
 from lightning_unlearn.audits.records import output_file
 from lightning_unlearn.envs.concept_option import add_concept_option, parse_with_concept
 from lightning_unlearn.options import CommandParser, choose
@@ -28,7 +30,9 @@ def _collect(args: Sequence[str]) -> None:
     registry.open_store(options.tracking_uri)
     stored = registry.load_policy(wanted.model_path)
     require_env("model_path", wanted.model_path, stored.card, wanted.env)
-    data = collect(stored.policy, wanted, "collecting")
+    data = collect(
+        stored.policy, replace(wanted, concept=asked_for(wanted.concept, [stored.card.concept])), "collecting"
+    )
     files = out, save_data(out, data)
     run = record_on_data("probe-collect", options, {}, data, out, dict.fromkeys(files, "probes"))
     _tell_collected(data, wanted.n_per_class)
@@ -70,7 +74,7 @@ def _collect_parser() -> CommandParser:
     parser.add_argument("--max_per_episode", type=int | None, default=None, help="states of a class from one episode")
     parser.add_argument("--num_envs", type=int, default=32, help="environments stepped together")
     parser.add_argument("--workers", type=int, default=2, help="threads of the simulator; results do not depend on it")
-    add_concept_option(parser)
+    add_concept_option(parser, ", or recorded, what the models record")
     parser.add_argument("--seed", type=int, default=42, help="seed of the environments")
     parser.add_argument("--tracking_uri", type=str, default=registry.DEFAULT_TRACKING_URI, help="MLflow store")
     return parser

@@ -12,6 +12,7 @@ from lightning_unlearn import registry, runs
 from lightning_unlearn.audits.drawing import save_png
 from lightning_unlearn.audits.features import random_twin
 from lightning_unlearn.audits.places import results_folder
+from lightning_unlearn.audits.recorded_concept import asked_for
 from lightning_unlearn.audits.records import flat_numbers, require_at_least, write_json
 from lightning_unlearn.audits.relearn_figure import relearn_figure
 from lightning_unlearn.audits.relearning import (
@@ -62,6 +63,8 @@ def main(args: Sequence[str]) -> None:
     registry.open_store(options.tracking_uri)
     unsafe = expert(options.env, options.seed, options.unsafe_model)
     subjects = [] if options.compute_threshold_only else _subjects(options, unsafe)
+    cards = [subject.concept for subject in subjects if subject.uri != RANDOM]
+    wanted = replace(wanted, concept=asked_for(wanted.concept, cards or [unsafe.concept]))
     bank, few = (
         make_env(options.env, n, wanted.concept, min(2, n)) for n in (THRESHOLD_EPISODES, wanted.eval_episodes)
     )
@@ -286,7 +289,7 @@ def _parser() -> CommandParser:
     add("--eval_every", type=int, default=5, help="updates between evaluations")
     add("--eval_episodes", type=int, default=5, help="deterministic episodes of an evaluation")
     add("--seed", type=int, default=0, help="of this test: its environments, noise, minibatches and random network")
-    add_concept_option(parser)
+    add_concept_option(parser, ", or recorded, what the models record")
     add("--out", type=str | None, default=None, help="folder of the files; default: artifacts/eval/<kind>/<eval_id>")
     add("--eval_id", type=str | None, default=None, help="name of the test")
     add("--tracking_uri", type=str, default=registry.DEFAULT_TRACKING_URI, help="MLflow store")

@@ -30,6 +30,8 @@ class Subject:
     policy: ActorCritic
     digest: str
     """Of the weights: tells whether two models are the same."""
+    concept: str = ""
+    """What it was to forget, as its card records it; empty if unknown."""
 
 
 def find(env_id: str, names: Sequence[str], seeds: Sequence[int]) -> list[Subject]:
@@ -66,7 +68,7 @@ def read(uri: str, env_id: str, option: str) -> Subject:
         )
     update, seed = (number if number >= 0 else None for number in (card.update, card.seed))
     label = _label(card.method, update) or _from_uri(uri)
-    return Subject(label, card.method, update, seed, uri, stored.policy, weights_digest(stored.policy))
+    return Subject(label, card.method, update, seed, uri, stored.policy, weights_digest(stored.policy), card.concept)
 
 
 def require_fit(subject: Subject, simulator: Simulator, option: str) -> None:

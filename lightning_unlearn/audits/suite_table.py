@@ -157,6 +157,16 @@ def shortcomings(found: Found, kl_states: int) -> list[str]:
     return said
 
 
+def other_concepts(found: Found, concept: str) -> list[str]:
+    """Which models were to forget something else than what C_forget stands for here."""
+    theirs = [(c.subject.label, c.subject.concept) for c, _ in found if c.subject.family != UNSAFE]
+    return [
+        f"{label} was to forget {own[:200]}; C_forget, near and far are about {concept[:200]}."
+        for label, own in theirs
+        if own not in ("", concept)
+    ]
+
+
 def over_training_seeds(found: Found, rng: np.random.Generator) -> list[dict[str, Any]]:
     """Of every family and update with several seeds: intervals, and whether the return is kept and the cost lower."""
     unsafe = _unsafe_episodes(found)

@@ -1,7 +1,9 @@
 """What arguments of the ready concepts must be; stored files name them, so that types are checked, too."""
 
-import math
 from typing import Any
+
+LARGEST = 1e30
+"""Larger numbers are none that an environment could have."""
 
 
 def require(holds: bool, what: str, remedy: str) -> None:
@@ -12,7 +14,7 @@ def require(holds: bool, what: str, remedy: str) -> None:
 
 def require_number(name: str, value: Any) -> None:
     """Refuse all but finite numbers."""
-    finite = type(value) in (int, float) and math.isfinite(value)
+    finite = type(value) in (int, float) and abs(value) <= LARGEST  # and no NaN
     require(finite, f"{name}={value!r}", "use a finite number")
 
 

@@ -33,9 +33,10 @@ def _word(value: object) -> object:
 register_type(CostKey, serializer=str, deserializer=_word, type_check=_is_word)
 
 
-def add_concept_option(parser: Any) -> None:
+def add_concept_option(parser: Any, also: str = "") -> None:
     """The option `--concept` of a tool's parser; a class's arguments follow as `--concept.<name>`."""
-    parser.add_argument("--concept", type=Concept | CostKey, default=AUTO, help="the behaviour to forget")
+    what = f"the behaviour to forget: auto, an info key or a class{also}"
+    parser.add_argument("--concept", type=Concept | CostKey, default=AUTO, help=what)
 
 
 def parse_with_concept(parser: Any, args: Sequence[str]) -> tuple[Any, str | Concept]:

@@ -10,6 +10,7 @@ from tensordict.nn import TensorDictModuleBase
 from torch import nn
 
 from lightning_unlearn.collection.data import RolloutData
+from lightning_unlearn.envs.concepts import Concept
 from lightning_unlearn.envs.simulator import Simulator
 from lightning_unlearn.foreign.warm_up import warm_up
 from lightning_unlearn.policies.actor_critic import ActorCritic, PolicyConfig
@@ -26,6 +27,7 @@ def wrap(
     squash: Literal["tanh", "none"] = "none",
     warm_up_rollouts: int = 4,
     seed: int = 0,
+    concept: str | Concept = "auto",
 ) -> ActorCritic:
     """A policy around a copy of a network of your own, with critics fitted to its rollouts.
 
@@ -39,13 +41,14 @@ def wrap(
         squash: `none` if draws are clipped to the bounds, `tanh` if they go through tanh (TorchRL's TanhNormal).
         warm_up_rollouts: Rollouts of 8 environments × 1024 steps that the critics are fitted to; at least 2.
         seed: Of the critics' weights and the rollouts.
+        concept: The behaviour to forget, which the cost critic is fitted to: auto, an info key or a concept.
 
     Raises:
         ValueError: The network does not fit the environment, or gives something else than means.
     """
     if warm_up_rollouts < 2:
         raise ValueError(f"warm_up_rollouts={warm_up_rollouts} is not possible: use at least 2.")
-    data = RolloutData(env, NUM_ENVS, HORIZON, seed=seed)
+    data = RolloutData(env, NUM_ENVS, HORIZON, concept, seed=seed)
     try:
         policy = around(actor, data.env.simulator, std, squash, seed)
         warm_up(policy, data, warm_up_rollouts)
