@@ -65,7 +65,7 @@ def evaluate(
         env: The task.
         episodes: How many layouts of the bank; every policy sees the same ones.
         concept: What counts as C_forget: auto, an info key or a concept.
-        workers: Threads of the simulator; results do not depend on it.
+        workers: Processes that step the environments; results do not depend on it.
     """
     layouts = evaluation_layouts(episodes)
     return per_episode(evaluate_episodes(policy, env, layouts, concept=concept, workers=workers).episodes)

@@ -161,7 +161,7 @@ def train(args: Sequence[str]) -> FinishedRun:
         cli.prepare()
         cli.fit()
     finally:
-        cli.datamodule.teardown("fit")  # Lightning leaves the environments and their threads open after an exception
+        cli.datamodule.teardown("fit")  # Lightning leaves the environments and their processes open after an exception
     return FinishedRun(str(cli.save_points.run.run_id), cli.datamodule.env_id, cli.save_points.saved)
 
 

@@ -1,17 +1,17 @@
 """A run that breaks or is stopped ends at once, says how, and leaves nothing behind."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
-import threading
 import time
 
 import mlflow
 import pytest
 
 from lightning_unlearn import registry, training
-from lightning_unlearn.envs.physics import Scene
+from lightning_unlearn.envs.sharded import ShardedNavigation
 
 BASE = ["-c", "configs/base.yaml", "-c", "configs/env/point_goal1.yaml", "-c", "configs/method/unsafe.yaml"]
 
@@ -28,23 +28,35 @@ def only_run(store):
     return run
 
 
-def physics_threads():
-    return [thread.name for thread in threading.enumerate() if thread.name.startswith("physics")]
+def ask_for_the_impossible(shard):
+    shard.ask("fly")
+    shard.answer()
 
 
-def test_an_environment_that_raises_in_a_worker_ends_the_run(store, monkeypatch):
-    def step(self, control):
-        if threading.current_thread().name.startswith("physics"):
-            raise OSError("the environment broke")
-        time.sleep(0.001)  # so that the other thread gets its share
-        original(self, control)
+def kill(shard):
+    shard._process.kill()
 
-    original = Scene.step
-    monkeypatch.setattr(Scene, "step", step)
-    with pytest.raises(OSError, match="the environment broke"):
-        training.train([*BASE, "--n_envs", "4", "--horizon", "64", "--updates", "2"])
+
+@pytest.mark.parametrize(
+    ("harm", "error", "message"),
+    [
+        (ask_for_the_impossible, AttributeError, "no attribute 'fly'"),
+        (kill, RuntimeError, "environments 2 to 3 has died"),
+    ],
+)
+def test_a_failure_in_a_worker_ends_the_run(store, monkeypatch, harm, error, message):
+    def step(self, actions):
+        sims.append(self)
+        if len(sims) == 100:
+            harm(self._shards[0])
+        return original(self, actions)
+
+    sims, original = [], ShardedNavigation.step
+    monkeypatch.setattr(ShardedNavigation, "step", step)
+    with pytest.raises(error, match=message):
+        training.train([*BASE, "--n_envs", "4", "--horizon", "64", "--updates", "3"])
     assert only_run(store).info.status == "FAILED"
-    assert physics_threads() == []
+    assert sims[0]._shards[0]._process.returncode is not None
 
 
 def test_an_interrupted_collection_ends_within_two_seconds_as_killed(store, tmp_path):
@@ -68,9 +80,9 @@ def test_an_interrupted_collection_ends_within_two_seconds_as_killed(store, tmp_
 
 
 def wait_for_progress(process, log):
-    """Until the first update is shown; the next rollout is being collected then."""
+    """Until an update is shown; the next rollout is being collected then."""
     deadline = time.perf_counter() + 120
-    while "1/50" not in log.read_text():
+    while not re.search(r" [1-9]\d*/50 ", log.read_text()):
         assert process.poll() is None, log.read_text()
         assert time.perf_counter() < deadline, log.read_text()
         time.sleep(0.05)

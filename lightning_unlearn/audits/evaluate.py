@@ -286,7 +286,7 @@ def _parser() -> CommandParser:
     add("--stochastic", action="store_true", help="draw actions instead of taking the mean; KL states stay the same")
     add("--record_videos", action="store_true", help="a GIF of each model, seen from above")
     add_concept_option(parser, ", or recorded, what the models record")
-    add("--workers", type=int, default=2, help="threads of the simulator; results do not depend on it")
+    add("--workers", type=int, default=2, help="processes that step the environments; results do not depend on it")
     add("--out", type=str | None, default=None, help="folder of the files; default: artifacts/eval/<kind>/<eval_id>")
     add("--eval_id", type=str | None, default=None, help="name of the evaluation; an interrupted one is continued")
     add("--tracking_uri", type=str, default=registry.DEFAULT_TRACKING_URI, help="MLflow store")

@@ -161,7 +161,7 @@ def _parser() -> CommandParser:
         help="the first one; never one that results are reported on",
     )
     add("--max_steps", type=int, default=2000, help="episodes are cut here at the latest")
-    add("--workers", type=int, default=2, help="threads of the simulator; results do not depend on it")
+    add("--workers", type=int, default=2, help="processes that step the environments; results do not depend on it")
     add("--out", type=str | None, default=None, help=f"folder of the files; default: artifacts/eval/{KIND}/<time>")
     add("--tracking_uri", type=str, default=registry.DEFAULT_TRACKING_URI, help="MLflow store")
     return parser

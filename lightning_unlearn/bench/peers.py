@@ -10,6 +10,7 @@ import time
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,7 +30,7 @@ TORCHRL = (
     Measurement("env.torchrl_parallel", "stepping, TorchRL ParallelEnv of SafetyGymnasiumEnv, E=8", "steps/s", []),
 )
 MEMORY = (
-    Measurement("memory.process", "resident memory of a process with 128 environments", "MB", []),
+    Measurement("memory.process", "resident memory of the processes of 128 environments", "MB", []),
     Measurement("memory.environments", "of it for the 128 environments", "MB", []),
 )
 
@@ -50,12 +51,19 @@ def memory(plan: Plan) -> list[Measurement]:
 
 
 def resident_megabytes() -> float:
-    """Memory that this process holds now (at most so far, where the system does not tell)."""
+    """Memory that this process and its children hold (its own maximum, where the system does not tell)."""
     try:
-        with open("/proc/self/statm") as file:
-            return int(file.read().split()[1]) * resource.getpagesize() / 2**20
+        return sum(_resident_pages(pid) for pid in ["self", *_children()]) * resource.getpagesize() / 2**20
     except OSError:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+
+
+def _resident_pages(pid: str) -> int:
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+
+
+def _children() -> list[str]:
+    return [pid for tasks in Path("/proc/self/task").glob("*/children") for pid in tasks.read_text().split()]
 
 
 def _in_own_process(function: Callable[[Plan], list[Measurement]], plan: Plan) -> list[Measurement]:

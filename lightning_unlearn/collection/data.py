@@ -45,7 +45,7 @@ class RolloutData(pl.LightningDataModule):
         horizon: Steps of each environment in a rollout (T).
         concept: What to forget: `auto` (`cost_hazards` where the task has it, else any cost), the info key of a cost,
             or a class with its arguments: a ready one of `envs.concepts`, or your own.
-        workers: Threads that step the physics; results do not depend on it.
+        workers: Processes that step the environments; results do not depend on it.
         seed: The run's seed.
         collector: `lean` (this package's) or `stock` (TorchRL's own, slower); both give the same rollouts. `ray`
             spreads a rollout over a Ray cluster, `workers` being the number of remote collectors: `collection.spread`.
@@ -77,8 +77,8 @@ class RolloutData(pl.LightningDataModule):
     def env(self) -> BatchedEnv:
         """The training environments, built and seeded at first use."""
         if self._env is None:
-            threads = 1 if self._kind == "ray" else self.workers  # the spread ones are elsewhere
-            self._env = make_env(self.env_id, self.num_envs, self.concept, threads)
+            workers = 1 if self._kind == "ray" else self.workers  # the spread ones are elsewhere
+            self._env = make_env(self.env_id, self.num_envs, self.concept, workers)
             self._env.seed_environments(training_seeds(SeedStreams.of(self.seed).environments, self.num_envs))
         return self._env
 

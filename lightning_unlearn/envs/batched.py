@@ -22,7 +22,7 @@ def make_env(env_id: str, num_envs: int, concept: str | Concept = concepts.AUTO,
         env_id: A Safety-Gymnasium task, an environment of Gymnasium that reports `info["cost"]`, or `ToyLine-v0`.
         num_envs: E.
         concept: The behaviour to forget: `auto`, an info key or a concept, see `concepts`.
-        workers: Threads that step the physics; results do not depend on it.
+        workers: Processes that step the environments; results do not depend on it.
 
     Raises:
         ValueError: An unknown task, concept or an impossible number.
@@ -38,11 +38,13 @@ def make_env(env_id: str, num_envs: int, concept: str | Concept = concepts.AUTO,
 def _simulator(env_id: str, num_envs: int, workers: int) -> Simulator:
     if env_id == toy.ENV_ID:
         return toy.ToySimulator(num_envs)
-    from lightning_unlearn.envs import gymnasium_batch, navigation  # MuJoCo waits until a task needs it
+    from lightning_unlearn.envs import gymnasium_batch, navigation, sharded  # MuJoCo waits until a task needs it
 
     if gymnasium_batch.serves(env_id):
         return gymnasium_batch.GymnasiumSimulator(env_id, num_envs, workers)
-    return navigation.NavigationSimulator(env_id, num_envs, workers)
+    if workers > 1:
+        return sharded.ShardedNavigation(env_id, num_envs, workers)
+    return navigation.NavigationSimulator(env_id, num_envs)
 
 
 class BatchedEnv(EnvBase):

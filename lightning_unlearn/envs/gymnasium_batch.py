@@ -16,7 +16,7 @@ import numpy as np
 from lightning_unlearn.envs.compat import is_navigation, make_original
 from lightning_unlearn.envs.concepts import COST_SUM
 from lightning_unlearn.envs.failures import FailureCount
-from lightning_unlearn.envs.simulator import NoPlane, Step, TopView
+from lightning_unlearn.envs.simulator import NoPlane, Step, TopView, require_actions
 from lightning_unlearn.envs.workers import Workers
 
 _NO_TIME_LIMIT = 1_000_000
@@ -104,8 +104,7 @@ class GymnasiumSimulator(NoPlane):
             ValueError: The actions have the wrong shape.
             RuntimeError: An environment failed again and again.
         """
-        if np.shape(actions) != (expected := (self.num_envs, len(self.action_low))):
-            raise ValueError(f"actions must have shape {expected}, got {np.shape(actions)}")
+        require_actions(actions, (self.num_envs, len(self.action_low)))
         outcomes: list[_Outcome | None] = [None] * self.num_envs
         controls = np.clip(actions, self.action_low, self.action_high)
         self._workers.each(partial(self._step_one, controls, outcomes), self.num_envs)

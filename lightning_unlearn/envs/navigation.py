@@ -11,8 +11,7 @@ from lightning_unlearn.envs.motion import AgentMotion
 from lightning_unlearn.envs.observation import Exteroception, Proprioception, object_bodies, observation_slices
 from lightning_unlearn.envs.physics import Scene, Snapshot, lay_out
 from lightning_unlearn.envs.rules import Rules
-from lightning_unlearn.envs.simulator import Step, TopView
-from lightning_unlearn.envs.workers import Workers
+from lightning_unlearn.envs.simulator import Step, TopView, require_actions, require_mask, require_seeds
 from lightning_unlearn.envs.world import Blueprint
 
 
@@ -26,7 +25,6 @@ class NavigationSimulator:
     Args:
         env_id: A registered id such as `SafetyPointGoal1-v0`.
         num_envs: E.
-        workers: Threads that step the physics; they do not influence the results.
 
     Raises:
         ValueError: the task is unknown, not supported, or refused by the installed MuJoCo.
@@ -34,7 +32,7 @@ class NavigationSimulator:
 
     in_plane = True
 
-    def __init__(self, env_id: str, num_envs: int, workers: int = 1) -> None:
+    def __init__(self, env_id: str, num_envs: int) -> None:
         if num_envs < 1:
             raise ValueError(f"num_envs must be at least 1, got {num_envs}")
         self.env_id, self.num_envs = env_id, num_envs
@@ -48,7 +46,6 @@ class NavigationSimulator:
         layout = self.observation_layout
         self._proprioception = Proprioception(sample, sample.model, layout)
         self._exteroception = Exteroception(sample, sample.model, layout, num_envs)
-        self._workers = Workers(workers)
         self._steps = np.zeros(num_envs, dtype=np.int64)
         self._failures = FailureCount(env_id, num_envs)
         self._observation = np.zeros((num_envs, self.observation_size))
@@ -66,11 +63,12 @@ class NavigationSimulator:
         Raises:
             ValueError: the shapes are wrong, or an environment was never seeded.
         """
-        rows = self._rows(mask)
-        if seeds is not None and len(seeds) != self.num_envs:
-            raise ValueError(f"seeds must hold one seed per environment, {self.num_envs}, got {len(seeds)}")
+        rows = (
+            list(range(self.num_envs)) if mask is None else np.flatnonzero(require_mask(mask, self.num_envs)).tolist()
+        )
+        seeds = None if seeds is None else require_seeds(seeds, self.num_envs)
         for row in rows:
-            self._reset_one(row, None if seeds is None else int(seeds[row]))
+            self._reset_one(row, None if seeds is None else seeds[row])
         self._snapshot.read(self._scenes)
         self._observation[rows] = self._observe()[rows]
         return self._observation.copy()
@@ -83,7 +81,8 @@ class NavigationSimulator:
             RuntimeError: an environment was never reset, or failed again and again.
         """
         controls = self._controls(actions)
-        self._workers.each(lambda row: self._scenes[row].step(controls[row]), self.num_envs)
+        for scene, control in zip(self._scenes, controls, strict=True):
+            scene.step(control)
         self._steps += 1
         failed = self._snapshot.read(self._scenes)
         outcome = self._rules(self._snapshot, self._tasks)
@@ -140,8 +139,7 @@ class NavigationSimulator:
         self._observation = state["observation"].copy()
 
     def close(self) -> None:
-        """End the worker threads."""
-        self._workers.close()
+        """Nothing: the garbage collector has it all."""
 
     def _sample(self, blueprint: Blueprint) -> BaseTask:
         """A task with some layout, to look sizes and names up in; it compiles the blueprint."""
@@ -162,13 +160,6 @@ class NavigationSimulator:
         self._kinds |= {obstacle.name: object_bodies(task.model, obstacle.name) for obstacle in task._obstacles}
         self._radii = {obstacle.name: radius for obstacle in task._obstacles if (radius := _radius(obstacle))}
 
-    def _rows(self, mask: np.ndarray | None) -> np.ndarray:
-        if mask is None:
-            return np.arange(self.num_envs)
-        if np.shape(mask) != (self.num_envs,):
-            raise ValueError(f"mask must have shape ({self.num_envs},), got {np.shape(mask)}")
-        return np.flatnonzero(mask)
-
     def _reset_one(self, row: int, seed: int | None) -> None:
         scene = self._scenes[row]
         if seed is None and not scene.seeded:
@@ -180,8 +171,7 @@ class NavigationSimulator:
         self._steps[row] = 0
 
     def _controls(self, actions: np.ndarray) -> np.ndarray:
-        if np.shape(actions) != (expected := (self.num_envs, len(self.action_low))):
-            raise ValueError(f"actions must have shape {expected}, got {np.shape(actions)}")
+        require_actions(actions, (self.num_envs, len(self.action_low)))
         return np.minimum(np.maximum(actions, self.action_low), self.action_high)
 
     def _observe(self) -> np.ndarray:

@@ -36,6 +36,9 @@ class Outcome:
 class Progress(Protocol):
     """A task's reward and goal."""
 
+    kept: tuple[str, ...]
+    """Names of the arrays that carry over from step to step. Shape of each: (E,)."""
+
     def read(self, row: int, task: BaseTask) -> None:
         """Take over a task's state after a reset or with a new goal."""
         ...
@@ -60,7 +63,7 @@ class Rules:
 
     def state_dict(self) -> dict[str, Any]:
         """What the next step is judged against."""
-        return {name: value.copy() for name, value in vars(self._progress).items() if isinstance(value, np.ndarray)}
+        return {name: getattr(self._progress, name).copy() for name in self._progress.kept}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what `state_dict` returned."""
@@ -96,6 +99,8 @@ def _progress(task: BaseTask, model: mujoco.MjModel, num_envs: int) -> Progress:
 class Goal:
     """Reward: metres that the agent came nearer to the goal, plus a bonus inside it."""
 
+    kept: tuple[str, ...] = ("_last",)
+
     def __init__(self, task: BaseTask, model: mujoco.MjModel, num_envs: int) -> None:
         self._goal, self._last = task.goal, np.zeros(num_envs)
         self._body = model.body("goal").id
@@ -114,6 +119,8 @@ class Goal:
 
 class Buttons:
     """Reward: metres nearer to the goal button, plus a bonus for pressing it; the others may cost."""
+
+    kept: tuple[str, ...] = ("_last", "_target", "timer")
 
     def __init__(self, task: BaseTask, model: mujoco.MjModel, num_envs: int) -> None:
         self._conf, self._last = task.buttons, np.zeros(num_envs)
@@ -151,6 +158,8 @@ class Buttons:
 class Push:
     """Reward: metres that the agent came nearer to the box, and the box to the goal, plus a bonus inside it."""
 
+    kept: tuple[str, ...] = ("_last_box", "_last_goal")
+
     def __init__(self, task: BaseTask, model: mujoco.MjModel, num_envs: int) -> None:
         self._goal, self._box = task.goal, task.push_box
         self._bodies = [model.body(name).id for name in ("agent", "push_box", "goal")]
@@ -175,6 +184,8 @@ class Push:
 class Circle:
     """Reward: speed along the circle, less the farther from it."""
 
+    kept: tuple[str, ...] = ()
+
     def __init__(self, task: BaseTask, model: mujoco.MjModel) -> None:
         self._radius, self._factor = task.circle.radius, task.reward_factor
         self._agent = model.body("agent").id
@@ -193,6 +204,8 @@ class Circle:
 
 class Run:
     """Reward: metres, times a factor, that the agent came nearer to a point far away."""
+
+    kept: tuple[str, ...] = ("_last",)
 
     def __init__(self, task: BaseTask, model: mujoco.MjModel, num_envs: int) -> None:
         self._target, self._factor = np.array(task.goal_pos), task.reward_factor

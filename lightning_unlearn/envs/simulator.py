@@ -121,5 +121,38 @@ class Simulator(Protocol):
         ...
 
     def close(self) -> None:
-        """Release worker threads and memory."""
+        """Release worker processes and memory."""
         ...
+
+
+def require_mask(mask: np.ndarray, num_envs: int) -> np.ndarray:
+    """The mask of a reset, if it has an entry an environment. Shape: (E,), bool.
+
+    Raises:
+        ValueError: It has another shape.
+    """
+    if np.shape(mask) != (num_envs,):
+        raise ValueError(f"mask must have shape ({num_envs},), got {np.shape(mask)}")
+    return np.asarray(mask, dtype=bool)
+
+
+def require_seeds(seeds: Sequence[int], num_envs: int) -> list[int]:
+    """The seeds of a reset, if there is one an environment.
+
+    Raises:
+        ValueError: There are more or fewer.
+    """
+    if len(seeds) != num_envs:
+        raise ValueError(f"seeds must hold one seed per environment, {num_envs}, got {len(seeds)}")
+    return [int(seed) for seed in seeds]
+
+
+def require_actions(actions: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """The actions of a step, if they have the shape (E, A).
+
+    Raises:
+        ValueError: They have another shape.
+    """
+    if np.shape(actions) != shape:
+        raise ValueError(f"actions must have shape {shape}, got {np.shape(actions)}")
+    return actions

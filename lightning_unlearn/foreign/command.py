@@ -138,6 +138,6 @@ def _parser(library: str) -> CommandParser:
     add("--warm_up_rollouts", type=int, default=8, help="rollouts of the agent that its critics are fitted to")
     add("--num_envs", type=int, default=8, help="environments side by side in a rollout")
     add("--horizon", type=int, default=1024, help="steps of each in a rollout")
-    add("--workers", type=int, default=2, help="threads of the simulator; results do not depend on it")
+    add("--workers", type=int, default=2, help="processes that step the environments; results do not depend on it")
     add("--tracking_uri", type=str, default=registry.DEFAULT_TRACKING_URI, help="MLflow store")
     return parser

@@ -42,7 +42,7 @@ class Planned:
     """Step → how long it takes."""
     jobs: int
     """Steps side by side."""
-    threads: int
+    workers: int
     """For the physics of each."""
     out: str
 
@@ -59,9 +59,9 @@ def main(args: Sequence[str]) -> None:
     require_possible(steps)
     executor, store = _executor(options, out), StudyStore(list(trainings))
     jobs = options.jobs or executor.cores
-    threads, done = max(1, executor.cores // jobs), done_steps(steps, store.find)
-    seconds = _seconds(steps, done, store, next(iter(trainings.values())), threads)
-    planned = Planned(study, trainings, steps, done, seconds, jobs, threads, out)
+    workers, done = max(1, executor.cores // jobs), done_steps(steps, store.find)
+    seconds = _seconds(steps, done, store, next(iter(trainings.values())), workers)
+    planned = Planned(study, trainings, steps, done, seconds, jobs, workers, out)
     _print_plan(planned)
     if not options.dry_run:
         _run(planned, store, executor, options.retries)
@@ -73,7 +73,7 @@ def _run(planned: Planned, store: StudyStore, executor: Executor, retries: int) 
         signal.signal(number, signal.default_int_handler)
     results, view = dict(planned.done), View(planned.jobs)
     progress = initial(planned.steps, results, planned.seconds)
-    conduct = Conduct(store, results, executor, planned.study.name, planned.out, planned.threads)
+    conduct = Conduct(store, results, executor, planned.study.name, planned.out, planned.workers)
     started, status = time.perf_counter(), FAILED
     conduct.begin(yaml.safe_dump(json.loads(json.dumps(asdict(planned.study))), sort_keys=False))
     try:
@@ -99,7 +99,7 @@ def _executor(options: Any, out: str) -> Executor:
 
 
 def _seconds(
-    steps: Sequence[Step], done: dict[str, Result], store: StudyStore, trainings: Sequence[Training], threads: int
+    steps: Sequence[Step], done: dict[str, Result], store: StudyStore, trainings: Sequence[Training], workers: int
 ) -> dict[str, float]:
     """How long each step takes; the machine is timed only if some kind of step was never seen."""
     paces = {step.kind: store.pace(step) for step in {step.kind: step for step in steps}.values()}
@@ -107,7 +107,7 @@ def _seconds(
     speeds = Speeds(1.0, 1.0, 1.0, 0.0)
     if unseen:
         print(f"Timing {trainings[0].env_id} on this machine, for {len(unseen)} steps that the store knows no time of.")
-        speeds = measure(trainings[0].config["data"], threads)
+        speeds = measure(trainings[0].config["data"], workers)
     return {step.name: step_seconds(step, speeds, paces[step.kind]) for step in steps}
 
 

@@ -21,14 +21,14 @@ class Conduct:
         executor: Starts processes.
         name: Of the study.
         out: Its folder.
-        threads: For the physics of each step.
+        workers: Processes for the environments of each step.
     """
 
     def __init__(
-        self, store: StudyStore, results: dict[str, Result], executor: Executor, name: str, out: str, threads: int
+        self, store: StudyStore, results: dict[str, Result], executor: Executor, name: str, out: str, workers: int
     ) -> None:
         self._store, self._results, self._executor = store, results, executor
-        self._name, self._out, self._threads = name, out, threads
+        self._name, self._out, self._workers = name, out, workers
         self._digests: dict[str, str] = {}
         self.parent = ""
 
@@ -45,7 +45,7 @@ class Conduct:
         digest = self._digests[step.name] = step_digest(step, self._results)
         tags = context(step, digest, self.parent)
         uri = registry.tracking_uri()
-        return self._executor.start(make_job(step, digest, self._results, tags, uri, self._out, self._threads))
+        return self._executor.start(make_job(step, digest, self._results, tags, uri, self._out, self._workers))
 
     def _settle(self, step: Step, seconds: float) -> Result:
         log = Path(log_file(self._out, step)).read_text(errors="replace")

@@ -32,7 +32,7 @@ class Job:
     tracking_uri: str = ""
     resumes: tuple[str, str, str] | None = None
     """Environment, digest and study's run of a training: what its earlier attempts are known by."""
-    threads: int = 1
+    workers: int = 1
     here: bool = False
     """It reads files that only the machine has that it was made on."""
 
@@ -44,13 +44,13 @@ def make_job(
     tags: Mapping[str, str],
     tracking_uri: str,
     out: str,
-    threads: int,
+    workers: int,
 ) -> Job:
     """A step's job, once all it needs is done."""
     args = [_text(arg, results, digest) for arg in step.args]
-    if step.threads is not None:
-        option, most = step.threads
-        args += [option, str(min(threads, most))]
+    if step.workers is not None:
+        option, most = step.workers
+        args += [option, str(min(workers, most))]
     return Job(
         name=step.name,
         args=(*args, "--tracking_uri", tracking_uri),
@@ -60,7 +60,7 @@ def make_job(
         fetched=tuple((results[arg.step].run_id, arg.path) for arg in step.args if isinstance(arg, FileOf)),
         tracking_uri=tracking_uri,
         resumes=(step.env, digest, tags[MLFLOW_PARENT_RUN_ID]) if args[0] == "fit" else None,
-        threads=threads,
+        workers=workers,
         here=step.here,
     )
 

@@ -17,23 +17,23 @@ HORIZON = 256
 """Steps of each environment in a rollout that is timed."""
 
 
-def measure(data: Mapping[str, Any], threads: int) -> Speeds:
+def measure(data: Mapping[str, Any], workers: int) -> Speeds:
     """Train for two short updates, in the config's environments and in one alone, and time the second one.
 
     Args:
         data: The config's `data`.
-        threads: Threads that step the physics.
+        workers: Processes that step the environments.
     """
     started = time.perf_counter()
-    trained, rolled = _train(data["env"], int(data["num_envs"]), threads)
+    trained, rolled = _train(data["env"], int(data["num_envs"]), workers)
     alone, _ = _train(data["env"], 1, 1)
     return Speeds(trained, rolled, alone, start=max(5.0, time.perf_counter() - started))
 
 
-def _train(env_id: str, num_envs: int, threads: int) -> tuple[float, float]:
+def _train(env_id: str, num_envs: int, workers: int) -> tuple[float, float]:
     """Environment steps per second: of collecting and learning, and of collecting alone."""
     module = DualHeadPPO("measure")
-    data = RolloutData(env_id, num_envs, HORIZON, workers=min(threads, num_envs))
+    data = RolloutData(env_id, num_envs, HORIZON, workers=min(workers, num_envs))
     module.prepare(data)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*does not have many workers.*")

@@ -92,7 +92,7 @@ class _Environment:
             seed,
             facts=facts,
             updates=training.save_points,
-            threads=None if training.spread else ("--data.workers", training.num_envs),
+            workers=None if training.spread else ("--data.workers", training.num_envs),
             work=training.work,
         )
 
@@ -119,7 +119,7 @@ class _Environment:
             "collect",
             [*of_env, "--model_path", model, "--out", self._probe_file(seed, STATES), *told],
             seed,
-            threads=("--workers", int(said.collect.get("num_envs", 32))),
+            workers=("--workers", int(said.collect.get("num_envs", 32))),
             work=Work(rolled=_collected(said.collect)),
         )
         fitted = Place(f"{self.out}/seed{seed}/probes/hazard_probe_metrics.json")
@@ -152,7 +152,7 @@ class _Environment:
         args += [*self._into("evaluate"), *self._concept(EVALUATE, said.options), *options(said.options)]
         episodes = int(said.options.get("episodes", 50))
         work = Work(rolled=len(models) * episodes * EPISODE_STEPS)
-        return self._step(EVALUATE, EVALUATE, args, None, threads=("--workers", episodes), work=work)
+        return self._step(EVALUATE, EVALUATE, args, None, workers=("--workers", episodes), work=work)
 
     def _relearn(self, seed: int) -> Iterator[Step]:
         said = self.study.audits[RELEARN]

@@ -102,7 +102,7 @@ class RayExecutor:
         """Start a step, where there is room."""
         if job.here:
             return self._here.start(job)
-        return RayTask(job, self._task.options(num_cpus=job.threads, name=job.name).remote(job))
+        return RayTask(job, self._task.options(num_cpus=job.workers, name=job.name).remote(job))
 
 
 def require_ray() -> Any:

@@ -73,15 +73,15 @@ class Step:
     """The name without environment and seed; steps of one kind take equally long."""
     env: str
     args: tuple[Arg, ...]
-    """The command and its options, but those of the machine (store, threads)."""
+    """The command and its options, but those of the machine (store, processes)."""
     facts: str = ""
     """What else its result depends on: the resolved config of a training."""
     after: tuple[str, ...] = ()
     """Steps whose results it reads without naming them."""
     updates: tuple[int, ...] = ()
     """Save points it registers."""
-    threads: tuple[str, int] | None = None
-    """The option that says how many threads step the physics, and the most that it takes."""
+    workers: tuple[str, int] | None = None
+    """The option that says how many processes step the environments, and the most that it takes."""
     work: Work = field(default_factory=Work)
     here: bool = False
     """It reads files that only this machine has."""

@@ -6,7 +6,6 @@ from lightning_unlearn.envs import navigation
 from lightning_unlearn.envs.compat import make_task, safety_gymnasium
 from lightning_unlearn.envs.navigation import NavigationSimulator
 from lightning_unlearn.envs.observation import rotation_matrices
-from lightning_unlearn.envs.workers import Workers
 
 GOAL1 = "SafetyPointGoal1-v0"
 ACTIONS = np.random.default_rng(5).uniform(-1, 1, (60, 4, 2))
@@ -72,17 +71,6 @@ def test_a_partial_reset_leaves_the_others_alone(sim):
     assert (after[[0, 2]] != before[[0, 2]]).any(axis=1).all()
 
 
-@pytest.mark.parametrize("workers", [2, 3])
-def test_workers_do_not_change_a_bit(sim, workers):
-    other = NavigationSimulator(GOAL1, num_envs=4, workers=workers)
-    np.testing.assert_array_equal(other.reset(seeds=range(4)), sim.reset(seeds=range(4)))
-    for actions in ACTIONS:
-        ours, theirs = sim.step(actions), other.step(actions)
-        np.testing.assert_array_equal(ours.observation, theirs.observation)
-        np.testing.assert_array_equal(ours.reward, theirs.reward)
-    other.close()
-
-
 def test_same_seed_same_episode_after_anything(sim):
     first = sim.reset(seeds=range(4))
     for actions in ACTIONS[:10]:
@@ -113,8 +101,6 @@ def test_the_first_reset_needs_seeds():
 def test_impossible_numbers_are_refused():
     with pytest.raises(ValueError, match="num_envs must be at least 1, got 0"):
         NavigationSimulator(GOAL1, 0)
-    with pytest.raises(ValueError, match="workers must be at least 1, got 0"):
-        NavigationSimulator(GOAL1, 1, workers=0)
 
 
 def test_top_view(sim):
@@ -177,21 +163,6 @@ def test_no_room_for_a_goal_terminates(sim, monkeypatch):
     navigation_error = safety_gymnasium.utils.common_utils.ResamplingError("full")
     monkeypatch.setattr(type(sim._tasks[0]), "update_world", full)
     np.testing.assert_array_equal(sim._next_goals(np.array([True, False, False, False])), [True, False, False, False])
-
-
-def test_an_exception_in_any_thread_reaches_the_caller():
-    workers, done = Workers(3), []
-
-    def function(row):
-        if row == 5:
-            raise KeyError("five")
-        done.append(row)
-
-    with pytest.raises(KeyError, match="five"):
-        workers.each(function, 20)
-    workers.each(done.append, 3)
-    workers.close()
-    assert set(range(5)) <= set(done)
 
 
 def test_repeated_forwards_need_only_their_last_stages():

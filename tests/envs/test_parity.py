@@ -5,6 +5,7 @@ import pytest
 
 from lightning_unlearn.envs.compat import safety_gymnasium
 from lightning_unlearn.envs.navigation import NavigationSimulator
+from lightning_unlearn.envs.sharded import ShardedNavigation
 
 TOLERANCE = 1e-9
 # safety_gymnasium turns one-element arrays into numbers.
@@ -25,10 +26,10 @@ TASKS = ("Goal0", "Goal1", "Goal2", "Button1", "Button2", "Push1", "Push2", "Cir
 
 
 class Pair:
-    """The simulators (one and two threads) and the originals, stepped with the same actions and compared."""
+    """The simulators, in one process and in several, and the originals, stepped with the same actions and compared."""
 
     def __init__(self, env_id, num_envs, policy=None):
-        self.sims = [NavigationSimulator(env_id, num_envs, workers) for workers in (1, 2)]
+        self.sims = [NavigationSimulator(env_id, num_envs), ShardedNavigation(env_id, num_envs, workers=num_envs)]
         self.originals = [safety_gymnasium.make(env_id) for _ in range(num_envs)]
         self.sim, self.num_envs, self.rng = self.sims[0], num_envs, np.random.default_rng(0)
         self.policy = policy or (lambda observation: self.rng.uniform(self.sim.action_low, self.sim.action_high))

@@ -134,7 +134,7 @@ def _parser() -> CommandParser:
     add("--seed", type=int, nargs="*", default=[], help="training seeds; default: all")
     add("--eval_id", type=str | None, default=None, help="the evaluation; default: the newest of exactly these seeds")
     add("--map_episodes", type=int, default=20, help="layouts behind each heat map; 0: no heat maps")
-    add("--workers", type=int, default=2, help="threads of the simulator; results do not depend on it")
+    add("--workers", type=int, default=2, help="processes that step the environments; results do not depend on it")
     add("--out", type=str | None, default=None, help="folder of the files; default: artifacts/report/<env>")
     add("--tracking_uri", type=str, default=registry.DEFAULT_TRACKING_URI, help="MLflow store")
     return parser
