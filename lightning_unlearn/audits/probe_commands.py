@@ -73,7 +73,9 @@ def _collect_parser() -> CommandParser:
     parser.add_argument("--max_env_steps", type=int, default=400_000, help="environment steps, at most")
     parser.add_argument("--max_per_episode", type=int | None, default=None, help="states of a class from one episode")
     parser.add_argument("--num_envs", type=int, default=32, help="environments stepped together")
-    parser.add_argument("--workers", type=int, default=2, help="processes that step the environments; results do not depend on it")
+    parser.add_argument(
+        "--workers", type=int, default=2, help="processes that step the environments; results do not depend on it"
+    )
     add_concept_option(parser, ", or recorded, what the models record")
     parser.add_argument("--seed", type=int, default=42, help="seed of the environments")
     parser.add_argument("--tracking_uri", type=str, default=registry.DEFAULT_TRACKING_URI, help="MLflow store")

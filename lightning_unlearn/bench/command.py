@@ -52,20 +52,23 @@ def items(plan: Plan) -> Iterator[Item]:
         for workers in sorted({1, min(cores(), num_envs)}):
             yield Item(f"stepping, E={num_envs}", partial(ours.stepping, num_envs=num_envs, workers=workers))
     yield Item(f"vector.make, E={PEER_ENVS}, in a process of its own", peers.vector_make, peers.VECTOR)
-    if plan.torchrl:
+    if plan.thorough:
         yield Item("TorchRL's ParallelEnv, in a process of its own", peers.torchrl_parallel, peers.TORCHRL)
     yield Item("resets", ours.resets)
     yield Item("collecting, lean collector", partial(ours.collection, collector="lean"))
     yield Item("collecting, stock collector", partial(ours.collection, collector="stock"))
     yield Item("training", trained.whole_training)
     yield Item("evaluation", ours.evaluation)
-    yield Item("memory of 128 environments, in a process of its own", peers.memory)
+    if plan.thorough:
+        yield Item("memory of 128 environments, in a process of its own", peers.memory)
 
 
 def _options(args: Sequence[str]) -> Namespace:
     parser = CommandParser(prog="lightning-unlearn bench", description=__doc__)
     parser.add_argument("--env", type=str, default="SafetyPointGoal1-v0", help="the task that is measured")
-    parser.add_argument("--quick", action="store_true", help="under a minute: fewer repeats, no TorchRL peer")
+    parser.add_argument(
+        "--quick", action="store_true", help="under a minute: fewer repeats, neither the TorchRL peer nor memory"
+    )
     parser.add_argument("--repeats", type=PositiveInt | None, help="of each measurement; medians count; 5, quick 2")
     parser.add_argument("--seed", type=NonNegativeInt, default=0, help="of layouts, actions and policies")
     parser.add_argument("--soak_steps", type=NonNegativeInt, default=0, help="also collect so many steps; 0: do not")

@@ -34,16 +34,19 @@ _PHYSICS_STEPS = 4000
 
 
 def physics(plan: Plan) -> list[Measurement]:
-    """The limit, and its mj_step alone on all cores and on one."""
+    """The limit, its mj_step and its mj_forward alone, and the limit of one core."""
     tasks = [_laid_out(plan.env, plan.seed + k) for k in range(cores())]
     rows = (
-        ("physics.limit", "10 mj_step + 3 mj_forward on all cores", 3, tasks),
-        ("physics.steps_only", "10 mj_step on all cores", 0, tasks),
-        ("physics.one_core", "10 mj_step + 3 mj_forward on one core", 3, tasks[:1]),
+        ("physics.limit", "10 mj_step + 3 mj_forward on all cores", FRAMES, 3, tasks),
+        ("physics.steps_only", "10 mj_step on all cores", FRAMES, 0, tasks),
+        ("physics.forwards_only", "3 mj_forward on all cores", 0, 3, tasks),
+        ("physics.one_core", "10 mj_step + 3 mj_forward on one core", FRAMES, 3, tasks[:1]),
     )
     return [
-        Measurement(name, what, "steps/s", [_physics_rate(used, forwards, plan.seed) for _ in range(plan.repeats)])
-        for name, what, forwards, used in rows
+        Measurement(
+            name, what, "steps/s", [_physics_rate(used, frames, forwards, plan.seed) for _ in range(plan.repeats)]
+        )
+        for name, what, frames, forwards, used in rows
     ]
 
 
@@ -135,18 +138,18 @@ def _laid_out(env_id: str, seed: int) -> BaseTask:
     return task
 
 
-def _physics_rate(tasks: list[BaseTask], forwards: int, seed: int) -> float:
+def _physics_rate(tasks: list[BaseTask], frames: int, forwards: int, seed: int) -> float:
     """Steps a second of several simulations, each on a thread of its own."""
     with ThreadPoolExecutor(len(tasks)) as pool:
-        run = partial(_simulate, forwards=forwards, seed=seed)
+        run = partial(_simulate, frames=frames, forwards=forwards, seed=seed)
         return len(tasks) * _PHYSICS_STEPS / _seconds(lambda: list(pool.map(run, tasks)))
 
 
-def _simulate(task: BaseTask, forwards: int, seed: int) -> None:
+def _simulate(task: BaseTask, frames: int, forwards: int, seed: int) -> None:
     low, high = task.model.actuator_ctrlrange.T
     for control in np.random.default_rng(seed).uniform(low, high, (_PHYSICS_STEPS, len(low))):
         task.data.ctrl[:] = control
-        mujoco.mj_step(task.model, task.data, FRAMES)
+        mujoco.mj_step(task.model, task.data, frames)
         for _ in range(forwards):
             mujoco.mj_forward(task.model, task.data)
 

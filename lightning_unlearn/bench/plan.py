@@ -29,8 +29,8 @@ class Plan:
     """Updates that training is timed over."""
     evaluation_steps: int
     """Most steps of an evaluated episode."""
-    torchrl: bool
-    """Whether TorchRL's own environment is measured."""
+    thorough: bool
+    """Whether TorchRL's own environment and memory are measured."""
     horizon: int = 1024
     """T of collecting, updating and training."""
 
@@ -41,8 +41,8 @@ class Plan:
 
     @classmethod
     def quick(cls, env: str, repeats: int, seed: int) -> "Plan":
-        """About a minute: fewer repeats, shorter training and evaluation, no TorchRL."""
-        return cls(env, repeats, seed, (8, 32), 8192, 1024, 1, 3, 200, False)
+        """About a minute: fewer repeats, shorter training and evaluation, neither TorchRL nor memory."""
+        return cls(env, repeats, seed, (8, 32), 8192, 1024, 1, 2, 200, False)
 
 
 @dataclass(frozen=True)
