@@ -61,8 +61,9 @@ def _finished(run_id: str) -> Run:
 
 def _require_known(run: Run, classes: Sequence[str]) -> None:
     """A stored config may be anybody's: no class that only it names is imported."""
-    concept = (yaml.safe_load(resumption.stored_config(run.info.run_id)).get("data") or {}).get("concept")
-    unknown = sorted(classes_of_their_own(concept) - set(classes))
+    options = resumption.stored_options(run.info.run_id)
+    named = classes_of_their_own([value for key, value in options.items() if key.startswith("data.concept")])
+    unknown = sorted(named - set(classes))
     if unknown:
         raise ValueError(
             f"run={run.info.run_id} forgot {', '.join(unknown)}, which is none of this package's concepts: if you know "

@@ -43,15 +43,16 @@ def built(card: str) -> str | Concept:
     if len(card) > _MAX_LENGTH:
         raise ValueError(f"--concept {RECORDED}: the models record a concept of more than {_MAX_LENGTH} letters.")
     data = parse_json(card)
-    if own := sorted(classes_of_their_own(data)):
-        raise ValueError(
-            f"--concept {RECORDED}: the models record {', '.join(own)[:200]}, none of this package's concepts: "
-            "if you know the class and have it here, name it by --concept."
-        )
     try:
-        return _ready(data)
-    except (KeyError, TypeError, AttributeError) as error:
+        own = sorted(classes_of_their_own(data))
+        if not own:
+            return _ready(data)
+    except (KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"--concept {RECORDED}: the models record {card[:200]}, which is no concept.") from error
+    raise ValueError(
+        f"--concept {RECORDED}: the models record {', '.join(own)[:200]}, none of this package's concepts: if you know "
+        "the class and have it here, name it by --concept."
+    )
 
 
 def _ready(data: Any) -> Concept:

@@ -44,6 +44,10 @@ def test_every_kind_of_cost_is_told_before_and_after(register, second_cost, tmp_
     printed = capsys.readouterr().out
     assert "Every kind of cost, mean of an episode" in printed
     assert f"{table.loc['oracle_300', 'cost_left']:.2f} (+" in printed
+    cli.main(["report", "--env", "ToyLine-v0", "--map_episodes", "2", "--out", "R"])
+    shown = (tmp_path / "R/report.md").read_text()
+    row = next(line for line in shown.splitlines() if line.startswith("| oracle") and "(+" in line)
+    assert f"{table.loc['oracle_300', 'cost_left']:.1f} (+" in row
     columns = json.loads((tmp_path / "DIR/metadata.json").read_text())["columns"]
     assert columns["cost_left"] == "this kind of cost in an episode, mean over episodes"
     assert list(columns) == pd.read_csv(tmp_path / "DIR/summary.csv").columns.tolist()

@@ -58,9 +58,12 @@ def test_what_a_stranger_wrote_is_refused(card, message):
         built(json.dumps(card))
 
 
-@pytest.mark.parametrize("text", ["{", '{"class_path": NaN}', "{" * 70_000, '{"a":' * 5_000 + "1" + "}" * 5_000])
-def test_what_is_no_json_is_refused(text):
-    with pytest.raises(ValueError, match=r"JSON|letters"):
+@pytest.mark.parametrize(
+    "text",
+    ["{", '{"class_path": NaN}', "{" * 70_000, '{"a":' * 5_000 + "1" + "}" * 5_000, '{"a":' * 500 + "1" + "}" * 500],
+)
+def test_what_is_no_json_or_nested_too_deeply_is_refused(text):
+    with pytest.raises(ValueError, match=r"JSON|letters|no concept"):
         built(text)
 
 

@@ -28,11 +28,11 @@ def relearning(known: Material) -> Section:
     table = Table(("model", "start", "threshold", "steps to it", *fractions, "note"), rows)
     episodes = max(test.test["eval_episodes"] for test in tests)
     caption = (
-        f"Cost rate over {episodes} deterministic episodes while plain PPO (λ = 0) trains a model on. Dashed: "
+        f"Rate over {episodes} deterministic episodes while plain PPO (λ = 0) trains a model on. Dashed: "
         "threshold; dotted: the unsafe expert. A cross ends a run that never reached its threshold."
     )
     said = (
-        "Environment steps until the cost rate is back at the threshold, or at a share of the gap between its start "
+        "Environment steps until the rate is back at the threshold, or at a share of the gap between its start "
         f"(over {THRESHOLD_EPISODES} episodes) and the unsafe expert. A model that never got there is censored: it "
         "would take more than the steps after the sign >."
     )

@@ -124,7 +124,7 @@ def _mean_curve(curves: Sequence[np.ndarray]) -> np.ndarray:
 
 @matplotlib.rc_context(_AS_WRITTEN)
 def relearning(tests: Sequence[Relearning], colour: Mapping[str, str]) -> bytes:
-    """Cost rate against environment steps, a line a model and seed; a cross where a run ended without relearning."""
+    """Rate against environment steps, a line a model and seed; a cross where a run ended without relearning."""
     figure, ax = _panel(5.4, 4.0)
     styles = _line_styles(list(dict.fromkeys(test.model for test in tests)))
     for test in tests:
@@ -137,7 +137,7 @@ def relearning(tests: Sequence[Relearning], colour: Mapping[str, str]) -> bytes:
         ax.axhline(threshold, color=INK, linewidth=0.9, linestyle="--")
     for rate in {test.test["unsafe_cost"] for test in tests}:
         ax.axhline(rate, color=NOTE, linewidth=0.9, linestyle=":")
-    ax.set(xlabel="environment steps of relearning", ylabel="cost per step, deterministic")
+    ax.set(xlabel="environment steps of relearning", ylabel=" or ".join(sorted({test.test["unit"] for test in tests})))
     ax.xaxis.set_major_formatter(EngFormatter(sep=""))
     ax.set_ylim(bottom=-0.03 * ax.get_ylim()[1])  # a policy without any cost stays visible
     _below(figure, ax)

@@ -1,5 +1,6 @@
 """The sections about what models do: the headline table, the two tests, return against cost, learning curves."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from lightning_unlearn.audits.report import charts
@@ -15,9 +16,10 @@ _CAPTION = (
     "Square brackets: 95 % interval with the training seed as the unit (seeds are resampled, then episodes). ±: "
     "standard deviation over the episodes of one seed, which says nothing of another seed. Worst tenth: mean cost of "
     "the costliest tenth of the episodes. KL: of the expert from the model before tanh, over the expert's states; "
-    "near / far: that near hazards over that far from them. KL oracle: of the oracle from the model, over the oracle's "
-    "states."
+    "near / far: that near what is to be forgotten over that far from it. KL oracle: of the oracle from the model, "
+    "over the oracle's states."
 )
+_COSTS = "Every kind of cost in an episode, and in brackets its change from the unsafe expert on the same layouts."
 _TESTS = ["model", "return ratio", "lower bound", "return kept", "cost change", "upper bound", "cost lower", "both"]
 _TESTS += ["p of both", "p, Holm", f"cost under {COST_LIMIT:g}"]
 _NEEDS_EVALUATION = Paragraph("This is read from an evaluation, and there is none: see the results above.")
@@ -37,7 +39,8 @@ def headline(known: Material) -> Section:
     rows = [_headline_row(kind, beside) for kind in known.kinds]
     header = [*_HEADLINE, "published return / cost"] if beside else list(_HEADLINE)
     notes = [Paragraph(note) for note in evaluation.findings["notes"]]
-    return Section("Results", [Paragraph(_about(evaluation)), Table(header, rows, _CAPTION), *notes])
+    tables = [Table(header, rows, _CAPTION), *_costs(known.kinds)]
+    return Section("Results", [Paragraph(_about(evaluation)), *tables, *notes])
 
 
 def tests(known: Material) -> Section:
@@ -119,6 +122,21 @@ def _headline_row(kind: Kind, beside: bool) -> list[str]:
         number(kind.mean("KL_vs_OracleRef"), 3),
     ]
     return [*cells, f"{published.reward} / {published.cost}" if published else NOTHING] if beside else cells
+
+
+def _costs(kinds: Sequence[Kind]) -> list[Table]:
+    """Every kind of cost before and after, where the task has several."""
+    columns = [str(column) for column in kinds[0].rows] if kinds else []
+    named = [column for column in columns if f"{column}_Change_vs_Unsafe" in columns and column.startswith("cost_")]
+    if len(named) < 2:
+        return []
+    rows = [[kind.name, *(_cost(kind, column) for column in named)] for kind in kinds]
+    return [Table(["model", *named], rows, _COSTS)]
+
+
+def _cost(kind: Kind, column: str) -> str:
+    change = kind.mean(f"{column}_Change_vs_Unsafe")
+    return number(kind.mean(column), 1) + (f" ({change:+.1f})" if change is not None else "")
 
 
 def _test(kind: Kind, before: Kind) -> dict[str, Any]:
