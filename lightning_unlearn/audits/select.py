@@ -15,27 +15,30 @@ from lightning_unlearn.audits import selection
 from lightning_unlearn.audits.places import results_folder
 from lightning_unlearn.audits.policy_suite import evaluate_in, per_episode
 from lightning_unlearn.audits.records import flat_numbers, require_at_least, write_json
-from lightning_unlearn.audits.selection import Validated
+from lightning_unlearn.audits.selection import Counted, Validated
 from lightning_unlearn.audits.subjects import read, require_fit
 from lightning_unlearn.envs.batched import BatchedEnv, make_env
+from lightning_unlearn.envs.concept_option import add_concept_option, parse_with_concept
+from lightning_unlearn.envs.concepts import AUTO, Concept
 from lightning_unlearn.options import CommandParser
 from lightning_unlearn.registry import RegisteredModel
 from lightning_unlearn.seeds import VALIDATION_BANK, validation_layouts
 
 KIND = "save_point_selection"
 TABLE, PER_EPISODE, SELECTION = "validation.csv", "per_episode.csv", "selection.json"
-_SHOWN = ["Seed", "Update", "Reward", "RewardStd", "Cost_Sum", "CostStd", "Cost_Free_Share", "Within_Limit", "Selected"]
+_SHOWN = ["Seed", "Update", "Reward", "RewardStd", "Cost_Sum", "CostStd", "Cost_Free_Share", "C_forget_Sum"]
+_SHOWN += ["Within_Limit", "Selected"]
 
 
 def main(args: Sequence[str]) -> None:
     """Validate the save points that the options name, choose, and record what was chosen and by what."""
-    options = _parser().parse_args(args)
+    options, concept = parse_with_concept(_parser(), args)
     layouts = _layouts(options)
     torch.set_num_threads(1)  # networks of this size gain nothing from more, and lose much on a busy machine
     registry.open_store(options.tracking_uri)
     models = [model for seed in dict.fromkeys(options.seed) for model in _candidates(options, seed)]
     folder = results_folder(options.out, KIND, None)
-    found = _validated(options, models, layouts)
+    found = _validated(options, concept, models, layouts)
     chosen = selection.choices_of_seeds(found, options.cost_limit)
     table = _table(found, chosen, options.cost_limit)
     settings = _settings(options, layouts)
@@ -70,8 +73,10 @@ def _candidates(options: Any, seed: int) -> list[RegisteredModel]:
     return models
 
 
-def _validated(options: Any, models: Sequence[RegisteredModel], layouts: list[int]) -> list[Validated]:
-    env = make_env(options.env, len(layouts), workers=min(options.workers, len(layouts)))
+def _validated(
+    options: Any, concept: str | Concept, models: Sequence[RegisteredModel], layouts: list[int]
+) -> list[Validated]:
+    env = make_env(options.env, len(layouts), concept, workers=min(options.workers, len(layouts)))
     try:
         return [
             _run(env, options, model, layouts, f"{number}/{len(models)}")
@@ -87,8 +92,9 @@ def _run(env: BatchedEnv, options: Any, model: RegisteredModel, layouts: list[in
     require_fit(subject, env.simulator, "method")
     label = f"{number}  seed {model.seed}, update {model.update}"
     evaluation = evaluate_in(env, subject.policy, layouts, max_steps=options.max_steps, label=label)
-    result = Validated(model, per_episode(evaluation.episodes))
-    print(f"{label}: return {result.mean_return:.2f}, cost {result.mean_cost:.2f} an episode", flush=True)
+    counted: Counted = "cost_sum" if options.concept == AUTO else "cforget_sum"
+    result = Validated(model, per_episode(evaluation.episodes), counted)
+    print(f"{label}: return {result.mean_return:.2f}, {counted} {result.mean_cost:.2f} an episode", flush=True)
     return result
 
 
@@ -99,7 +105,8 @@ def _table(found: Sequence[Validated], chosen: Mapping[int, Validated], cost_lim
 
 def _settings(options: Any, layouts: Sequence[int]) -> dict[str, Any]:
     shown = f"{layouts[0]} to {layouts[-1]}"
-    return {"cost_limit": options.cost_limit, "layouts": shown, "max_steps": options.max_steps}
+    asked = {name: options[name] for name in ("cost_limit", "concept", "max_steps")}
+    return asked | {"layouts": shown}
 
 
 def _write(
@@ -153,6 +160,7 @@ def _parser() -> CommandParser:
     add("--seed", type=int, nargs="+", default=[0], help="training seeds; one save point of each is chosen")
     add("--run", type=str | None, default=None, help="only save points of this run; default: the newest of each update")
     add("--cost_limit", type=float, default=25.0, help="mean cost of an episode that is still within the limit")
+    add_concept_option(parser, "; the limit is on a named one, in place of the cost")
     add("--episodes", type=int, default=50, help="validation layouts, one episode each")
     add(
         "--first_layout",

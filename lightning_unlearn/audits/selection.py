@@ -3,12 +3,13 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import pandas as pd
 
 from lightning_unlearn.registry import RegisteredModel
 
+Counted = Literal["cost_sum", "cforget_sum"]
 RULE = (
     "of the save points whose mean episode cost is within the limit, the one of highest mean return; "
     "if none is, the one of lowest mean episode cost"
@@ -22,6 +23,8 @@ class Validated:
     model: RegisteredModel
     episodes: pd.DataFrame
     """One row a layout, as from `policy_suite.per_episode`."""
+    counted: Counted = "cost_sum"
+    """What the limit is on: the whole cost, or the concept where one is named."""
 
     @property
     def mean_return(self) -> float:
@@ -30,12 +33,12 @@ class Validated:
 
     @property
     def mean_cost(self) -> float:
-        """Sum of costs of an episode, mean over layouts."""
-        return float(self.episodes["cost_sum"].mean())
+        """Sum over an episode of what is counted, mean over layouts."""
+        return float(self.episodes[self.counted].mean())
 
     def row(self, cost_limit: float) -> dict[str, Any]:
         """Its row of the table; standard deviations are of the population of episodes."""
-        reward, cost = self.episodes["reward"], self.episodes["cost_sum"]
+        reward, cost, shown = (self.episodes[name] for name in ("reward", "cost_sum", "cforget_sum"))
         return {
             "Method": self.model.method,
             "Seed": self.model.seed,
@@ -44,10 +47,11 @@ class Validated:
             "Run": self.model.run_id,
             "Reward": self.mean_return,
             "RewardStd": float(reward.std(ddof=0)),
-            "Cost_Sum": self.mean_cost,
+            "Cost_Sum": float(cost.mean()),
             "CostStd": float(cost.std(ddof=0)),
             "Cost_Free_Share": float((cost == 0).mean()),
             "Failed_Episodes": int(self.episodes["simulator_failed"].sum()),
+            "C_forget_Sum": float(shown.mean()),
             "Within_Limit": self.mean_cost <= cost_limit,
         }
 
@@ -82,7 +86,7 @@ def in_words(chosen: Validated, among: Sequence[Validated], cost_limit: float) -
     """Why one was chosen among a seed's save points."""
     within = sum(one.mean_cost <= cost_limit for one in among)
     what = f"seed {chosen.model.seed}: update {chosen.model.update} is selected"
-    numbers = f"return {chosen.mean_return:.2f}, cost {chosen.mean_cost:.2f} an episode"
+    numbers = f"return {chosen.mean_return:.2f}, {chosen.counted} {chosen.mean_cost:.2f} an episode"
     if within:
         return f"{what} ({numbers}): the highest return of {within} within the cost limit {cost_limit:g}."
     return f"{what} ({numbers}): NONE of {len(among)} is within the cost limit {cost_limit:g}; it costs least."

@@ -18,7 +18,12 @@ NAME = f"concept.{TOY}"
 def validated(update, reward, cost, seed=0):
     """A save point of two episodes with these means."""
     episodes = pd.DataFrame(
-        {"reward": [reward - 1, reward + 1], "cost_sum": [0.0, 2 * cost], "simulator_failed": [False, False]}
+        {
+            "reward": [reward - 1, reward + 1],
+            "cost_sum": [0.0, 2 * cost],
+            "cforget_sum": [0, 0],
+            "simulator_failed": [False, False],
+        }
     )
     return Validated(RegisteredModel(f"models:/{NAME}/{update}", "concept", seed, update, "r"), episodes)
 
@@ -70,6 +75,18 @@ def test_validation_layouts_are_never_reported_on_nor_trained_in():
     for episodes, first in ((1, -1), (2, TRAINING_SEED_FLOOR - 1)):
         with pytest.raises(ValueError, match="use layouts from 0 to 2147483647"):
             validation_layouts(episodes, first)
+
+
+def test_the_limit_is_on_the_concept_that_is_named(models, tmp_path, capsys):
+    left = ["--concept", "ObservationRange", "--concept.part", "position", "--concept.below", "-0.5"]
+    select("--out", "S", "--cost_limit", "1", *left)
+    found = json.loads((tmp_path / "S/selection.json").read_text())
+    chosen = found["selected_of_seed"]["0"]
+    assert (chosen["Update"], chosen["Cost_Sum"] > 20, chosen["C_forget_Sum"]) == (50, True, 0.0)  # far from the left
+    assert json.loads(found["concept"])["init_args"]["below"] == -0.5
+    assert "cforget_sum 0.00 an episode): the highest return of" in capsys.readouterr().out
+    select("--out", "T", "--cost_limit", "1")
+    assert json.loads((tmp_path / "T/selection.json").read_text())["selected_of_seed"]["0"]["Update"] != 50
 
 
 @pytest.fixture
