@@ -58,8 +58,8 @@ def items(plan: Plan) -> Iterator[Item]:
     yield Item("collecting, lean collector", partial(ours.collection, collector="lean"))
     yield Item("collecting, stock collector", partial(ours.collection, collector="stock"))
     yield Item("training", trained.whole_training)
-    yield Item("evaluation", ours.evaluation)
     if plan.thorough:
+        yield Item("evaluation", ours.evaluation)
         yield Item("memory of 128 environments, in a process of its own", peers.memory)
 
 
@@ -67,7 +67,7 @@ def _options(args: Sequence[str]) -> Namespace:
     parser = CommandParser(prog="lightning-unlearn bench", description=__doc__)
     parser.add_argument("--env", type=str, default="SafetyPointGoal1-v0", help="the task that is measured")
     parser.add_argument(
-        "--quick", action="store_true", help="under a minute: fewer repeats, neither the TorchRL peer nor memory"
+        "--quick", action="store_true", help="under a minute: less of all, and no TorchRL, evaluation or memory"
     )
     parser.add_argument("--repeats", type=PositiveInt | None, help="of each measurement; medians count; 5, quick 2")
     parser.add_argument("--seed", type=NonNegativeInt, default=0, help="of layouts, actions and policies")

@@ -30,7 +30,7 @@ class Plan:
     evaluation_steps: int
     """Most steps of an evaluated episode."""
     thorough: bool
-    """Whether TorchRL's own environment and memory are measured."""
+    """Whether TorchRL's own environment, evaluation and memory are measured."""
     horizon: int = 1024
     """T of collecting, updating and training."""
 
@@ -41,8 +41,8 @@ class Plan:
 
     @classmethod
     def quick(cls, env: str, repeats: int, seed: int) -> "Plan":
-        """About a minute: fewer repeats, shorter training and evaluation, neither TorchRL nor memory."""
-        return cls(env, repeats, seed, (8, 32), 8192, 1024, 1, 2, 200, False)
+        """Under a minute: 8 environments, fewer repeats, shorter training, no TorchRL, evaluation or memory."""
+        return cls(env, repeats, seed, (8,), 8192, 1024, 1, 2, 200, False)
 
 
 @dataclass(frozen=True)
