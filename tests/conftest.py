@@ -8,7 +8,7 @@ os.environ.setdefault("RL_LOGGING_LEVEL", "WARNING")
 import pytest
 import torch
 
-from lightning_unlearn import registry
+from lightning_unlearn import cli, registry
 from lightning_unlearn.policies.actor_critic import ActorCritic, PolicyConfig
 
 torch.set_num_threads(1)
@@ -41,3 +41,16 @@ def store(tmp_path, template_store, monkeypatch):
     monkeypatch.chdir(tmp_path)
     registry.open_store()
     return registry.DEFAULT_TRACKING_URI
+
+
+@pytest.fixture
+def refused(capsys):
+    """Runs a command that must end with exit code 2 and no results; returns its message."""
+
+    def run(*args):
+        with pytest.raises(SystemExit) as stopped:
+            cli.main(list(args))
+        assert stopped.value.code == 2
+        return capsys.readouterr().err
+
+    return run

@@ -66,9 +66,8 @@ def items(plan: Plan) -> Iterator[Item]:
 def _options(args: Sequence[str]) -> Namespace:
     parser = CommandParser(prog="lightning-unlearn bench", description=__doc__)
     parser.add_argument("--env", type=str, default="SafetyPointGoal1-v0", help="the task that is measured")
-    parser.add_argument(
-        "--quick", action="store_true", help="under a minute: less of all, and no TorchRL, evaluation or memory"
-    )
+    quick = "about a minute: less of all, and no TorchRL, evaluation or memory"
+    parser.add_argument("--quick", action="store_true", help=quick)
     parser.add_argument("--repeats", type=PositiveInt | None, help="of each measurement; medians count; 5, quick 2")
     parser.add_argument("--seed", type=NonNegativeInt, default=0, help="of layouts, actions and policies")
     parser.add_argument("--soak_steps", type=NonNegativeInt, default=0, help="also collect so many steps; 0: do not")

@@ -41,7 +41,7 @@ class Plan:
 
     @classmethod
     def quick(cls, env: str, repeats: int, seed: int) -> "Plan":
-        """Under a minute: 8 environments, fewer repeats, shorter training, no TorchRL, evaluation or memory."""
+        """About a minute: 8 environments, fewer repeats, shorter training, no TorchRL, evaluation or memory."""
         return cls(env, repeats, seed, (8,), 8192, 1024, 1, 2, 200, False)
 
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from lightning_unlearn import cli, registry
+from lightning_unlearn import registry
 from lightning_unlearn.audits.probe_data import ProbeData, save_data
 from lightning_unlearn.policies.actor_critic import ActorCritic, PolicyConfig
 from lightning_unlearn.policies.storage import ModelCard
@@ -46,19 +46,6 @@ def register(store):
         return f"models:/{method}.{env}/{version}"
 
     return add
-
-
-@pytest.fixture
-def refused(capsys):
-    """Runs a command that must end with exit code 2 and no results; returns its message."""
-
-    def run(*args):
-        with pytest.raises(SystemExit) as stopped:
-            cli.main(list(args))
-        assert stopped.value.code == 2
-        return capsys.readouterr().err
-
-    return run
 
 
 @pytest.fixture

@@ -85,19 +85,6 @@ def settle(folder, age=2 * SETTLED_S):
 
 
 @pytest.fixture
-def refused(capsys):
-    """Runs a command that must end with exit code 2; returns its message."""
-
-    def run(*args):
-        with pytest.raises(SystemExit) as stopped:
-            cli.main(list(args))
-        assert stopped.value.code == 2
-        return capsys.readouterr().err
-
-    return run
-
-
-@pytest.fixture
 def shown(capsys):
     """Runs a command; returns what it printed."""
 
