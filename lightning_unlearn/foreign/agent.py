@@ -111,8 +111,8 @@ def as_policy(agent: ForeignAgent, simulator: Simulator, generator: torch.Genera
     policy = ActorCritic(_config(agent, simulator), generator)
     with torch.no_grad():
         _fill(policy.trunk, agent.actor[:-1])
-        _copy(policy.action_mean, _mean_layer(agent, simulator))
-        policy.log_std.copy_(_log_std(agent, simulator))
+        _copy(policy.action_mean, agent.actor[-1])
+        policy.log_std.copy_(agent.log_std)
         if agent.critic is not None:
             _copy(policy.reward_value, agent.critic[-1])
             if policy.critic_trunk is not None:
@@ -136,7 +136,7 @@ def original_action(agent: ForeignAgent, simulator: Simulator, observation: torc
     for weight, bias in agent.actor[:-1]:
         x = activation(F.linear(x, weight.double(), bias.double()))
     action = F.linear(x, *(part.double() for part in agent.actor[-1]))
-    low, high = _bounds(simulator)
+    low, high = torch.from_numpy(simulator.action_low), torch.from_numpy(simulator.action_high)
     if agent.unit_actions:
         action = low + (action + 1.0) * (high - low) / 2.0
     return action.clamp(low, high)
@@ -173,21 +173,20 @@ def _require_chain(name: str, chain: Sequence[Layer], inputs: int, outputs: int,
 
 def _config(agent: ForeignAgent, simulator: Simulator) -> PolicyConfig:
     normaliser = agent.normaliser
-    log_std = _log_std(agent, simulator)
     return PolicyConfig(
         simulator.observation_size,
         simulator.action_low.tolist(),
         simulator.action_high.tolist(),
         hidden_sizes=_sizes(agent.actor),
         activation=agent.activation,  # type: ignore[arg-type]
-        squash="none",
+        squash="scale" if agent.unit_actions else "none",
         critics="shared" if agent.shared else "separate",
         critic_hidden_sizes=None if agent.shared else _critic_sizes(agent),
         normalise_observation=normaliser is not None,
         normaliser_epsilon=1e-8 if normaliser is None else normaliser.epsilon,
         normaliser_clip=10.0 if normaliser is None else normaliser.clip,
         normaliser_dtype="float32" if normaliser is None else normaliser.dtype,
-        log_std_range=[min(-5.0, float(log_std.min())), max(1.0, float(log_std.max()))],
+        log_std_range=[min(-5.0, float(agent.log_std.min())), max(1.0, float(agent.log_std.max()))],
     )
 
 
@@ -197,25 +196,6 @@ def _critic_sizes(agent: ForeignAgent) -> list[int]:
 
 def _sizes(chain: Sequence[Layer]) -> list[int]:
     return [len(hidden.bias) for hidden in chain[:-1]]
-
-
-def _mean_layer(agent: ForeignAgent, simulator: Simulator) -> Layer:
-    """The last layer, in the environment's units of action."""
-    weight, bias = agent.actor[-1]
-    if not agent.unit_actions:
-        return Layer(weight, bias)
-    low, high = (bound.to(weight.dtype) for bound in _bounds(simulator))
-    half = 0.5 * (high - low)
-    return Layer(weight * half[:, None], 0.5 * (low + high) + half * bias)
-
-
-def _log_std(agent: ForeignAgent, simulator: Simulator) -> torch.Tensor:
-    low, high = _bounds(simulator)
-    return agent.log_std + (0.5 * (high - low)).log().to(agent.log_std.dtype) * agent.unit_actions
-
-
-def _bounds(simulator: Simulator) -> tuple[torch.Tensor, torch.Tensor]:
-    return torch.from_numpy(simulator.action_low), torch.from_numpy(simulator.action_high)
 
 
 def _fill(network: nn.Sequential, chain: Sequence[Layer]) -> None:

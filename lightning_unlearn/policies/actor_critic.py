@@ -47,8 +47,9 @@ class PolicyConfig:
     """Widths of the trunk's layers; the last one is the latent size H."""
     activation: Activation = "tanh"
     """Non-linearity after each layer of a trunk."""
-    squash: Literal["tanh", "none"] = "tanh"
-    """`tanh`: the Gaussian draw goes through tanh, scaled to the bounds; `none`: it is clipped to them."""
+    squash: Literal["tanh", "none", "scale"] = "tanh"
+    """`tanh`: the Gaussian draw goes through tanh, scaled to the bounds; `none`: it is clipped to them; `scale`: its
+    range from -1 to 1 is scaled to the bounds, what lies beyond is clipped."""
     critics: Literal["shared", "separate"] = "shared"
     """Whether the value heads read the policy's trunk, or one of their own."""
     normalise_observation: bool = False
@@ -192,6 +193,9 @@ class ActorCritic(nn.Module):
         """From the Gaussian draw to the action, inside the bounds. Shape: (B, A) → (B, A)."""
         if self.config.squash == "none":
             return pre_tanh.clamp(self.action_low, self.action_high)
+        if self.config.squash == "scale":  # in the order in which OmniSafe rounds, so that its agents act to the bit
+            scaled = self.action_low + (self.action_high - self.action_low) * (pre_tanh + 1.0) / 2.0
+            return scaled.clamp(self.action_low, self.action_high)
         half_range = 0.5 * (self.action_high - self.action_low)
         return self.action_low + half_range * (pre_tanh.tanh() + 1.0)
 
@@ -202,7 +206,7 @@ class ActorCritic(nn.Module):
     def log_prob(self, mean: torch.Tensor, pre_tanh: torch.Tensor) -> torch.Tensor:
         """Log-density of the action that the draw `pre_tanh` becomes. Shape: (B, A), (B, A) → (B,).
 
-        Σ_a [ log N(u; mean, std) − log |∂action/∂u| ]; without squashing the density is that of the draw itself.
+        Σ_a [ log N(u; mean, std) − log |∂action/∂u| ]; without tanh, clipping is not counted in.
         """
         log_std = self.clamped_log_std
         gaussian = -0.5 * ((pre_tanh - mean) / log_std.exp()).square() - log_std - _LOG_SQRT_TWO_PI
@@ -225,8 +229,10 @@ class ActorCritic(nn.Module):
         """Log of the half range times 1 − tanh²u, written so that it stays finite for large |u|."""
         if self.config.squash == "none":
             return torch.zeros_like(pre_tanh)
-        log_slope = 2.0 * (math.log(2.0) - pre_tanh - F.softplus(-2.0 * pre_tanh))
-        return log_slope + (0.5 * (self.action_high - self.action_low)).log()
+        log_half_range = (0.5 * (self.action_high - self.action_low)).log()
+        if self.config.squash == "scale":
+            return log_half_range.expand_as(pre_tanh)
+        return 2.0 * (math.log(2.0) - pre_tanh - F.softplus(-2.0 * pre_tanh)) + log_half_range
 
     def _normalised(self, observation: torch.Tensor) -> torch.Tensor:
         return observation if self.normaliser is None else self.normaliser(observation)

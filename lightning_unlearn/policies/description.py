@@ -18,7 +18,7 @@ _MAX_NUMBER = 1e30
 """Numbers become float32, and so does the range between two bounds."""
 _CHOICES = {
     "activation": tuple(ACTIVATIONS),
-    "squash": ("tanh", "none"),
+    "squash": ("tanh", "none", "scale"),
     "critics": ("shared", "separate"),
     "editor": ("none", *EDITORS),
     "normaliser_dtype": ("float32", "float64"),

@@ -45,6 +45,15 @@ def test_without_squashing_the_density_is_the_gaussians_and_the_action_is_clippe
     assert policy.squash(draw).tolist() == [[0.5, 4.0]]
 
 
+def test_scaling_takes_the_range_from_minus_one_to_one_to_the_bounds(generator):
+    """To [−1, 1] and [−2, 4]: half ranges 1 and 3, so the density of the action is that of the draw over 1·3."""
+    policy = make(generator, squash="scale")
+    mean, draw = torch.zeros(1, 2), torch.tensor([[0.5, 0.5]])
+    expected = Independent(Normal(mean, policy.std), 1).log_prob(draw) - math.log(3.0)
+    torch.testing.assert_close(policy.log_prob(mean, draw), expected)
+    assert policy.squash(torch.tensor([[0.5, 0.5], [-9.0, 9.0]])).tolist() == [[0.5, 2.5], [-1.0, 4.0]]
+
+
 def test_actions_stay_inside_the_bounds_and_reach_them(generator):
     policy = make(generator)
     assert policy.squash(torch.tensor([[-50.0, -50.0], [50.0, 50.0]])).tolist() == [[-1.0, -2.0], [1.0, 4.0]]
