@@ -3,11 +3,11 @@
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass
 
 import torch
 from tensordict import TensorDict
-from torch.nn import functional as F
 from tqdm.auto import tqdm
 
 from lightning_unlearn import keys
@@ -24,7 +24,7 @@ _TARGETS = ((keys.REWARD_VALUE, keys.REWARD_TARGET), (keys.COST_VALUE, keys.COST
 
 @dataclass(frozen=True)
 class Fit:
-    """Share of the targets' variance that each critic explains, on a rollout that it was not fitted to."""
+    """Share of its targets' variance that each critic explains on the last rollout, which it was not fitted to."""
 
     reward: float
     cost: float
@@ -37,7 +37,7 @@ class WarmUp:
     before: Fit
     """Of the critics as they came."""
     after: Fit
-    """Of the warmed critics, on the last rollout, before they were fitted to it."""
+    """Of the warmed critics."""
     observations: torch.Tensor
     """What the agent saw. Shape: (N, O)."""
     seconds: float
@@ -46,25 +46,34 @@ class WarmUp:
 def warm_up(policy: ActorCritic, data: RolloutData, rollouts: int) -> WarmUp:
     """Fit both critics to GAE targets after each rollout; the policy acts, stochastic, and does not change.
 
+    Each critic's error counts in units of its targets' standard deviation: costs vary ten times as much as an agent's
+    rewards may, and where both critics read one trunk, the reward critic that an agent came with would be lost.
+
     Args:
         policy: Its critics are changed, and its trunk only where it is the critics' own.
         data: The environments.
         rollouts: How many rollouts of it; at least 2.
     """
     started = time.perf_counter()
-    estimator = DualHeadPPO("warm-up", seed=data.seed)
-    estimator.policy = policy
-    generator, seen, fits = torch.Generator().manual_seed(data.seed), [], []
+    original, estimator = _estimator(deepcopy(policy)), _estimator(policy)
+    generator, seen = torch.Generator().manual_seed(data.seed), []
     with _only_critics(policy) as optimizer:
         for _ in tqdm(range(rollouts), desc="warming up the critics", unit="rollout", leave=False):
             seen.append(data.collector(policy).rollout().clone())
             for batch in seen:
                 estimator.add_advantages(batch)
-            fits.append(_fit(seen[-1]))
-            for observation, target in _minibatches(torch.cat(seen), generator):
-                _descend(policy, optimizer, observation, target)
+            after = _fit(seen[-1])
+            regress(policy, optimizer, torch.cat(seen), generator)
     observations = torch.cat([batch[keys.OBSERVATION].flatten(0, 1) for batch in seen])
-    return WarmUp(fits[0], fits[-1], observations, time.perf_counter() - started)
+    original.add_advantages(seen[-1])
+    return WarmUp(_fit(seen[-1]), after, observations, time.perf_counter() - started)
+
+
+def _estimator(policy: ActorCritic) -> DualHeadPPO:
+    """What computes a policy's values and targets."""
+    estimator = DualHeadPPO("warm-up")
+    estimator.policy = policy
+    return estimator
 
 
 def _fit(batch: TensorDict) -> Fit:
@@ -90,20 +99,23 @@ def _only_critics(policy: ActorCritic) -> Iterator[torch.optim.Optimizer]:
         policy.requires_grad_(True)
 
 
-def _minibatches(batch: TensorDict, generator: torch.Generator) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Observations (B, O) and both targets (B, 2), shuffled anew each pass."""
-    observation = batch[keys.OBSERVATION].flatten(0, 1)
-    target = torch.cat([batch[key] for _, key in _TARGETS], -1).flatten(0, 1)
+def regress(
+    policy: ActorCritic, optimizer: torch.optim.Optimizer, batch: TensorDict, generator: torch.Generator
+) -> None:
+    """Fit the critics to the targets of all that was collected, in minibatches that are shuffled anew each pass."""
+    observation = batch[keys.OBSERVATION].flatten(0, 1)  # (N, O)
+    target = torch.cat([batch[key] for _, key in _TARGETS], -1).flatten(0, 1)  # (N, 2)
+    unit = _deviation(target)
     for _ in range(PASSES):
         for chosen in torch.randperm(len(target), generator=generator).split(BATCH_SIZE):
-            yield observation[chosen], target[chosen]
+            output = policy(observation[chosen])
+            error = torch.stack([output.reward_value, output.cost_value], -1) - target[chosen]  # (B, 2)
+            optimizer.zero_grad()
+            (error / unit).square().mean().backward()
+            optimizer.step()
 
 
-def _descend(
-    policy: ActorCritic, optimizer: torch.optim.Optimizer, observation: torch.Tensor, target: torch.Tensor
-) -> None:
-    output = policy(observation)
-    loss = F.mse_loss(torch.stack([output.reward_value, output.cost_value], -1), target)
-    optimizer.zero_grad()
-    loss.backward()
-    optimizer.step()
+def _deviation(target: torch.Tensor) -> torch.Tensor:
+    """Standard deviation of each column, 1 where it does not vary. Shape: (N, 2) → (2,)."""
+    deviation = target.std(0, correction=0)
+    return torch.where(deviation < 1e-6, 1.0, deviation)

@@ -6,10 +6,11 @@ import mlflow
 import pytest
 import torch
 from fixture_agent import SB3, sb3_actions
+from tensordict import TensorDict
 
-from lightning_unlearn import cli, registry
+from lightning_unlearn import cli, keys, registry
 from lightning_unlearn.collection.data import RolloutData
-from lightning_unlearn.foreign.warm_up import explained, warm_up
+from lightning_unlearn.foreign.warm_up import explained, regress, warm_up
 from lightning_unlearn.policies.actor_critic import ActorCritic, PolicyConfig
 
 SMALL = ["--warm_up_rollouts", "2", "--num_envs", "2", "--horizon", "64"]
@@ -49,6 +50,18 @@ def test_the_warm_up_teaches_the_critics_and_leaves_the_policy(generator, critic
     own_trunk = {"critic_trunk"} if critics == "separate" else set()
     assert changed == {"reward_value", "cost_value"} | own_trunk
     assert all(parameter.requires_grad for parameter in policy.parameters())
+
+
+def test_a_reward_critic_survives_costs_that_vary_a_thousand_times_as_much(generator):
+    """Both critics read one trunk of four units, which costs alone would bend to their shape."""
+    policy = ActorCritic(PolicyConfig(2, [-1.0], [1.0], hidden_sizes=[4], critics="separate"), generator)
+    state = torch.randn(1, 2048, 2, generator=generator)
+    reward, cost = 0.1 * state[..., :1], 100.0 * state[..., 1:].sin()
+    batch = TensorDict({keys.OBSERVATION: state, keys.REWARD_TARGET: reward, keys.COST_TARGET: cost}, [1, 2048])
+    optimizer = torch.optim.Adam(policy.parameters(), lr=0.01)
+    for _ in range(5):
+        regress(policy, optimizer, batch, generator)
+    assert explained(policy(state).reward_value.detach(), reward[..., 0]) > 0.9
 
 
 def test_explained_variance():
