@@ -124,6 +124,27 @@ def selected_uri(method: str, env_id: str, seed: int) -> str:
     return f"models:/{name}@{alias}"
 
 
+def pinned(uri: str) -> str:
+    """The same model by its version's number, where an alias or `latest` names it now and another one tomorrow.
+
+    Raises:
+        ValueError: There is no such model.
+    """
+    if not uri.startswith("models:/"):
+        return uri
+    name, at, alias = uri.removeprefix("models:/").partition("@")
+    client = mlflow.MlflowClient()
+    try:
+        if at:
+            return f"models:/{name}/{client.get_model_version_by_alias(name, alias).version}"
+        if (named := name.removesuffix("/latest")) != name:
+            versions = client.search_model_versions(f"name='{named}'")
+            return f"models:/{named}/{max(int(v.version) for v in versions)}"
+    except (MlflowException, ValueError) as error:
+        raise ValueError(f"model {uri} was not found: {error}") from error
+    return uri
+
+
 def is_shipped(uri: str) -> bool:
     """Whether a URI names a model that the package ships, which belongs to no seed of the store."""
     return uri.startswith(_SHIPPED)

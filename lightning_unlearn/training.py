@@ -11,7 +11,7 @@ import yaml
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from lightning_unlearn import registry, resumption
-from lightning_unlearn.callbacks.concept_check import ConceptCheck
+from lightning_unlearn.callbacks.concept_check import ConceptCheck, NothingToForgetError
 from lightning_unlearn.callbacks.durability import Durability
 from lightning_unlearn.callbacks.pid_lagrangian import PIDLagrangian
 from lightning_unlearn.callbacks.progress import Progress
@@ -118,7 +118,7 @@ class TrainingCLI(LightningCLI):
         try:
             self.trainer.fit(self.model, self.datamodule, ckpt_path=checkpoint, weights_only=True)
         except (Exception, SystemExit) as error:
-            if run_id := self.save_points.run.begun:
+            if (run_id := self.save_points.run.begun) and not isinstance(error, NothingToForgetError):
                 error.add_note(f"Run {run_id} ended early. To go on with it: the same command and --resume {run_id}")
             raise
 

@@ -187,8 +187,9 @@ ALWAYS = {"class_path": "ObservationRange", "init_args": {"part": "position", "b
 )
 def test_what_the_expert_never_or_always_shows_is_refused(store, tmp_path, monkeypatch, method, concept, told):
     monkeypatch.setattr(concept_check, "STEPS", 500)  # two rollouts of 4 x 64
-    with pytest.raises(ValueError, match=rf"zoo:unsafe.ToyLine-v0 shows .*ObservationRange.* in {told}"):
+    with pytest.raises(ValueError, match=rf"zoo:unsafe.ToyLine-v0 shows .*ObservationRange.* in {told}") as refusal:
         fit(method, *config(tmp_path, concept))
+    assert not getattr(refusal.value, "__notes__", [])  # no word of resuming what would be refused again
     (run,) = mlflow.search_runs(experiment_names=[TOY], output_format="list")
     assert run.info.status == "FAILED"
 

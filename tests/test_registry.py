@@ -31,6 +31,8 @@ def test_a_save_point_is_found_by_version_alias_and_run(policy, run_id):
         stored = registry.load_policy(uri)
         assert stored.card == card()
         assert torch.equal(stored.policy.trunk[0].weight, policy.trunk[0].weight)
+    for uri in (uris[0], uris[1], *uris[3:]):
+        assert registry.pinned(uri) == f"models:/{name}/{version}"
     tags = mlflow.MlflowClient().get_model_version(name, version).tags
     assert {k: tags[k] for k in ("method", "env", "seed", "update")} == {
         "method": "concept",

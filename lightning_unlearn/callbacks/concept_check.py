@@ -11,6 +11,10 @@ STEPS = 8192
 """Steps of the first rollouts that must hold both kinds of transitions; one rollout, unless it is shorter."""
 
 
+class NothingToForgetError(ValueError):
+    """The concept is never, or always, shown. The run has nothing to go on with."""
+
+
 class ConceptCheck(pl.Callback):
     """Looks at the first rollouts of a method that starts from an expert; a run that is resumed had its look."""
 
@@ -26,7 +30,7 @@ class ConceptCheck(pl.Callback):
         """Count, and judge when there were steps enough.
 
         Raises:
-            ValueError: The concept was never, or always, shown.
+            NothingToForgetError: The concept was never, or always, shown.
         """
         if self._left <= 0:
             return
@@ -34,7 +38,7 @@ class ConceptCheck(pl.Callback):
         self._seen += batch.numel()
         self._shown += float(batch[keys.NEXT, keys.C_FORGET].sum())
         if self._left <= 0 and self._shown in (0.0, float(self._seen)):
-            raise ValueError(
+            raise NothingToForgetError(
                 f"data.concept: {pl_module.source_uri or 'the expert'} shows {pl_module.data.env.concept} in "
                 f"{self._shown:.0f} of its first {self._seen} steps (a rate of {self._shown / self._seen:g}), so that "
                 "there is nothing to tell apart. Name another concept, or a model.source that shows it now and then."

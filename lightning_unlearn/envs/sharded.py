@@ -106,9 +106,11 @@ class ShardedNavigation:
         """See `Simulator.load_state_dict`."""
         for shard in self._shards:
             shard.ask("load_state_dict", _share(state, shard.rows))
-        self._here.load_state_dict(_share(state, self._own))
-        for shard in self._shards:
-            shard.answer()
+        try:
+            self._here.load_state_dict(_share(state, self._own))
+        finally:
+            for shard in self._shards:
+                shard.answer()
         self._observation, self._stepped = state["observation"].copy(), False
 
     def close(self) -> None:

@@ -56,7 +56,8 @@ class RolloutMethod(pl.LightningModule):
             self.policy = ActorCritic(_policy_config(env, self._shape), generator)
             return
         env_id = env.simulator.env_id
-        self.source_uri = registry.expert_uri(env_id, self.seed) if self.source == "auto" else self.source
+        own = self.source == "auto"
+        self.source_uri = registry.expert_uri(env_id, self.seed) if own else registry.pinned(self.source)
         self.policy = registry.load_policy(self.source_uri).policy.train()
         require_fit(self.policy, env, f"model.source={self.source_uri}")
         print(f"Starting from {self.source_uri}.")
