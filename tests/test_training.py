@@ -66,6 +66,12 @@ def test_the_recorded_config_makes_the_same_run_again(store, tmp_path):
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 
+@pytest.mark.parametrize(("anneal", "shares"), [("true", [1.0, 0.75, 0.5, 0.25]), ("false", [1.0] * 4)])
+def test_the_step_size_falls_linearly_where_it_is_annealed(store, anneal, shares):
+    run = training.train(options("oracle", "--model.lr", "1e-3", "--model.anneal_lr", anneal))
+    assert [lr for _, lr in history(run.run_id, "train/lr")] == pytest.approx([1e-3 * share for share in shares])
+
+
 def test_torchrls_own_collector_trains_the_same_policy(store):
     runs = [training.train(options("oracle", "--data.collector", kind)) for kind in ("lean", "stock")]
     means = [registry.load_policy(run.saved[4]).policy.action_mean.weight for run in runs]

@@ -1,9 +1,10 @@
 """Dual-head PPO: the unsafe expert, the oracle, concept unlearning and the continued control are four configs of it."""
 
 from collections.abc import Iterator
-from typing import Literal
+from typing import Literal, cast
 
 import torch
+from lightning.pytorch.core.optimizer import LightningOptimizer
 from tensordict import TensorDict
 
 from lightning_unlearn import keys
@@ -29,6 +30,7 @@ class DualHeadPPO(GradientMethod):
             seed if the store has it, else the shipped one), or a model URI or file.
         unsafe_updates: Updates that the unsafe expert was trained for; only moves the origin of `env_steps`.
         lr: Step size of Adam.
+        anneal_lr: Whether the step size falls linearly, from `lr` in the first update to `lr` / N in the last of N.
         ent_coef: Weight of the entropy of the Gaussian before tanh.
         ppo_epochs: Most passes over a rollout.
         batch_size: Transitions in a minibatch.
@@ -51,6 +53,7 @@ class DualHeadPPO(GradientMethod):
         source: str | None = None,
         unsafe_updates: int = 0,
         lr: float = 3e-4,
+        anneal_lr: bool = False,
         ent_coef: float = 0.03,
         ppo_epochs: int = 6,
         batch_size: int = 256,
@@ -71,6 +74,7 @@ class DualHeadPPO(GradientMethod):
         require_at_least(0, ent_coef=ent_coef, value_coef=value_coef)
         require_positive(clip_epsilon=clip_epsilon, target_kl=target_kl)
         require_fraction(gamma=gamma, gae_lambda=gae_lambda)
+        self.anneal_lr = anneal_lr
         self.ent_coef, self.ppo_epochs, self.gamma, self.gae_lambda = ent_coef, ppo_epochs, gamma, gae_lambda
         self.clip_epsilon, self.value_coef, self.target_kl = clip_epsilon, value_coef, target_kl
         self.advantage: AdvantageForm = advantage
@@ -79,10 +83,11 @@ class DualHeadPPO(GradientMethod):
 
     def training_step(self, batch: TensorDict, batch_idx: int) -> None:
         """One update from one rollout."""
+        lr = self._set_lr()
         self.add_advantages(batch)
         losses = self.update(batch)
         self.log_dict(
-            {"step": float(self.env_steps), **rollout_metrics(batch), **self._train_metrics(losses)},
+            {"step": float(self.env_steps), "train/lr": lr, **rollout_metrics(batch), **self._train_metrics(losses)},
             batch_size=batch.numel(),
         )
 
@@ -144,6 +149,13 @@ class DualHeadPPO(GradientMethod):
         """What the loss reads of a rollout, as flat tensors. Batch shape: (E, T); tensors: (B, ·) and (B,)."""
         rows = {key: batch[key].flatten(0, 1) for key in _ROWS}  # (B, ·)
         return rows | {key: batch[key].flatten() for key in _COLUMNS}  # (B,)
+
+    def _set_lr(self) -> float:
+        """Update u of N, counted from 0, is made with lr·(1 − u/N) where the step size is annealed."""
+        left = 1.0 - self.trainer.current_epoch / cast(int, self.trainer.max_epochs) if self.anneal_lr else 1.0
+        for group in cast(LightningOptimizer, self.optimizers()).param_groups:
+            group["lr"] = self.lr * left
+        return self.lr * left
 
     def _minibatches(self, batch: TensorDict) -> Iterator[dict[str, torch.Tensor]]:
         return self._shuffled(self.flat(batch), self.ppo_epochs)

@@ -39,6 +39,7 @@ class LocalizedConcept(DualHeadPPO):
         beta: Weight of the KL. With 0 this is concept unlearning.
         unsafe_updates: Updates that the unsafe expert was trained for; only moves the origin of `env_steps`.
         lr: Step size of Adam.
+        anneal_lr: Whether the step size falls linearly, from `lr` in the first update to `lr` / N in the last of N.
         ent_coef: Weight of the entropy of the Gaussian before tanh.
         ppo_epochs: Most passes over a rollout.
         batch_size: Transitions in a minibatch.
@@ -61,6 +62,7 @@ class LocalizedConcept(DualHeadPPO):
         beta: float = 0.05,
         unsafe_updates: int = 300,
         lr: float = 3e-4,
+        anneal_lr: bool = False,
         ent_coef: float = 0.03,
         ppo_epochs: int = 6,
         batch_size: int = 256,
@@ -78,6 +80,7 @@ class LocalizedConcept(DualHeadPPO):
             source,
             unsafe_updates=unsafe_updates,
             lr=lr,
+            anneal_lr=anneal_lr,
             ent_coef=ent_coef,
             ppo_epochs=ppo_epochs,
             batch_size=batch_size,
