@@ -50,7 +50,7 @@ def test_concept_ends_equally_after_kills_at_random_moments(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("env_id", [TOY, GOAL])
-@pytest.mark.parametrize("method", [*METHODS, "concept"])
+@pytest.mark.parametrize("method", [*METHODS, "concept", "concept_tuned"])
 def test_every_method_ends_equally(tmp_path, method, env_id):
     env, tiny = ("toy", []) if env_id == TOY else ("goal", TINY)
     assert_ends_equally(tmp_path, env_id, killing.options(method, *UPDATES, *tiny, env=env), 8)

@@ -11,7 +11,16 @@ from lightning_unlearn import cli, registry, training
 
 BASE = ["-c", "configs/base.yaml", "-c", "configs/env/point_goal1.yaml"]
 SMOKE = ["-c", "configs/smoke.yaml"]
-METHODS = ["unsafe", "oracle", "concept", "continued", "repedit", "localized_concept", "trajectory_decremental"]
+METHODS = [
+    "unsafe",
+    "oracle",
+    "concept",
+    "concept_tuned",
+    "continued",
+    "repedit",
+    "localized_concept",
+    "trajectory_decremental",
+]
 ROLLOUT = ("rollout/cost_rate", "rollout/episode_return", "time/env_steps_per_s")
 METRICS = {
     "repedit": (*ROLLOUT, "repedit/alpha"),
@@ -44,12 +53,13 @@ def test_every_method_trains_registers_and_records(store, method, capsys):
     for metric in METRICS.get(method, (*ROLLOUT, "train/policy_loss")):
         assert [step for step, _ in history(run.info.run_id, metric)] == expected_steps(method)
     lambdas = [value for _, value in history(run.info.run_id, "lagrangian/lambda")]
-    assert len(lambdas) == (4 if method in ("oracle", "concept", "localized_concept") else 0)
+    assert len(lambdas) == (4 if "concept" in method or method == "oracle" else 0)
 
 
 def expected_steps(method):
     """4 updates, each from its own rollout of 4 × 64 steps; or all from one collection of 200 episodes of 32 steps."""
     before = 0 if method in ("unsafe", "oracle") else 300 * 4 * 64
+    before = 1200 * 4 * 64 if method == "concept_tuned" else before
     if method == "trajectory_decremental":
         return [before + 200 * 32] * 4
     return [before + update * 4 * 64 for update in (1, 2, 3, 4)]
