@@ -113,6 +113,7 @@ __all__ = [
     "BaseTask",
     "ResamplingError",
     "get_body_xvelp",
+    "gymnasium",
     "is_navigation",
     "make_original",
     "make_task",

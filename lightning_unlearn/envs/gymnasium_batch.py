@@ -9,11 +9,10 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-import gymnasium
 import mujoco
 import numpy as np
 
-from lightning_unlearn.envs.compat import is_navigation, make_original
+from lightning_unlearn.envs.compat import gymnasium, is_navigation, make_original
 from lightning_unlearn.envs.concepts import COST_SUM
 from lightning_unlearn.envs.failures import FailureCount
 from lightning_unlearn.envs.simulator import NoPlane, Step, TopView, require_actions

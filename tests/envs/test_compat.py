@@ -21,8 +21,15 @@ assert state() == before
 """
 
 
-def test_import_is_silent_and_leaves_no_trace():
-    done = subprocess.run([sys.executable, "-c", TRACELESS], capture_output=True, text=True, check=False)
+BUILDS = """
+from lightning_unlearn.envs.batched import make_env
+make_env("SafetyPointGoal1-v0", 1).close()
+"""
+
+
+@pytest.mark.parametrize("code", [TRACELESS, BUILDS], ids=["traceless", "builds"])
+def test_it_is_silent_and_leaves_no_trace(code):
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
