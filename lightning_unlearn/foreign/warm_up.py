@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 from lightning_unlearn import keys
 from lightning_unlearn.collection.data import RolloutData
 from lightning_unlearn.methods.dual_head_ppo import DualHeadPPO
+from lightning_unlearn.objectives.advantages import deviation
 from lightning_unlearn.policies.actor_critic import ActorCritic
 
 PASSES = 4
@@ -105,7 +106,7 @@ def regress(
     """Fit the critics to the targets of all that was collected, in minibatches that are shuffled anew each pass."""
     observation = batch[keys.OBSERVATION].flatten(0, 1)  # (N, O)
     target = torch.cat([batch[key] for _, key in _TARGETS], -1).flatten(0, 1)  # (N, 2)
-    unit = _deviation(target)
+    unit = deviation(target)
     for _ in range(PASSES):
         for chosen in torch.randperm(len(target), generator=generator).split(BATCH_SIZE):
             output = policy(observation[chosen])
@@ -113,9 +114,3 @@ def regress(
             optimizer.zero_grad()
             (error / unit).square().mean().backward()
             optimizer.step()
-
-
-def _deviation(target: torch.Tensor) -> torch.Tensor:
-    """Standard deviation of each column, 1 where it does not vary. Shape: (N, 2) → (2,)."""
-    deviation = target.std(0, correction=0)
-    return torch.where(deviation < 1e-6, 1.0, deviation)

@@ -10,7 +10,7 @@ from tensordict import TensorDict
 from lightning_unlearn import keys
 from lightning_unlearn.methods.base import require_at_least, require_fraction, require_positive, rollout_metrics
 from lightning_unlearn.methods.gradient import GradientMethod, detached
-from lightning_unlearn.objectives.advantages import AdvantageForm, combine, generalised_advantage, normalise
+from lightning_unlearn.objectives.advantages import AdvantageForm, combine, deviation, generalised_advantage, normalise
 from lightning_unlearn.objectives.dual_ppo import DualPPOLoss, dual_ppo_loss
 from lightning_unlearn.policies.actor_critic import PolicyOutput
 
@@ -38,6 +38,8 @@ class DualHeadPPO(GradientMethod):
         gae_lambda: λ of generalised advantage estimation.
         clip_epsilon: Clip range of the policy ratio.
         value_coef: Weight of the two critics' losses.
+        scale_critics: Whether a critic's error counts in units of the standard deviation of its targets in the rollout.
+            Costs vary more than rewards, and critics that share a trunk fit above all what varies most.
         target_kl: An update stops early at 1.5 times this |mean log-ratio| of a minibatch.
         max_grad_norm: Gradient norm is clipped to this.
         advantage: How λ enters, `sum` or `convex`.
@@ -61,6 +63,7 @@ class DualHeadPPO(GradientMethod):
         gae_lambda: float = 0.95,
         clip_epsilon: float = 0.2,
         value_coef: float = 0.5,
+        scale_critics: bool = False,
         target_kl: float = 0.02,
         max_grad_norm: float = 0.5,
         advantage: AdvantageForm = "sum",
@@ -74,12 +77,13 @@ class DualHeadPPO(GradientMethod):
         require_at_least(0, ent_coef=ent_coef, value_coef=value_coef)
         require_positive(clip_epsilon=clip_epsilon, target_kl=target_kl)
         require_fraction(gamma=gamma, gae_lambda=gae_lambda)
-        self.anneal_lr = anneal_lr
+        self.anneal_lr, self.scale_critics = anneal_lr, scale_critics
         self.ent_coef, self.ppo_epochs, self.gamma, self.gae_lambda = ent_coef, ppo_epochs, gamma, gae_lambda
         self.clip_epsilon, self.value_coef, self.target_kl = clip_epsilon, value_coef, target_kl
         self.advantage: AdvantageForm = advantage
         self._shape = {"hidden_sizes": hidden_sizes or [64, 64], "activation": activation, "critics": critics}
         self.cost_weight = 0.0
+        self._critic_unit = torch.ones(2)
 
     def training_step(self, batch: TensorDict, batch_idx: int) -> None:
         """One update from one rollout."""
@@ -106,6 +110,8 @@ class DualHeadPPO(GradientMethod):
             gamma=self.gamma,
             gae_lambda=self.gae_lambda,
         )
+        if self.scale_critics:
+            self._critic_unit = deviation(target)
         batch[keys.REWARD_VALUE], batch[keys.COST_VALUE] = value.split(1, -1)
         batch[keys.REWARD_ADVANTAGE], batch[keys.COST_ADVANTAGE] = advantage.split(1, -1)
         batch[keys.REWARD_TARGET], batch[keys.COST_TARGET] = target.split(1, -1)
@@ -133,12 +139,13 @@ class DualHeadPPO(GradientMethod):
 
     def loss_of(self, output: PolicyOutput, minibatch: dict[str, torch.Tensor]) -> DualPPOLoss:
         """The same, of what the network made of the minibatch's observations."""
+        reward_unit, cost_unit = self._critic_unit.to(output.mean.device)
         return dual_ppo_loss(
             self.policy.log_prob(output.mean, minibatch[keys.PRE_TANH]),
             minibatch[keys.LOG_PROB],
             minibatch[keys.ADVANTAGE],
-            (output.reward_value, output.cost_value),
-            (minibatch[keys.REWARD_TARGET], minibatch[keys.COST_TARGET]),
+            (output.reward_value / reward_unit, output.cost_value / cost_unit),
+            (minibatch[keys.REWARD_TARGET] / reward_unit, minibatch[keys.COST_TARGET] / cost_unit),
             self.policy.entropy(),
             clip_epsilon=self.clip_epsilon,
             value_coef=self.value_coef,

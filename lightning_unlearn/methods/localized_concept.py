@@ -47,6 +47,7 @@ class LocalizedConcept(DualHeadPPO):
         gae_lambda: λ of generalised advantage estimation.
         clip_epsilon: Clip range of the policy ratio.
         value_coef: Weight of the two critics' losses.
+        scale_critics: Whether a critic's error counts in units of the standard deviation of its targets in the rollout.
         target_kl: An update stops early at 1.5 times this |mean log-ratio| of a minibatch.
         max_grad_norm: Gradient norm is clipped to this.
         advantage: How λ enters, `sum` or `convex`.
@@ -70,6 +71,7 @@ class LocalizedConcept(DualHeadPPO):
         gae_lambda: float = 0.95,
         clip_epsilon: float = 0.2,
         value_coef: float = 0.5,
+        scale_critics: bool = False,
         target_kl: float = 0.02,
         max_grad_norm: float = 0.5,
         advantage: AdvantageForm = "sum",
@@ -88,6 +90,7 @@ class LocalizedConcept(DualHeadPPO):
             gae_lambda=gae_lambda,
             clip_epsilon=clip_epsilon,
             value_coef=value_coef,
+            scale_critics=scale_critics,
             target_kl=target_kl,
             max_grad_norm=max_grad_norm,
             advantage=advantage,

@@ -55,6 +55,12 @@ def normalise(advantage: torch.Tensor) -> torch.Tensor:
     return centred if std < 1e-8 else centred / std
 
 
+def deviation(target: torch.Tensor) -> torch.Tensor:
+    """Standard deviation of each signal over all else, 1 where it does not vary. Shape: (..., K) → (K,)."""
+    std = target.flatten(0, -2).std(0, correction=0)
+    return torch.where(std < 1e-6, 1.0, std)
+
+
 def combine(
     reward_advantage: torch.Tensor, cost_advantage: torch.Tensor, cost_weight: float, form: AdvantageForm
 ) -> torch.Tensor:

@@ -58,6 +58,19 @@ def test_lambda_moves_the_advantage_by_the_normalised_cost_advantage():
     torch.testing.assert_close(batch[keys.ADVANTAGE], expected)
 
 
+def test_scaled_critics_errors_count_in_units_of_their_targets_deviation():
+    losses = {}
+    for scaled in (False, True):
+        method, batch = built(scale_critics=scaled)
+        batch[keys.NEXT, keys.C_FORGET] *= 20.0
+        method.add_advantages(batch)
+        losses[scaled] = method.loss(method.flat(batch))
+    for name, key in (("reward_critic", keys.REWARD_TARGET), ("cost_critic", keys.COST_TARGET)):
+        expected = getattr(losses[False], name) / batch[key].var(correction=0)
+        torch.testing.assert_close(getattr(losses[True], name), expected)
+    assert losses[True].policy == losses[False].policy
+
+
 def test_every_transition_is_seen_once_an_epoch():
     method, batch = built(ppo_epochs=2)
     method.add_advantages(batch)
