@@ -40,7 +40,18 @@ ROOMS = {
         "resumption",
     },
     "api": {"training", "audits", "callbacks", "envs", "foreign", "methods", "registry", "policies", "seeds"},
-    "foreign": {"methods", "collection", "policies", "registry", "runs", "envs", "options", "keys", "seeds"}
+    "foreign": {
+        "methods",
+        "objectives",
+        "collection",
+        "policies",
+        "registry",
+        "runs",
+        "envs",
+        "options",
+        "keys",
+        "seeds",
+    }
     | {"untrusted"},
     "housekeeping": {"audits", "registry", "versions", "runs", "store", "model_files", "resumption", "processes"}
     | {"policies", "options", "untrusted"},
