@@ -48,9 +48,8 @@ def expert_uri(env_id: str, seed: int) -> str:
         ValueError: There is neither.
     """
     name = model_name("unsafe", env_id)
-    versions = mlflow.MlflowClient().search_model_versions(f"name='{name}' and tags.seed='{seed}'")
-    if versions:
-        return f"models:/{name}/{max(int(v.version) for v in versions)}"
+    if newest := _newest(f"name='{name}' and tags.seed='{seed}'"):
+        return f"models:/{name}/{newest}"
     if (ZOO / name).is_dir():
         return f"zoo:{name}"
     raise ValueError(
@@ -133,16 +132,23 @@ def pinned(uri: str) -> str:
     if not uri.startswith("models:/"):
         return uri
     name, at, alias = uri.removeprefix("models:/").partition("@")
-    client = mlflow.MlflowClient()
+    named = name.removesuffix("/latest")
+    if not at and named == name:
+        return uri
     try:
-        if at:
-            return f"models:/{name}/{client.get_model_version_by_alias(name, alias).version}"
-        if (named := name.removesuffix("/latest")) != name:
-            versions = client.search_model_versions(f"name='{named}'")
-            return f"models:/{named}/{max(int(v.version) for v in versions)}"
-    except (MlflowException, ValueError) as error:
+        client = mlflow.MlflowClient()
+        version = client.get_model_version_by_alias(name, alias).version if at else _newest(f"name='{named}'")
+    except MlflowException as error:
         raise ValueError(f"model {uri} was not found: {error}") from error
-    return uri
+    if version is None:
+        raise ValueError(f"model {uri} was not found: there is no version of {named}")
+    return f"models:/{named}/{version}"
+
+
+def _newest(condition: str) -> int | None:
+    """Number of the newest version that meets a condition of MLflow's search; None if there is none."""
+    versions = mlflow.MlflowClient().search_model_versions(condition)
+    return max((int(v.version) for v in versions), default=None)
 
 
 def is_shipped(uri: str) -> bool:

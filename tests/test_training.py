@@ -58,8 +58,7 @@ def test_every_method_trains_registers_and_records(store, method, capsys):
 
 def expected_steps(method):
     """4 updates, each from its own rollout of 4 × 64 steps; or all from one collection of 200 episodes of 32 steps."""
-    before = 0 if method in ("unsafe", "oracle") else 300 * 4 * 64
-    before = 1200 * 4 * 64 if method == "concept_tuned" else before
+    before = {"unsafe": 0, "oracle": 0, "concept_tuned": 1200}.get(method, 300) * 4 * 64
     if method == "trajectory_decremental":
         return [before + 200 * 32] * 4
     return [before + update * 4 * 64 for update in (1, 2, 3, 4)]
@@ -74,6 +73,12 @@ def test_the_recorded_config_makes_the_same_run_again(store, tmp_path):
     second = training.train(["-c", str(tmp_path / "again.yaml")])
     weights = [registry.load_policy(run.saved[4]).policy.state_dict() for run in (first, second)]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def test_the_source_is_recorded_by_its_version_whatever_named_it(store):
+    version = training.train(options("unsafe")).saved[4]
+    run = training.train(options("concept", "--model.source", "models:/unsafe.ToyLine-v0@update-4"))
+    assert mlflow.get_run(run.run_id).data.tags["source"] == version
 
 
 @pytest.mark.parametrize(("anneal", "shares"), [("true", [1.0, 0.75, 0.5, 0.25]), ("false", [1.0] * 4)])

@@ -121,7 +121,11 @@ class ShardedNavigation:
     def _everywhere(self, method: str) -> list[Any]:
         for shard in self._shards:
             shard.ask(method)
-        return [getattr(self._here, method)(), *(shard.answer() for shard in self._shards)]
+        try:
+            own = getattr(self._here, method)()
+        finally:
+            answers = [shard.answer() for shard in self._shards]
+        return [own, *answers]
 
     def _describe(self, sim: NavigationSimulator) -> None:
         self.max_episode_steps, self.cost_keys = sim.max_episode_steps, sim.cost_keys

@@ -83,7 +83,7 @@ class DualHeadPPO(GradientMethod):
         self.advantage: AdvantageForm = advantage
         self._shape = {"hidden_sizes": hidden_sizes or [64, 64], "activation": activation, "critics": critics}
         self.cost_weight = 0.0
-        self._critic_unit = torch.ones(2)
+        self._critic_units = [1.0, 1.0]
 
     def training_step(self, batch: TensorDict, batch_idx: int) -> None:
         """One update from one rollout."""
@@ -111,7 +111,7 @@ class DualHeadPPO(GradientMethod):
             gae_lambda=self.gae_lambda,
         )
         if self.scale_critics:
-            self._critic_unit = deviation(target)
+            self._critic_units = deviation(target).tolist()
         batch[keys.REWARD_VALUE], batch[keys.COST_VALUE] = value.split(1, -1)
         batch[keys.REWARD_ADVANTAGE], batch[keys.COST_ADVANTAGE] = advantage.split(1, -1)
         batch[keys.REWARD_TARGET], batch[keys.COST_TARGET] = target.split(1, -1)
@@ -139,7 +139,7 @@ class DualHeadPPO(GradientMethod):
 
     def loss_of(self, output: PolicyOutput, minibatch: dict[str, torch.Tensor]) -> DualPPOLoss:
         """The same, of what the network made of the minibatch's observations."""
-        reward_unit, cost_unit = self._critic_unit.to(output.mean.device)
+        reward_unit, cost_unit = self._critic_units
         return dual_ppo_loss(
             self.policy.log_prob(output.mean, minibatch[keys.PRE_TANH]),
             minibatch[keys.LOG_PROB],
