@@ -14,6 +14,8 @@ from lightning_unlearn.policies.actor_critic import ActorCritic
 UNSAFE, ORACLE, ZOO = "unsafe", "oracle", "zoo"
 FAMILIES = (UNSAFE, ORACLE, "concept", "continued", "localized_concept", "trajectory_decremental", "repedit")
 """In the order in which tables list them; others follow."""
+_SELECTED = re.compile(f"[a-z_]+@{registry.SELECTED}")
+"""What names each seed's chosen save point of a method."""
 
 
 @dataclass(frozen=True)
@@ -40,14 +42,18 @@ def find(env_id: str, names: Sequence[str], seeds: Sequence[int]) -> list[Subjec
     Args:
         env_id: Their environment.
         names: URIs or files, `zoo`, a method that is in the registry (`concept`), or each seed's chosen save point of
-            one (`concept@selected`); all registered ones if empty.
+            one (`concept@selected`, a family of its own, `concept_selected`, whose updates may differ between seeds);
+            all registered ones if empty.
         seeds: Training seeds of what is looked up in the registry.
 
     Raises:
         ValueError: There are none, one is unknown, or one is of another environment.
     """
-    uris = [uri for name in names or [""] for uri in _uris(env_id, name, seeds)]
-    return [read(uri, env_id, "models") for uri in dict.fromkeys(uris)]
+    selected = [name for name in names if _SELECTED.fullmatch(name)]
+    others = [name for name in names if name not in selected]
+    uris = [uri for name in others or ([] if selected else [""]) for uri in _uris(env_id, name, seeds)]
+    listed = [read(uri, env_id, "models") for uri in dict.fromkeys(uris)]
+    return listed + [_selected(name.partition("@")[0], env_id, seed) for name in selected for seed in seeds]
 
 
 def read(uri: str, env_id: str, option: str) -> Subject:
@@ -132,8 +138,6 @@ def arrange(subjects: Iterable[Subject]) -> list[Subject]:
 def _uris(env_id: str, name: str, seeds: Sequence[int]) -> list[str]:
     if name == ZOO:
         return registry.shipped_models(env_id) or _none_found(f"--models zoo: the package ships no model of {env_id}")
-    if method := re.fullmatch(f"([a-z_]+)@{registry.SELECTED}", name):
-        return [registry.selected_uri(method[1], env_id, seed) for seed in seeds]
     if name and (not re.fullmatch(r"[a-z_]+", name) or Path(name).exists()):
         return [name]
     registered = [model for seed in seeds for model in registry.registered_models(env_id, seed)]
@@ -144,6 +148,12 @@ def _uris(env_id: str, name: str, seeds: Sequence[int]) -> list[str]:
             f"--models {name}: there is no such method of {env_id} with --seed {_words(seeds)} ({known} is there)"
         )
     return chosen or _none_found(f"no model of {env_id} with --seed {_words(seeds)} was found in the store")
+
+
+def _selected(method: str, env_id: str, seed: int) -> Subject:
+    subject = read(registry.selected_uri(method, env_id, seed), env_id, "models")
+    family = f"{subject.family or method}_{registry.SELECTED}"
+    return replace(subject, label=family, family=family, update=None)
 
 
 def _none_found(what: str) -> list[str]:

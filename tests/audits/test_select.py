@@ -166,10 +166,25 @@ def test_what_was_selected_is_taken_wherever_a_model_is(models, register, tmp_pa
     policy = lu.load_policy(uri)
     stored = registry.load_policy(f"models:/{NAME}/{chosen.version}").policy
     assert weights_digest(policy) == weights_digest(stored)
-    for number, name in enumerate((uri, "concept@selected")):
-        options = f"evaluate --env {TOY} --models {name} --episodes 2 --kl_states 20 --out {number}"
+    names = {uri: f"concept_{chosen.tags['update']}", "concept@selected": "concept_selected"}
+    for number, (asked, label) in enumerate(names.items()):
+        options = f"evaluate --env {TOY} --models {asked} --episodes 2 --kl_states 20 --out {number}"
         cli.main(options.split())
-        assert f"concept_{chosen.tags['update']}" in pd.read_csv(tmp_path / f"{number}/summary.csv")["Model"].tolist()
+        assert label in pd.read_csv(tmp_path / f"{number}/summary.csv")["Model"].tolist()
+
+
+def test_the_seeds_choices_are_one_family_with_an_interval_over_seeds(models, register, tmp_path):
+    register("unsafe", 10, 2.0)
+    register("unsafe", 10, 1.5, seed=1)
+    register("concept", 150, -2.0, seed=1)  # another update than seed 0's: it has none of 150 within the limit
+    select("--seed", "0", "1", "--cost_limit", "0")
+    asked = f"evaluate --env {TOY} --models concept@selected unsafe --seed 0 1 --episodes 2 --kl_states 20 --out o"
+    cli.main(asked.split())
+    chosen = pd.read_csv(tmp_path / "o/summary.csv").set_index("Family").loc["concept_selected"]
+    assert chosen["Path"].tolist() == [f"models:/{NAME}@seed-{seed}-selected" for seed in (0, 1)]
+    assert len({version_at(f"seed-{seed}-selected").tags["update"] for seed in (0, 1)}) == 2
+    assert chosen["Seeds"].tolist() == [2, 2]
+    assert chosen["Update"].isna().all()
 
 
 def test_a_seed_without_a_choice_is_named_with_the_command_that_makes_one(models, refused):
