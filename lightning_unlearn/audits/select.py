@@ -32,8 +32,7 @@ _SHOWN += ["Within_Limit", "Selected"]
 
 def main(args: Sequence[str]) -> None:
     """Validate the save points that the options name, choose, and record what was chosen and by what."""
-    options, concept = parse_with_concept(_parser(), args)
-    layouts = _layouts(options)
+    options, concept, layouts = read_options(args)
     torch.set_num_threads(1)  # networks of this size gain nothing from more, and lose much on a busy machine
     registry.open_store(options.tracking_uri)
     models = [model for seed in dict.fromkeys(options.seed) for model in _candidates(options, seed)]
@@ -49,26 +48,33 @@ def main(args: Sequence[str]) -> None:
     print(f"  {folder.resolve()}\nMLflow run: {run_id}")
 
 
-def _layouts(options: Any) -> list[int]:
+def read_options(args: Sequence[str]) -> tuple[Any, str | Concept, list[int]]:
+    """The command's options, what C_forget is, and the validation layouts.
+
+    Raises:
+        ValueError: One is unknown or impossible.
+    """
+    options, concept = parse_with_concept(_parser(), args)
     require_at_least(1, workers=options.workers, max_steps=options.max_steps)
     selection.require_possible(options.cost_limit)
     if min(options.seed) < 0:
         raise ValueError(f"--seed {options.seed} is not possible: name training seeds of 0 or more.")
-    return validation_layouts(options.episodes, options.first_layout)
+    return options, concept, validation_layouts(options.episodes, options.first_layout)
 
 
 def _candidates(options: Any, seed: int) -> list[RegisteredModel]:
-    """A seed's save points: of each update the newest, in the run that is named if one is."""
-    registered = registry.registered_models(options.env, seed, options.run)
+    """A seed's save points: of each update the newest, or all of the runs that are named if any are."""
+    runs_named = options.run or [None]
+    registered = [model for run in runs_named for model in registry.registered_models(options.env, seed, run)]
     models = [model for model in registered if model.method == options.method]
     if not models:
         known = ", ".join(sorted({model.method for model in registered})) or "nothing"
-        where = f" in --run {options.run}" if options.run else ""
+        where = f" in --run {' '.join(options.run)}" if options.run else ""
         raise ValueError(
             f"--method {options.method}: there is no save point of it in {options.env} with --seed {seed}{where} "
             f"({known} is there): train one with `lightning-unlearn fit`, or name another seed, method or run."
         )
-    if len(made_by := {model.run_id for model in models}) > 1:
+    if not options.run and len(made_by := {model.run_id for model in models}) > 1:
         print(f"seed {seed}: the newest save point of each update, from {len(made_by)} runs; --run names one of them.")
     return models
 
@@ -158,7 +164,8 @@ def _parser() -> CommandParser:
     add("--env", type=str, default="SafetyPointGoal1-v0", help="the task")
     add("--method", type=str, required=True, help="the method whose save points are chosen from, such as concept")
     add("--seed", type=int, nargs="+", default=[0], help="training seeds; one save point of each is chosen")
-    add("--run", type=str | None, default=None, help="only save points of this run; default: the newest of each update")
+    runs_help = "only save points of these runs; default: the newest of each update"
+    add("--run", type=str, nargs="+", default=[], help=runs_help)
     add("--cost_limit", type=float, default=25.0, help="mean cost of an episode that is still within the limit")
     add_concept_option(parser, "; the limit is on a named one, in place of the cost")
     add("--episodes", type=int, default=50, help="validation layouts, one episode each")

@@ -3,11 +3,12 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from lightning_unlearn.audits import evaluate, latent_shift, probe_commands, probe_fit, relearn
+from lightning_unlearn.audits import evaluate, latent_shift, probe_commands, probe_fit, relearn, select
 from lightning_unlearn.audits.report import command as report
 from lightning_unlearn.study.steps import Step
 
 _READERS: dict[tuple[str, ...], Callable[[Sequence[str]], Any]] = {
+    ("select",): select.read_options,
     ("evaluate",): evaluate.read_options,
     ("relearn",): relearn.read_options,
     ("latent-shift",): latent_shift.read_options,

@@ -10,7 +10,7 @@ from pathlib import Path
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
 from lightning_unlearn.study.attempts import resume_options
-from lightning_unlearn.study.steps import Arg, Config, FileOf, ModelOf, Place, Result, Step
+from lightning_unlearn.study.steps import Arg, Config, FileOf, ModelOf, Place, Result, RunOf, Step
 from lightning_unlearn.study.store import fetch
 
 
@@ -122,6 +122,8 @@ def last_line_of(text: str) -> str:
 def _text(arg: Arg, results: Mapping[str, Result], digest: str) -> str:
     if isinstance(arg, ModelOf):
         return results[arg.step].models[arg.update]
+    if isinstance(arg, RunOf):
+        return results[arg.step].run_id
     if isinstance(arg, Place):
         return arg.path.replace("{digest}", digest[:8])
     return arg if isinstance(arg, str) else arg.path

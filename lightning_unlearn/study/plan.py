@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from string import Formatter
 from typing import Any
 
+from lightning_unlearn.registry import SELECTED
 from lightning_unlearn.study.schema import RANDOM, Study, Weights, model_name, require_known
-from lightning_unlearn.study.steps import Arg, Config, FileOf, ModelOf, Place, Step, Work, in_order
+from lightning_unlearn.study.steps import Arg, Config, FileOf, ModelOf, Place, RunOf, Step, Work, in_order
 from lightning_unlearn.study.trainings import AUTO, EPISODE_STEPS, Training
 
 UNSAFE = "unsafe"
-PROBE, EVALUATE, RELEARN, SHIFT, REPORT = "probe", "evaluate", "relearn", "latent-shift", "report"
+PROBE, SELECT, EVALUATE, RELEARN, SHIFT, REPORT = "probe", "select", "evaluate", "relearn", "latent-shift", "report"
 STATES, FITTED, DIRECTION = "probe_states.npz", "hazard_probe.npz", "hazard_direction.pt"
 
 
@@ -66,6 +67,8 @@ class _Environment:
         for seed in self.study.seeds:
             yield from (self._training(training, seed) for training in self.trainings)
             yield from self._probe(seed) if PROBE in audits else ()
+        if SELECT in audits:
+            yield from (self._select(method) for method in audits[SELECT].methods)
         if EVALUATE in audits:
             yield self._evaluate()
         for seed in self.study.seeds:
@@ -143,16 +146,30 @@ class _Environment:
         command = name.partition(" ")[0]
         return self._step(PROBE, f"probe/{name}", [PROBE, command, *args], seed, **more)
 
+    def _select(self, method: str) -> Step:
+        said, seeds = self.study.audits[SELECT], self.study.seeds
+        training = self._named(method, "audits.select.methods")
+        args: list[Arg] = ["select", "--env", self.env, "--method", method, "--seed", *map(str, seeds)]
+        args += ["--run", *(RunOf(self._name_of(training, seed)) for seed in seeds)]
+        args += ["--out", Place(f"{self.out}/select_{method}-{{digest}}")]
+        episodes = int(said.options.get("episodes", 50))
+        work = Work(rolled=len(seeds) * len(training.save_points) * episodes * EPISODE_STEPS)
+        args += [*self._concept(SELECT, said.options), *options(said.options)]
+        return self._step(SELECT, f"select/{method}", args, None, workers=("--workers", episodes), work=work)
+
     def _evaluate(self) -> Step:
         said, seeds = self.study.audits[EVALUATE], self.study.seeds
         models = [self._at(t, s, u) for t in self.trainings for s in seeds for u in t.save_points]
-        args: list[Arg] = ["evaluate", "--env", self.env, "--models", *models, "--seed", *map(str, seeds)]
+        methods = self.study.audits[SELECT].methods if SELECT in self.study.audits else []
+        chosen = [f"{method}@{SELECTED}" for method in methods]
+        args: list[Arg] = ["evaluate", "--env", self.env, "--models", *models, *chosen, "--seed", *map(str, seeds)]
         if len(seeds) == 1 and UNSAFE in self._names():
             args += ["--unsafe_model", self._model(UNSAFE, seeds[0], EVALUATE)]
         args += [*self._into("evaluate"), *self._concept(EVALUATE, said.options), *options(said.options)]
         episodes = int(said.options.get("episodes", 50))
-        work = Work(rolled=len(models) * episodes * EPISODE_STEPS)
-        return self._step(EVALUATE, EVALUATE, args, None, workers=("--workers", episodes), work=work)
+        work = Work(rolled=(len(models) + len(chosen) * len(seeds)) * episodes * EPISODE_STEPS)
+        after = tuple(f"{self.env}/{SELECT}/{method}" for method in methods)
+        return self._step(EVALUATE, EVALUATE, args, None, after=after, workers=("--workers", episodes), work=work)
 
     def _relearn(self, seed: int) -> Iterator[Step]:
         said = self.study.audits[RELEARN]
@@ -210,15 +227,21 @@ class _Environment:
     def _model(self, model: str, seed: int, where: str) -> ModelOf:
         """A save point of a method of this study."""
         method, update = model_name(model)
-        require_known(where, method, self._names())
-        training = next(t for t in self.trainings if t.name == method)
+        training = self._named(method, where)
         if update is not None and update not in training.save_points:
             points = ", ".join(map(str, training.save_points))
             raise ValueError(f"{where}: {model} is no save point of {method} in {self.env}: use one of {points}.")
         return self._at(training, seed, update or max(training.save_points))
 
     def _at(self, training: Training, seed: int, update: int) -> ModelOf:
-        return ModelOf(f"{self.env}/seed{seed}/{training.name}", update)
+        return ModelOf(self._name_of(training, seed), update)
+
+    def _named(self, method: str, where: str) -> Training:
+        require_known(where, method, self._names())
+        return next(t for t in self.trainings if t.name == method)
+
+    def _name_of(self, training: Training, seed: int) -> str:
+        return f"{self.env}/seed{seed}/{training.name}"
 
     def _unsafe(self, seed: int) -> list[Arg]:
         return ["--unsafe_model", self._model(UNSAFE, seed, UNSAFE)] if UNSAFE in self._names() else []

@@ -53,6 +53,14 @@ class Probe:
 
 
 @dataclass(frozen=True)
+class Select:
+    """Each seed's choice of a save point on validation layouts; `evaluate` has the choices as rows of their own."""
+
+    methods: Sequence[str]
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Evaluate:
     """The policy suite over every save point of every method and seed."""
 
@@ -87,6 +95,7 @@ class Report:
 
 AUDITS: Mapping[str, type] = {
     "probe": Probe,
+    "select": Select,
     "evaluate": Evaluate,
     "relearn": Relearn,
     "latent-shift": LatentShift,

@@ -27,6 +27,13 @@ class FileOf:
 
 
 @dataclass(frozen=True)
+class RunOf:
+    """The MLflow run of a step; becomes its id."""
+
+    step: str
+
+
+@dataclass(frozen=True)
 class Place:
     """Where something lies; no part of what a step computes. `{digest}` becomes the step's own."""
 
@@ -41,7 +48,7 @@ class Config:
     content: str
 
 
-Arg = str | ModelOf | FileOf | Place | Config
+Arg = str | ModelOf | FileOf | RunOf | Place | Config
 
 
 @dataclass(frozen=True)
@@ -89,7 +96,7 @@ class Step:
     @property
     def needs(self) -> tuple[str, ...]:
         """The steps that must be done before it."""
-        named = [arg.step for arg in self.args if isinstance(arg, ModelOf | FileOf)]
+        named = [arg.step for arg in self.args if isinstance(arg, ModelOf | FileOf | RunOf)]
         return tuple(dict.fromkeys([*named, *self.after]))
 
 
@@ -162,4 +169,4 @@ def done_steps(steps: Sequence[Step], find: Callable[[Step, str], Result | None]
 def _identity(arg: Arg, results: Mapping[str, Result]) -> object:
     if isinstance(arg, ModelOf):
         return [results[arg.step].digest, arg.update]
-    return [results[arg.step].digest] if isinstance(arg, FileOf) else arg
+    return [results[arg.step].digest] if isinstance(arg, FileOf | RunOf) else arg

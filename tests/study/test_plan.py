@@ -10,7 +10,7 @@ from lightning_unlearn.configuration import find_config
 from lightning_unlearn.study.check import require_possible
 from lightning_unlearn.study.plan import plan, stages
 from lightning_unlearn.study.schema import read_study
-from lightning_unlearn.study.steps import ModelOf, Result, Step, done_steps, in_order, step_digest
+from lightning_unlearn.study.steps import ModelOf, Result, RunOf, Step, done_steps, in_order, step_digest
 from lightning_unlearn.study.trainings import resolve
 
 ORDER = [
@@ -154,6 +154,11 @@ BAD = {
     "unknown method": ({"methods": ["unsafe", "concpt"]}, "'concpt' is unknown: use one of concept"),
     "unknown environment": ({"envs": ["point_gaol1"]}, "'point_gaol1' is unknown"),
     "unknown audit": ({"audits": {"evalute": {}}}, "'evalute' is unknown.*Did you mean evaluate"),
+    "selection of no method": ({"audits": {"select": {"methods": ["oracle"]}}}, "audits.select.methods: 'oracle' is"),
+    "impossible option of a selection": (
+        {"audits": {"select": {"methods": ["concept"], "options": {"cost_limit": -1}}}},
+        "audits.select: --cost_limit",
+    ),
     "unknown key of an audit": ({"audits": {"relearn": {"model": []}}}, "audits.relearn: 'model' is unknown.*models"),
     "missing key": ({"audits": {"relearn": {}}}, "audits.relearn is incomplete.*models"),
     "unknown option of an audit": ({"audits": {"evaluate": {"options": {"episode": 3}}}}, "evaluate.*episodes"),
@@ -203,6 +208,21 @@ def test_audits_judge_as_the_trainings_do():
     own = concepts_of("unsafe", disc, evaluate={"options": {"concept": "cost_hazards"}})
     assert own.pop("evaluate") == "cost_hazards"
     assert set(own.values()) == {told["evaluate"]}
+
+
+def test_save_points_are_chosen_among_those_of_the_study_before_they_are_evaluated():
+    audits = {"evaluate": {}, "select": {"methods": ["concept"], "options": {"cost_limit": 20}}}
+    steps = steps_of(study(seeds=[0, 1], audits=audits))
+    require_possible(list(steps.values()))
+    select, evaluate = (steps[f"SafetyPointGoal1-v0/{name}"] for name in ("select/concept", "evaluate"))
+    trained = [f"SafetyPointGoal1-v0/seed{seed}/concept" for seed in (0, 1)]
+    runs = select.args.index("--run")
+    assert select.args[runs + 1 : runs + 3] == tuple(RunOf(name) for name in trained)
+    assert select.needs == tuple(trained)
+    assert select.args[-2:] == ("--cost_limit", "20")
+    assert "concept@selected" in evaluate.args
+    assert select.name in evaluate.needs
+    assert [step.stage for step in steps.values()][-2:] == ["select", "evaluate"]
 
 
 def test_trainings_that_forget_different_things_need_a_word():
