@@ -10,7 +10,7 @@ from tensordict import TensorDict
 from lightning_unlearn import keys
 from lightning_unlearn.methods.base import require_at_least, require_fraction, require_positive, rollout_metrics
 from lightning_unlearn.methods.gradient import GradientMethod, detached
-from lightning_unlearn.objectives.advantages import AdvantageForm, combine, deviation, generalised_advantage, normalise
+from lightning_unlearn.objectives.advantages import AdvantageForm, combine, deviation, generalised_advantage
 from lightning_unlearn.objectives.dual_ppo import DualPPOLoss, dual_ppo_loss
 from lightning_unlearn.policies.actor_critic import PolicyOutput
 
@@ -42,7 +42,7 @@ class DualHeadPPO(GradientMethod):
             Costs vary more than rewards, and critics that share a trunk fit above all what varies most.
         target_kl: An update stops early at 1.5 times this |mean log-ratio| of a minibatch.
         max_grad_norm: Gradient norm is clipped to this.
-        advantage: How λ enters, `sum` or `convex`.
+        advantage: How λ enters, `sum`, `convex` or `penalty`.
         hidden_sizes: Widths of the trunk, when the weights start from random.
         activation: Non-linearity of the trunk, when the weights start from random.
         critics: Whether the critics share the policy's trunk, when the weights start from random.
@@ -116,10 +116,7 @@ class DualHeadPPO(GradientMethod):
         batch[keys.REWARD_ADVANTAGE], batch[keys.COST_ADVANTAGE] = advantage.split(1, -1)
         batch[keys.REWARD_TARGET], batch[keys.COST_TARGET] = target.split(1, -1)
         batch[keys.ADVANTAGE] = combine(
-            normalise(batch[keys.REWARD_ADVANTAGE]),
-            normalise(batch[keys.COST_ADVANTAGE]),
-            self.cost_weight,
-            self.advantage,
+            batch[keys.REWARD_ADVANTAGE], batch[keys.COST_ADVANTAGE], self.cost_weight, self.advantage
         )
 
     def update(self, batch: TensorDict) -> list[DualPPOLoss]:

@@ -50,7 +50,7 @@ class LocalizedConcept(DualHeadPPO):
         scale_critics: Whether a critic's error counts in units of the standard deviation of its targets in the rollout.
         target_kl: An update stops early at 1.5 times this |mean log-ratio| of a minibatch.
         max_grad_norm: Gradient norm is clipped to this.
-        advantage: How λ enters, `sum` or `convex`.
+        advantage: How λ enters, `sum`, `convex` or `penalty`.
         seed: The run's seed.
     """
 

@@ -4,7 +4,7 @@ from typing import Literal
 
 import torch
 
-AdvantageForm = Literal["sum", "convex"]
+AdvantageForm = Literal["sum", "convex", "penalty"]
 
 
 def generalised_advantage(
@@ -50,9 +50,7 @@ def generalised_advantage(
 
 def normalise(advantage: torch.Tensor) -> torch.Tensor:
     """(A − mean) / std over the whole batch; only the mean is taken off where std < 1e-8. Any shape."""
-    centred = advantage - advantage.mean()
-    std = advantage.std(correction=0)
-    return centred if std < 1e-8 else centred / std
+    return _centred_in_units_of(advantage, advantage)
 
 
 def deviation(target: torch.Tensor) -> torch.Tensor:
@@ -64,10 +62,22 @@ def deviation(target: torch.Tensor) -> torch.Tensor:
 def combine(
     reward_advantage: torch.Tensor, cost_advantage: torch.Tensor, cost_weight: float, form: AdvantageForm
 ) -> torch.Tensor:
-    """`sum`: A_r − λ·A_c; `convex`: (A_r − λ·A_c)/(1 + λ) (OmniSafe's form). λ is `cost_weight`. Any equal shapes."""
+    """One advantage from two. λ is `cost_weight`, and n is `normalise`. Any equal shapes.
+
+    `sum`: n(A_r) − λ·n(A_c). `convex`: (n(A_r) − λ·n(A_c))/(1 + λ), OmniSafe's form. `penalty`: that of the reward
+    r − λ·c, A = A_r − λ·A_c, as (A − mean(A))/std(A_r). There λ is a price in units of reward, the same however rare
+    costs get; normalised by themselves, the rarer they are the more each counts.
+    """
     _require_same_shape(reward_advantage=reward_advantage, cost_advantage=cost_advantage)
-    difference = reward_advantage - cost_weight * cost_advantage
+    if form == "penalty":
+        return _centred_in_units_of(reward_advantage, reward_advantage - cost_weight * cost_advantage)
+    difference = normalise(reward_advantage) - cost_weight * normalise(cost_advantage)
     return difference if form == "sum" else difference / (1.0 + cost_weight)
+
+
+def _centred_in_units_of(unit: torch.Tensor, advantage: torch.Tensor) -> torch.Tensor:
+    centred, std = advantage - advantage.mean(), unit.std(correction=0)
+    return centred if std < 1e-8 else centred / std
 
 
 def _require_same_shape(**tensors: torch.Tensor) -> None:

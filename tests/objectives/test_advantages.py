@@ -65,10 +65,18 @@ def test_normalise_uses_the_population_std_and_spares_constants():
 
 
 def test_combination_by_hand():
-    reward, cost = torch.tensor([2.0, -1.0]), torch.tensor([1.0, 1.0])
-    assert combine(reward, cost, 3.0, "sum").tolist() == [-1.0, -4.0]
-    assert combine(reward, cost, 3.0, "convex").tolist() == [-0.25, -1.0]
-    assert torch.equal(combine(reward, cost, 0.0, "sum"), reward)
+    reward, cost = torch.tensor([5.0, 1.0]), torch.tensor([-1.0, 1.0])  # normalised: 1, -1 and -1, 1
+    assert combine(reward, cost, 3.0, "sum").tolist() == [4.0, -4.0]
+    assert combine(reward, cost, 3.0, "convex").tolist() == [1.0, -1.0]
+    assert torch.equal(combine(reward, cost, 0.0, "sum"), normalise(reward))
+
+
+def test_a_penalty_is_a_price_in_units_of_reward():
+    reward, cost = torch.tensor([5.0, 1.0]), torch.tensor([-1.0, 1.0])  # the reward's deviation is 2
+    assert combine(reward, cost, 3.0, "penalty").tolist() == [2.5, -2.5]  # of 8 and -2
+    assert combine(reward, 0.1 * cost, 3.0, "penalty").tolist() == pytest.approx([1.15, -1.15])  # of 5.3 and 0.7
+    assert combine(reward, 0.1 * cost, 3.0, "sum").tolist() == [4.0, -4.0]  # however small the costs are
+    assert torch.equal(combine(reward, cost, 0.0, "penalty"), normalise(reward))
 
 
 def test_shapes_that_would_broadcast_are_refused():

@@ -6,7 +6,6 @@ from torch import nn
 from torchrl.modules import IndependentNormal, ProbabilisticActor, ValueOperator
 from torchrl.objectives import ClipPPOLoss
 
-from lightning_unlearn.objectives.advantages import combine
 from lightning_unlearn.objectives.dual_ppo import dual_ppo_loss
 
 BATCH, OBSERVATIONS, ACTIONS = 64, 5, 2
@@ -57,14 +56,14 @@ def test_equal_to_torchrls_clip_ppo_loss_when_lambda_is_zero(generator):
         },
         [BATCH],
     )
-    cost_advantage, cost_target = torch.randn(BATCH, generator=generator), torch.randn(BATCH, generator=generator)
+    cost_target = torch.randn(BATCH, generator=generator)
     mean, std = net(batch["observation"])
     gaussian = torch.distributions.Independent(torch.distributions.Normal(mean, std), 1)
     value = net.value(batch["observation"]).squeeze(-1)
     ours = dual_ppo_loss(
         gaussian.log_prob(batch["action"]),
         batch["action_log_prob"],
-        combine(batch["advantage"].squeeze(-1), cost_advantage, 0.0, "sum"),
+        batch["advantage"].squeeze(-1),
         (value, cost_target),  # a cost critic that is right already adds nothing
         (batch["value_target"].squeeze(-1), cost_target),
         gaussian.entropy()[0],
