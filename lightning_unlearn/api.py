@@ -15,6 +15,7 @@ from lightning_unlearn.audits.policy_suite import evaluate as evaluate_episodes
 from lightning_unlearn.audits.policy_suite import per_episode
 from lightning_unlearn.callbacks.concept_check import ConceptCheck
 from lightning_unlearn.callbacks.progress import Progress
+from lightning_unlearn.callbacks.weight_average import released
 from lightning_unlearn.envs.concepts import Concept
 from lightning_unlearn.foreign.module import wrap
 from lightning_unlearn.methods.base import require_fit
@@ -96,20 +97,22 @@ def repair(
         require_fit(policy, cli.datamodule.env, "the policy")
         cli.model.policy = deepcopy(policy).requires_grad_(True).train()
         cli.prepare()
-        _trainer(cli, updates).fit(cli.model, cli.datamodule)
+        trainer = _trainer(cli, updates)
+        trainer.fit(cli.model, cli.datamodule)
     finally:
         cli.datamodule.teardown("fit")
-    return cli.model.policy.eval()
+    return released(trainer, cli.model).eval()
 
 
 def _trainer(cli: training.TrainingCLI, updates: int) -> pl.Trainer:
     """A trainer that leaves nothing behind."""
+    theirs = cli.config_init.trainer.callbacks or []
     return pl.Trainer(
         accelerator="cpu",
         devices=1,
         max_epochs=updates,
         logger=False,
-        callbacks=[ConceptCheck(), cli.config_init.pid, Progress()] if cli.config_init.pid else [Progress()],
+        callbacks=[*theirs, *([ConceptCheck(), cli.config_init.pid] if cli.config_init.pid else []), Progress()],
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,

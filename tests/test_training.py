@@ -87,6 +87,34 @@ def test_the_step_size_falls_linearly_where_it_is_annealed(store, anneal, shares
     assert [lr for _, lr in history(run.run_id, "train/lr")] == pytest.approx([1e-3 * share for share in shares])
 
 
+def averaged(folder, first):
+    """A config file that asks for the mean of the weights."""
+    callback = {"class_path": "lightning_unlearn.callbacks.weight_average.WeightAverage", "init_args": {"first": first}}
+    (folder / "average.yaml").write_text(yaml.safe_dump({"trainer": {"callbacks": [callback]}}))
+    return ["-c", str(folder / "average.yaml"), "--save_points", "[2, 3, 4]"]
+
+
+def test_save_points_hold_the_mean_of_the_weights_where_it_is_asked_for(store, tmp_path):
+    plain = training.train(options("oracle", "--save_points", "[2, 3, 4]"))
+    average = training.train(options("oracle", *averaged(tmp_path, 3)))
+    last, mean = (
+        {update: registry.load_policy(uri).policy.state_dict() for update, uri in run.saved.items()}
+        for run in (plain, average)
+    )
+    for name in last[2]:
+        assert torch.equal(mean[2][name], last[2][name])  # before the first one that counts
+        assert torch.equal(mean[3][name], last[3][name])
+        torch.testing.assert_close(mean[4][name], 0.5 * (last[3][name] + last[4][name]))
+    assert not torch.equal(mean[4]["trunk.0.weight"], last[4]["trunk.0.weight"])
+
+
+@pytest.mark.parametrize(("first", "message"), [(5, "first=5 lies beyond trainer.max_epochs=4"), (0, "first=0 is not")])
+def test_an_average_that_never_begins_is_refused(store, tmp_path, first, message):
+    with pytest.raises((ValueError, SystemExit), match=message if first else None):
+        training.train(options("oracle", *averaged(tmp_path, first)))
+    assert mlflow.search_runs(search_all_experiments=True, output_format="list") == []
+
+
 def test_torchrls_own_collector_trains_the_same_policy(store):
     runs = [training.train(options("oracle", "--data.collector", kind)) for kind in ("lean", "stock")]
     means = [registry.load_policy(run.saved[4]).policy.action_mean.weight for run in runs]
