@@ -15,7 +15,7 @@ from lightning_unlearn.audits.policy_suite import evaluate as evaluate_episodes
 from lightning_unlearn.audits.policy_suite import per_episode
 from lightning_unlearn.callbacks.concept_check import ConceptCheck
 from lightning_unlearn.callbacks.progress import Progress
-from lightning_unlearn.callbacks.weight_average import released
+from lightning_unlearn.callbacks.weight_average import WeightAverage, released
 from lightning_unlearn.envs.concepts import Concept
 from lightning_unlearn.foreign.module import wrap
 from lightning_unlearn.methods.base import require_fit
@@ -77,7 +77,8 @@ def repair(
 ) -> ActorCritic:
     """A repaired copy of a policy, by one of the methods that update by gradient; the policy itself stays as it is.
 
-    Nothing is registered: `fit --model.source` does the same and keeps the result.
+    Nothing is registered: `fit --model.source` does the same and keeps the result. With a `WeightAverage` among the
+    options' callbacks, the mean of the weights is what comes back.
 
     Args:
         policy: Loaded, or wrapped.
@@ -106,13 +107,13 @@ def repair(
 
 def _trainer(cli: training.TrainingCLI, updates: int) -> pl.Trainer:
     """A trainer that leaves nothing behind."""
-    theirs = cli.config_init.trainer.callbacks or []
+    averages = [callback for callback in cli.config_init.trainer.callbacks or [] if isinstance(callback, WeightAverage)]
     return pl.Trainer(
         accelerator="cpu",
         devices=1,
         max_epochs=updates,
         logger=False,
-        callbacks=[*theirs, *([ConceptCheck(), cli.config_init.pid] if cli.config_init.pid else []), Progress()],
+        callbacks=[*averages, *([ConceptCheck(), cli.config_init.pid] if cli.config_init.pid else []), Progress()],
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,

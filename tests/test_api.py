@@ -1,5 +1,6 @@
 """The Python API, and the README's examples of it, run as they stand there."""
 
+import json
 import re
 import subprocess
 import sys
@@ -78,6 +79,19 @@ def test_a_repair_leaves_the_policy_as_it_was_and_registers_nothing(store, polic
     import mlflow
 
     assert mlflow.MlflowClient().search_registered_models() == []
+
+
+@pytest.mark.filterwarnings("ignore:.*does not have many workers")
+def test_a_repair_hands_out_the_mean_of_the_weights_where_it_is_asked_for(store, policy, tmp_path):
+    callback = {"class_path": "lightning_unlearn.callbacks.weight_average.WeightAverage", "init_args": {"first": 1}}
+    (tmp_path / "average.yaml").write_text(json.dumps({"trainer": {"callbacks": [callback]}}))
+    average = ["-c", str(tmp_path / "average.yaml")]
+    one, two, mean = (
+        lu.repair(policy, TOY, updates=updates, options=[*QUICK, *more]).action_mean.weight
+        for updates, more in ((1, []), (2, []), (2, average))
+    )
+    torch.testing.assert_close(mean, 0.5 * (one + two))
+    assert not torch.equal(one, two)
 
 
 def test_a_repair_refuses_another_environment_and_bad_options(store, policy):

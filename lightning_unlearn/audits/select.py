@@ -36,6 +36,8 @@ def main(args: Sequence[str]) -> None:
     torch.set_num_threads(1)  # networks of this size gain nothing from more, and lose much on a busy machine
     registry.open_store(options.tracking_uri)
     models = [model for seed in dict.fromkeys(options.seed) for model in _candidates(options, seed)]
+    if unused := set(options.run) - {model.run_id for model in models}:
+        raise ValueError(f"--run {min(unused)} has no save point of {options.method} with these seeds: leave it out.")
     folder = results_folder(options.out, KIND, None)
     found = _validated(options, concept, models, layouts)
     chosen = selection.choices_of_seeds(found, options.cost_limit)
@@ -63,8 +65,8 @@ def read_options(args: Sequence[str]) -> tuple[Any, str | Concept, list[int]]:
 
 
 def _candidates(options: Any, seed: int) -> list[RegisteredModel]:
-    """A seed's save points: of each update the newest, or all of the runs that are named if any are."""
-    runs_named = options.run or [None]
+    """A seed's save points: of each update the newest, or those of the run that is named."""
+    runs_named = dict.fromkeys(options.run or [None])
     registered = [model for run in runs_named for model in registry.registered_models(options.env, seed, run)]
     models = [model for model in registered if model.method == options.method]
     if not models:
@@ -74,7 +76,9 @@ def _candidates(options: Any, seed: int) -> list[RegisteredModel]:
             f"--method {options.method}: there is no save point of it in {options.env} with --seed {seed}{where} "
             f"({known} is there): train one with `lightning-unlearn fit`, or name another seed, method or run."
         )
-    if not options.run and len(made_by := {model.run_id for model in models}) > 1:
+    if len(made_by := {model.run_id for model in models}) > 1:
+        if options.run:
+            raise ValueError(f"--run {' '.join(sorted(made_by))} are all of seed {seed}: name one run a seed.")
         print(f"seed {seed}: the newest save point of each update, from {len(made_by)} runs; --run names one of them.")
     return models
 
@@ -164,7 +168,7 @@ def _parser() -> CommandParser:
     add("--env", type=str, default="SafetyPointGoal1-v0", help="the task")
     add("--method", type=str, required=True, help="the method whose save points are chosen from, such as concept")
     add("--seed", type=int, nargs="+", default=[0], help="training seeds; one save point of each is chosen")
-    runs_help = "only save points of these runs; default: the newest of each update"
+    runs_help = "only save points of these runs, one a seed; default: the newest of each update"
     add("--run", type=str, nargs="+", default=[], help=runs_help)
     add("--cost_limit", type=float, default=25.0, help="mean cost of an episode that is still within the limit")
     add_concept_option(parser, "; the limit is on a named one, in place of the cost")

@@ -14,7 +14,7 @@ from lightning_unlearn.policies.actor_critic import ActorCritic
 UNSAFE, ORACLE, ZOO = "unsafe", "oracle", "zoo"
 FAMILIES = (UNSAFE, ORACLE, "concept", "continued", "localized_concept", "trajectory_decremental", "repedit")
 """In the order in which tables list them; others follow."""
-_SELECTED = re.compile(f"[a-z_]+@{registry.SELECTED}")
+_SELECTED = re.compile(rf"\w+@{registry.SELECTED}")
 """What names each seed's chosen save point of a method."""
 
 
@@ -152,6 +152,8 @@ def _uris(env_id: str, name: str, seeds: Sequence[int]) -> list[str]:
 
 def _selected(method: str, env_id: str, seed: int) -> Subject:
     subject = read(registry.selected_uri(method, env_id, seed), env_id, "models")
+    if subject.family in (UNSAFE, ORACLE):  # what others are compared with stays that
+        return subject
     family = f"{subject.family or method}_{registry.SELECTED}"
     return replace(subject, label=family, family=family, update=None)
 

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from string import Formatter
 from typing import Any
 
-from lightning_unlearn.registry import SELECTED
 from lightning_unlearn.study.schema import RANDOM, Study, Weights, model_name, require_known
 from lightning_unlearn.study.steps import Arg, Config, FileOf, ModelOf, Place, RunOf, Step, Work, in_order
 from lightning_unlearn.study.trainings import AUTO, EPISODE_STEPS, Training
@@ -149,6 +148,8 @@ class _Environment:
     def _select(self, method: str) -> Step:
         said, seeds = self.study.audits[SELECT], self.study.seeds
         training = self._named(method, "audits.select.methods")
+        if training.edits:
+            raise ValueError(f"audits.select.methods: {method} edits a frozen policy; leave it out.")
         args: list[Arg] = ["select", "--env", self.env, "--method", method, "--seed", *map(str, seeds)]
         args += ["--run", *(RunOf(self._name_of(training, seed)) for seed in seeds)]
         args += ["--out", Place(f"{self.out}/select_{method}-{{digest}}")]
@@ -160,16 +161,13 @@ class _Environment:
     def _evaluate(self) -> Step:
         said, seeds = self.study.audits[EVALUATE], self.study.seeds
         models = [self._at(t, s, u) for t in self.trainings for s in seeds for u in t.save_points]
-        methods = self.study.audits[SELECT].methods if SELECT in self.study.audits else []
-        chosen = [f"{method}@{SELECTED}" for method in methods]
-        args: list[Arg] = ["evaluate", "--env", self.env, "--models", *models, *chosen, "--seed", *map(str, seeds)]
+        args: list[Arg] = ["evaluate", "--env", self.env, "--models", *models, "--seed", *map(str, seeds)]
         if len(seeds) == 1 and UNSAFE in self._names():
             args += ["--unsafe_model", self._model(UNSAFE, seeds[0], EVALUATE)]
         args += [*self._into("evaluate"), *self._concept(EVALUATE, said.options), *options(said.options)]
         episodes = int(said.options.get("episodes", 50))
-        work = Work(rolled=(len(models) + len(chosen) * len(seeds)) * episodes * EPISODE_STEPS)
-        after = tuple(f"{self.env}/{SELECT}/{method}" for method in methods)
-        return self._step(EVALUATE, EVALUATE, args, None, after=after, workers=("--workers", episodes), work=work)
+        work = Work(rolled=len(models) * episodes * EPISODE_STEPS)
+        return self._step(EVALUATE, EVALUATE, args, None, workers=("--workers", episodes), work=work)
 
     def _relearn(self, seed: int) -> Iterator[Step]:
         said = self.study.audits[RELEARN]

@@ -54,7 +54,7 @@ class Probe:
 
 @dataclass(frozen=True)
 class Select:
-    """Each seed's choice of a save point on validation layouts; `evaluate` has the choices as rows of their own."""
+    """Each seed's choice of a save point on validation layouts; it gets the alias `seed-<s>-selected`."""
 
     methods: Sequence[str]
     options: Mapping[str, Any] = field(default_factory=dict)

@@ -193,6 +193,14 @@ def test_a_seed_without_a_choice_is_named_with_the_command_that_makes_one(models
     assert "`lightning-unlearn select --env ToyLine-v0 --method concept --seed 3`" in message
 
 
+def test_a_run_of_no_use_and_two_of_one_seed_are_refused(models, register, refused):
+    newer = mlflow.MlflowClient().get_model_version(NAME, register("concept", 100, 2.0).rpartition("/")[2]).run_id
+    older = version_at("seed-0-update-50").run_id
+    asked = ("select", "--env", TOY, "--method", "concept", "--episodes", "4", "--run")
+    assert f"--run {' '.join(sorted((newer, older)))} are all of seed 0" in refused(*asked, newer, older)
+    assert "--run other has no save point of concept with these seeds" in refused(*asked, newer, "other")
+
+
 def test_only_save_points_of_the_named_run_are_looked_at(models, register, tmp_path, capsys):
     newer = register("concept", 100, 2.0)
     select("--out", "all")

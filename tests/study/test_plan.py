@@ -150,11 +150,16 @@ CYCLE = [
     {"config": "concept", "name": "a", "source": "b"},
     {"config": "concept", "name": "b", "source": "a"},
 ]
+EDITED = ["unsafe", "repedit"]
 BAD = {
     "unknown method": ({"methods": ["unsafe", "concpt"]}, "'concpt' is unknown: use one of concept"),
     "unknown environment": ({"envs": ["point_gaol1"]}, "'point_gaol1' is unknown"),
     "unknown audit": ({"audits": {"evalute": {}}}, "'evalute' is unknown.*Did you mean evaluate"),
     "selection of no method": ({"audits": {"select": {"methods": ["oracle"]}}}, "audits.select.methods: 'oracle' is"),
+    "selection of an edited one": (
+        {"methods": EDITED, "audits": {"select": {"methods": ["repedit"]}}},
+        "edits a frozen",
+    ),
     "impossible option of a selection": (
         {"audits": {"select": {"methods": ["concept"], "options": {"cost_limit": -1}}}},
         "audits.select: --cost_limit",
@@ -210,18 +215,16 @@ def test_audits_judge_as_the_trainings_do():
     assert set(own.values()) == {told["evaluate"]}
 
 
-def test_save_points_are_chosen_among_those_of_the_study_before_they_are_evaluated():
+def test_save_points_are_chosen_among_those_of_the_study():
     audits = {"evaluate": {}, "select": {"methods": ["concept"], "options": {"cost_limit": 20}}}
     steps = steps_of(study(seeds=[0, 1], audits=audits))
     require_possible(list(steps.values()))
-    select, evaluate = (steps[f"SafetyPointGoal1-v0/{name}"] for name in ("select/concept", "evaluate"))
+    select = steps["SafetyPointGoal1-v0/select/concept"]
     trained = [f"SafetyPointGoal1-v0/seed{seed}/concept" for seed in (0, 1)]
     runs = select.args.index("--run")
     assert select.args[runs + 1 : runs + 3] == tuple(RunOf(name) for name in trained)
     assert select.needs == tuple(trained)
     assert select.args[-2:] == ("--cost_limit", "20")
-    assert "concept@selected" in evaluate.args
-    assert select.name in evaluate.needs
     assert [step.stage for step in steps.values()][-2:] == ["select", "evaluate"]
 
 
