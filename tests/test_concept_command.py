@@ -104,10 +104,8 @@ def test_ones_own_class_is_found_in_the_working_directory(braking, tmp_path, mon
 
 
 def test_the_readmes_classes_train(store, tmp_path):
-    (in_yaml,) = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
-    (in_python,) = (
-        example for example in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "Reversing" in example
-    )
+    (in_yaml,) = (shown for shown in re.findall(r"```yaml\n(.*?)```", README, re.DOTALL) if "AnyOf" in shown)
+    (in_python,) = (shown for shown in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "Reversing" in shown)
     (tmp_path / "shown.yaml").write_text(in_yaml)
     (tmp_path / "mine.py").write_text(in_python)
     chain = [*CHAIN, "-c", "configs/method/concept.yaml", "--updates", "1", "--save_points", "1", "--horizon", "16"]

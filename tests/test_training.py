@@ -1,6 +1,7 @@
 """The whole path on the toy environment, through the command line, with a real store."""
 
 import re
+from pathlib import Path
 
 import mlflow
 import pytest
@@ -89,9 +90,10 @@ def test_the_step_size_falls_linearly_where_it_is_annealed(store, anneal, shares
 
 
 def averaged(folder, first):
-    """A config file that asks for the mean of the weights."""
-    callback = {"class_path": "lightning_unlearn.callbacks.weight_average.WeightAverage", "init_args": {"first": first}}
-    (folder / "average.yaml").write_text(yaml.safe_dump({"trainer": {"callbacks": [callback]}}))
+    """The README's config that asks for the mean of the weights, from another update on."""
+    readme = (Path(__file__).parent.parent / "README.md").read_text()
+    (shown,) = (shown for shown in re.findall(r"```yaml\n(.*?)```", readme, re.DOTALL) if "WeightAverage" in shown)
+    (folder / "average.yaml").write_text(shown.replace("first: 400", f"first: {first}"))
     return ["-c", str(folder / "average.yaml"), "--save_points", "[2, 3, 4]"]
 
 
