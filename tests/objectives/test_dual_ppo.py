@@ -6,6 +6,7 @@ from torch import nn
 from torchrl.modules import IndependentNormal, ProbabilisticActor, ValueOperator
 from torchrl.objectives import ClipPPOLoss
 
+from lightning_unlearn.objectives.advantages import combine, normalise
 from lightning_unlearn.objectives.dual_ppo import dual_ppo_loss
 
 BATCH, OBSERVATIONS, ACTIONS = 64, 5, 2
@@ -51,19 +52,19 @@ def test_equal_to_torchrls_clip_ppo_loss_when_lambda_is_zero(generator):
             "observation": torch.randn(BATCH, OBSERVATIONS, generator=generator),
             "action": torch.randn(BATCH, ACTIONS, generator=generator),
             "action_log_prob": torch.randn(BATCH, generator=generator) - 3,
-            "advantage": torch.randn(BATCH, 1, generator=generator),
+            "advantage": normalise(torch.randn(BATCH, 1, generator=generator)),
             "value_target": torch.randn(BATCH, 1, generator=generator),
         },
         [BATCH],
     )
-    cost_target = torch.randn(BATCH, generator=generator)
+    cost_advantage, cost_target = torch.randn(BATCH, generator=generator), torch.randn(BATCH, generator=generator)
     mean, std = net(batch["observation"])
     gaussian = torch.distributions.Independent(torch.distributions.Normal(mean, std), 1)
     value = net.value(batch["observation"]).squeeze(-1)
     ours = dual_ppo_loss(
         gaussian.log_prob(batch["action"]),
         batch["action_log_prob"],
-        batch["advantage"].squeeze(-1),
+        combine(batch["advantage"].squeeze(-1), cost_advantage, 0.0, "sum"),
         (value, cost_target),  # a cost critic that is right already adds nothing
         (batch["value_target"].squeeze(-1), cost_target),
         gaussian.entropy()[0],
