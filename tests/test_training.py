@@ -89,11 +89,13 @@ def test_the_step_size_falls_linearly_where_it_is_annealed(store, anneal, shares
     assert [lr for _, lr in history(run.run_id, "train/lr")] == pytest.approx([1e-3 * share for share in shares])
 
 
-def averaged(folder, first):
+def averaged(folder, first, extrapolate=1.0):
     """The README's config that asks for the mean of the weights, from another update on."""
     readme = (Path(__file__).parent.parent / "README.md").read_text()
     (shown,) = (shown for shown in re.findall(r"```yaml\n(.*?)```", readme, re.DOTALL) if "WeightAverage" in shown)
-    (folder / "average.yaml").write_text(shown.replace("first: 400", f"first: {first}"))
+    assert "{first: 100, extrapolate: 1.0}" in shown
+    wanted = f"{{first: {first}, extrapolate: {extrapolate}}}"
+    (folder / "average.yaml").write_text(shown.replace("{first: 100, extrapolate: 1.0}", wanted))
     return ["-c", str(folder / "average.yaml"), "--save_points", "[2, 3, 4]"]
 
 
@@ -109,6 +111,25 @@ def test_save_points_hold_the_mean_of_the_weights_where_it_is_asked_for(store, t
         assert torch.equal(mean[3][name], last[3][name])
         torch.testing.assert_close(mean[4][name], 0.5 * (last[3][name] + last[4][name]))
     assert not torch.equal(mean[4]["trunk.0.weight"], last[4]["trunk.0.weight"])
+
+
+@pytest.mark.parametrize("alpha", [0.5, 1.5])
+def test_what_training_changed_is_carried_on_or_shortened_where_it_is_asked_for(store, tmp_path, alpha):
+    start = training.train(options("unsafe")).saved[4]
+    mean, other = (
+        training.train(options("concept", "--model.source", start, *averaged(tmp_path, 3, factor))).saved
+        for factor in (1.0, alpha)
+    )
+    weights, found, source = (registry.load_policy(uri).policy for uri in (mean[4], other[4], start))
+    for w, x, s in zip(weights.parameters(), found.parameters(), source.parameters(), strict=True):
+        torch.testing.assert_close(x, s + alpha * (w - s))
+    assert not torch.equal(weights.action_mean.weight, found.action_mean.weight)
+
+
+@pytest.mark.parametrize("extrapolate", [0.0, -1.0, float("inf"), float("nan")])
+def test_an_impossible_extrapolation_is_refused(extrapolate):
+    with pytest.raises(ValueError, match=f"extrapolate={extrapolate} is not possible"):
+        WeightAverage(1, extrapolate)
 
 
 def test_an_average_that_never_begins_is_refused(store, tmp_path):

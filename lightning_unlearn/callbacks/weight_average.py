@@ -1,8 +1,11 @@
-"""The mean of the weights over the last updates: what save points register, where it is asked for."""
+"""What save points register in place of the last weights, where it is asked for: their mean, and what lies beyond it."""
 
+import math
+from copy import deepcopy
 from typing import Any, cast
 
 import lightning.pytorch as pl
+import torch
 from torch.optim.swa_utils import AveragedModel
 
 from lightning_unlearn.policies.actor_critic import ActorCritic
@@ -11,17 +14,25 @@ from lightning_unlearn.policies.actor_critic import ActorCritic
 class WeightAverage(pl.Callback):
     """Averages the policy's weights over all updates from a given one on; training itself goes on from the last ones.
 
-    Later updates differ by noise more than by what they have learnt, and their mean has less of it. Source: Izmailov et
-    al. 2018, stochastic weight averaging.
+    Later updates differ by noise more than by what they have learnt, and their mean has less of it: Izmailov et al.
+    2018, stochastic weight averaging. What is handed out is θ₀ + α·(θ̄ − θ₀), with θ₀ the weights that training started
+    from and θ̄ the mean: with α = 1 the mean itself, between the two below (Wortsman et al. 2022), and with more, what
+    training changed is carried on without another environment step (Zheng et al. 2025, model extrapolation).
 
     Args:
         first: The first update whose weights count, from 1. Save points before it are those of the update itself.
+        extrapolate: α.
     """
 
-    def __init__(self, first: int) -> None:
+    def __init__(self, first: int, extrapolate: float = 1.0) -> None:
         if first < 1:
             raise ValueError(f"WeightAverage: first={first} is not possible: updates are counted from 1.")
-        self.first = first
+        if not 0.0 < extrapolate < math.inf:
+            raise ValueError(
+                f"WeightAverage: extrapolate={extrapolate} is not possible: use a number above 0; 1 is the mean itself."
+            )
+        self.first, self.extrapolate = first, extrapolate
+        self._start: ActorCritic | None = None
         self._mean: AveragedModel | None = None
         self._stored: dict[str, Any] = {}
 
@@ -32,10 +43,14 @@ class WeightAverage(pl.Callback):
 
     @property
     def policy(self) -> ActorCritic | None:
-        """The mean so far; None before the first update that counts."""
-        if self._mean is None or not self._mean.n_averaged:
+        """What is handed out so far; None before the first update that counts."""
+        if self._start is None or self._mean is None or not self._mean.n_averaged:
             return None
-        return cast(ActorCritic, self._mean.module)
+        policy = deepcopy(cast(ActorCritic, self._mean.module))
+        with torch.no_grad():
+            for weight, start in zip(policy.parameters(), self._start.parameters(), strict=True):
+                weight.copy_(torch.lerp(start, weight, self.extrapolate))  # exact where α is 1
+        return policy
 
     def require_within(self, last_update: int) -> None:
         """Refuse an average that training would never begin.
@@ -51,9 +66,10 @@ class WeightAverage(pl.Callback):
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Begin, or go on from what a run that is resumed had."""
-        self._mean = AveragedModel(pl_module.policy)
+        self._start, self._mean = deepcopy(pl_module.policy), AveragedModel(pl_module.policy)
         if self._stored:
-            self._mean.load_state_dict(self._stored)
+            self._start.load_state_dict(self._stored["start"])
+            self._mean.load_state_dict(self._stored["mean"])
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *_: Any) -> None:
         """Count the update's weights in."""
@@ -61,8 +77,10 @@ class WeightAverage(pl.Callback):
             self._mean.update_parameters(pl_module.policy)
 
     def state_dict(self) -> dict[str, Any]:
-        """The mean, and over how many updates it is."""
-        return {} if self._mean is None else self._mean.state_dict()
+        """The weights training started from, the mean, and over how many updates it is."""
+        if self._start is None or self._mean is None:
+            return {}
+        return {"start": self._start.state_dict(), "mean": self._mean.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keep what `state_dict` returned until training starts."""
@@ -70,6 +88,6 @@ class WeightAverage(pl.Callback):
 
 
 def released(trainer: pl.Trainer, module: Any) -> ActorCritic:
-    """The policy that a method hands out: the mean of its weights where that is asked for, else the last ones."""
-    means = (callback.policy for callback in trainer.callbacks if isinstance(callback, WeightAverage))  # type: ignore[attr-defined]
-    return next((mean for mean in means if mean is not None), module.policy)
+    """The policy that a method hands out: what a `WeightAverage` makes of its weights, else the last ones."""
+    averages = (callback.policy for callback in trainer.callbacks if isinstance(callback, WeightAverage))  # type: ignore[attr-defined]
+    return next((policy for policy in averages if policy is not None), module.policy)
