@@ -12,7 +12,7 @@ from lightning_unlearn.policies.actor_critic import ActorCritic
 
 
 class WeightAverage(pl.Callback):
-    """Averages the policy's weights over all updates from a given one on; training itself goes on from the last ones.
+    """Averages the policy's weights over the last part of the updates; training itself goes on from the last ones.
 
     Later updates differ by noise more than by what they have learnt, and their mean has less of it: Izmailov et al.
     2018, stochastic weight averaging. What is handed out is θ₀ + α·(θ̄ − θ₀), with θ₀ the weights that training started
@@ -20,18 +20,19 @@ class WeightAverage(pl.Callback):
     training changed is carried on without another environment step (Zheng et al. 2025, model extrapolation).
 
     Args:
-        first: The first update whose weights count, from 1. Save points before it are those of the update itself.
+        share: Of the updates, how many count: of N, the u-th does if N − u < share·N. Save points before the first that
+            does are those of the update itself.
         extrapolate: α.
     """
 
-    def __init__(self, first: int, extrapolate: float = 1.0) -> None:
-        if first < 1:
-            raise ValueError(f"WeightAverage: first={first} is not possible: updates are counted from 1.")
+    def __init__(self, share: float, extrapolate: float = 1.0) -> None:
+        if not 0.0 < share <= 1.0:
+            raise ValueError(f"WeightAverage: share={share} is not possible: use a number above 0 and up to 1.")
         if not 0.0 < extrapolate < math.inf:
             raise ValueError(
                 f"WeightAverage: extrapolate={extrapolate} is not possible: use a number above 0; 1 is the mean itself."
             )
-        self.first, self.extrapolate = first, extrapolate
+        self.share, self.extrapolate = share, extrapolate
         self._start: ActorCritic | None = None
         self._mean: AveragedModel | None = None
         self._stored: dict[str, Any] = {}
@@ -52,18 +53,6 @@ class WeightAverage(pl.Callback):
                 weight.copy_(torch.lerp(start, weight, self.extrapolate))  # exact where α is 1
         return policy
 
-    def require_within(self, last_update: int) -> None:
-        """Refuse an average that training would never begin.
-
-        Raises:
-            ValueError: The first update lies beyond the last one.
-        """
-        if self.first > last_update:
-            raise ValueError(
-                f"WeightAverage: first={self.first} lies beyond trainer.max_epochs={last_update} (the number of "
-                "updates): name an earlier update or train longer."
-            )
-
     def on_fit_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Begin, or go on from what a run that is resumed had."""
         self._start, self._mean = deepcopy(pl_module.policy), AveragedModel(pl_module.policy)
@@ -73,7 +62,8 @@ class WeightAverage(pl.Callback):
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *_: Any) -> None:
         """Count the update's weights in."""
-        if self._mean is not None and trainer.current_epoch + 1 >= self.first:
+        updates = cast(int, trainer.max_epochs)
+        if self._mean is not None and updates - (trainer.current_epoch + 1) < self.share * updates:
             self._mean.update_parameters(pl_module.policy)
 
     def state_dict(self) -> dict[str, Any]:
