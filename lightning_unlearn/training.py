@@ -18,7 +18,6 @@ from lightning_unlearn.callbacks.progress import Progress
 from lightning_unlearn.callbacks.run_record import MLflowRun, RunRecord
 from lightning_unlearn.callbacks.save_points import SavePoints
 from lightning_unlearn.callbacks.throughput import Throughput
-from lightning_unlearn.callbacks.weight_average import WeightAverage
 from lightning_unlearn.checkpoints import WholeCheckpoints
 from lightning_unlearn.collection.data import RolloutData
 from lightning_unlearn.configuration import ConfigParser, expand, flatten
@@ -109,7 +108,7 @@ class TrainingCLI(LightningCLI):
         if updates is None or updates < 1:
             raise ValueError(f"trainer.max_epochs={updates} (the number of updates) is not possible: use at least 1.")
         for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
-            if isinstance(callback, SavePoints | WeightAverage):
+            if isinstance(callback, SavePoints):
                 callback.require_within(updates)
         if self.config_init.pid is not None and not hasattr(self.model, "cost_weight"):
             raise ValueError(f"pid has no effect on the method {self.model.method}: leave --pid and its options out.")
