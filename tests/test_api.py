@@ -83,7 +83,7 @@ def test_a_repair_leaves_the_policy_as_it_was_and_registers_nothing(store, polic
 
 @pytest.mark.filterwarnings("ignore:.*does not have many workers")
 def test_a_repair_hands_out_the_mean_of_the_weights_where_it_is_asked_for(store, policy, tmp_path):
-    callback = {"class_path": "lightning_unlearn.callbacks.weight_average.WeightAverage", "init_args": {"first": 1}}
+    callback = {"class_path": "lightning_unlearn.callbacks.weight_average.WeightAverage", "init_args": {"share": 1.0}}
     (tmp_path / "average.yaml").write_text(json.dumps({"trainer": {"callbacks": [callback]}}))
     average = ["-c", str(tmp_path / "average.yaml")]
     one, two, mean = (

@@ -89,19 +89,19 @@ def test_the_step_size_falls_linearly_where_it_is_annealed(store, anneal, shares
     assert [lr for _, lr in history(run.run_id, "train/lr")] == pytest.approx([1e-3 * share for share in shares])
 
 
-def averaged(folder, first, extrapolate=1.0):
-    """The README's config that asks for the mean of the weights, from another update on."""
+def averaged(folder, share, extrapolate=1.0):
+    """The README's config that asks for the mean of the weights, of another share of the updates."""
     readme = (Path(__file__).parent.parent / "README.md").read_text()
     (shown,) = (shown for shown in re.findall(r"```yaml\n(.*?)```", readme, re.DOTALL) if "WeightAverage" in shown)
-    assert "{first: 100, extrapolate: 1.0}" in shown
-    wanted = f"{{first: {first}, extrapolate: {extrapolate}}}"
-    (folder / "average.yaml").write_text(shown.replace("{first: 100, extrapolate: 1.0}", wanted))
+    assert "{share: 0.3333, extrapolate: 1.0}" in shown
+    wanted = f"{{share: {share}, extrapolate: {extrapolate}}}"
+    (folder / "average.yaml").write_text(shown.replace("{share: 0.3333, extrapolate: 1.0}", wanted))
     return ["-c", str(folder / "average.yaml"), "--save_points", "[2, 3, 4]"]
 
 
 def test_save_points_hold_the_mean_of_the_weights_where_it_is_asked_for(store, tmp_path):
     plain = training.train(options("oracle", "--save_points", "[2, 3, 4]"))
-    average = training.train(options("oracle", *averaged(tmp_path, 3)))
+    average = training.train(options("oracle", *averaged(tmp_path, 0.5)))
     last, mean = (
         {update: registry.load_policy(uri).policy.state_dict() for update, uri in run.saved.items()}
         for run in (plain, average)
@@ -117,7 +117,7 @@ def test_save_points_hold_the_mean_of_the_weights_where_it_is_asked_for(store, t
 def test_what_training_changed_is_carried_on_or_shortened_where_it_is_asked_for(store, tmp_path, alpha):
     start = training.train(options("unsafe")).saved[4]
     mean, other = (
-        training.train(options("concept", "--model.source", start, *averaged(tmp_path, 3, factor))).saved
+        training.train(options("concept", "--model.source", start, *averaged(tmp_path, 0.5, factor))).saved
         for factor in (1.0, alpha)
     )
     weights, found, source = (registry.load_policy(uri).policy for uri in (mean[4], other[4], start))
@@ -126,18 +126,20 @@ def test_what_training_changed_is_carried_on_or_shortened_where_it_is_asked_for(
     assert not torch.equal(weights.action_mean.weight, found.action_mean.weight)
 
 
-@pytest.mark.parametrize("extrapolate", [0.0, -1.0, float("inf"), float("nan")])
-def test_an_impossible_extrapolation_is_refused(extrapolate):
-    with pytest.raises(ValueError, match=f"extrapolate={extrapolate} is not possible"):
-        WeightAverage(1, extrapolate)
-
-
-def test_an_average_that_never_begins_is_refused(store, tmp_path):
-    with pytest.raises(ValueError, match="first=0 is not possible"):
-        WeightAverage(0)
-    with pytest.raises(ValueError, match=r"first=5 lies beyond trainer\.max_epochs=4"):
-        training.train(options("oracle", *averaged(tmp_path, 5)))
-    assert mlflow.search_runs(search_all_experiments=True, output_format="list") == []
+@pytest.mark.parametrize(
+    ("share", "extrapolate", "said"),
+    [
+        (0.0, 1.0, "share=0.0"),
+        (1.5, 1.0, "share=1.5"),
+        (float("nan"), 1.0, "share=nan"),
+        (0.5, 0.0, "extrapolate=0.0"),
+        (0.5, float("inf"), "extrapolate=inf"),
+        (0.5, float("nan"), "extrapolate=nan"),
+    ],
+)
+def test_an_impossible_average_is_refused(share, extrapolate, said):
+    with pytest.raises(ValueError, match=f"WeightAverage: {said} is not possible"):
+        WeightAverage(share, extrapolate)
 
 
 def test_torchrls_own_collector_trains_the_same_policy(store):
