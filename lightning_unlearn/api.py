@@ -1,4 +1,4 @@
-"""The Python API: load a policy, evaluate it, repair it, and wrap what was trained elsewhere.
+"""The Python API: load a policy, evaluate it, repair it, more or less of it, and wrap what was trained elsewhere.
 
 All of it is importable from `lightning_unlearn` itself, which loads nothing until a name is used.
 """
@@ -20,11 +20,12 @@ from lightning_unlearn.envs.concepts import Concept
 from lightning_unlearn.foreign.module import wrap
 from lightning_unlearn.methods.base import require_fit
 from lightning_unlearn.policies.actor_critic import ActorCritic
+from lightning_unlearn.policies.extrapolation import extrapolated
 from lightning_unlearn.policies.storage import ModelCard
 from lightning_unlearn.policies.storage import save_policy as save_policy_files
 from lightning_unlearn.seeds import evaluation_layouts
 
-__all__ = ["ModelCard", "evaluate", "load_policy", "repair", "save_policy", "wrap"]
+__all__ = ["ModelCard", "evaluate", "extrapolate", "load_policy", "repair", "save_policy", "wrap"]
 
 
 def load_policy(uri: str, tracking_uri: str = registry.DEFAULT_TRACKING_URI) -> ActorCritic:
@@ -103,6 +104,20 @@ def repair(
     finally:
         cli.datamodule.teardown("fit")
     return released(trainer, cli.model).eval()
+
+
+def extrapolate(policy: ActorCritic, repaired: ActorCritic, alpha: float) -> ActorCritic:
+    """A weaker or a stronger repair, without training: the policy with α = 0, the repaired one with 1, more beyond it.
+
+    Args:
+        policy: What the repair started from.
+        repaired: What came of it.
+        alpha: α, at least 0, of θ₀ + α·(θ − θ₀) in the weights.
+
+    Raises:
+        ValueError: The two are not of one architecture, or α is impossible.
+    """
+    return extrapolated(policy, repaired, alpha)
 
 
 def _trainer(cli: training.TrainingCLI, updates: int) -> pl.Trainer:

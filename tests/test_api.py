@@ -25,6 +25,7 @@ SHORTER = {
     "updates=60": 'updates=1, options=["--horizon", "32", "--data.workers", "1"]',
     "episodes=50": "episodes=1, workers=1",
     "std=0.5": "std=0.5, warm_up_rollouts=2",
+    "@update-150": "@update-1",
 }
 """What the test saves time with; everything else of an example is run as it is."""
 TOY = "ToyLine-v0"

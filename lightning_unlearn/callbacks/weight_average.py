@@ -1,14 +1,14 @@
-"""What save points register in place of the last weights, where it is asked for: their mean, and what lies beyond it."""
+"""What save points register in place of the last weights, where asked: their mean, and what lies beyond it."""
 
 import math
 from copy import deepcopy
 from typing import Any, cast
 
 import lightning.pytorch as pl
-import torch
 from torch.optim.swa_utils import AveragedModel
 
 from lightning_unlearn.policies.actor_critic import ActorCritic
+from lightning_unlearn.policies.extrapolation import extrapolated
 
 
 class WeightAverage(pl.Callback):
@@ -16,8 +16,7 @@ class WeightAverage(pl.Callback):
 
     Later updates differ by noise more than by what they have learnt, and their mean has less of it: Izmailov et al.
     2018, stochastic weight averaging. What is handed out is θ₀ + α·(θ̄ − θ₀), with θ₀ the weights that training started
-    from and θ̄ the mean: with α = 1 the mean itself, between the two below (Wortsman et al. 2022), and with more, what
-    training changed is carried on without another environment step (Zheng et al. 2025, model extrapolation).
+    from and θ̄ the mean; see `extrapolated`.
 
     Args:
         share: Of the updates, how many count: of N, the u-th does if N − u < share·N. Save points before the first that
@@ -47,11 +46,7 @@ class WeightAverage(pl.Callback):
         """What is handed out so far; None before the first update that counts."""
         if self._start is None or self._mean is None or not self._mean.n_averaged:
             return None
-        policy = deepcopy(cast(ActorCritic, self._mean.module))
-        with torch.no_grad():
-            for weight, start in zip(policy.parameters(), self._start.parameters(), strict=True):
-                weight.copy_(torch.lerp(start, weight, self.extrapolate))  # exact where α is 1
-        return policy
+        return extrapolated(self._start, cast(ActorCritic, self._mean.module), self.extrapolate)
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Begin, or go on from what a run that is resumed had."""
