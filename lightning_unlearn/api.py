@@ -1,4 +1,4 @@
-"""The Python API: load a policy, evaluate it, repair it, more or less of it, and wrap what was trained elsewhere.
+"""The Python API: load a policy, evaluate it, repair it, dial how much, and wrap what was trained elsewhere.
 
 All of it is importable from `lightning_unlearn` itself, which loads nothing until a name is used.
 """
@@ -15,12 +15,12 @@ from lightning_unlearn.audits.policy_suite import evaluate as evaluate_episodes
 from lightning_unlearn.audits.policy_suite import per_episode
 from lightning_unlearn.callbacks.concept_check import ConceptCheck
 from lightning_unlearn.callbacks.progress import Progress
-from lightning_unlearn.callbacks.weight_average import WeightAverage, released
+from lightning_unlearn.callbacks.weight_average import released
 from lightning_unlearn.envs.concepts import Concept
 from lightning_unlearn.foreign.module import wrap
 from lightning_unlearn.methods.base import require_fit
 from lightning_unlearn.policies.actor_critic import ActorCritic
-from lightning_unlearn.policies.extrapolation import extrapolated
+from lightning_unlearn.policies.extrapolation import extrapolate
 from lightning_unlearn.policies.storage import ModelCard
 from lightning_unlearn.policies.storage import save_policy as save_policy_files
 from lightning_unlearn.seeds import evaluation_layouts
@@ -78,13 +78,13 @@ def repair(
 ) -> ActorCritic:
     """A repaired copy of a policy, by one of the methods that update by gradient; the policy itself stays as it is.
 
-    Nothing is registered: `fit --model.source` does the same and keeps the result. With a `WeightAverage` among the
-    options' callbacks, the mean of the weights is what comes back.
+    Nothing is registered: `fit --model.source` does the same and keeps the result. With `average`, in the method's
+    config or among the options, what comes back is what that makes of the weights.
 
     Args:
         policy: Loaded, or wrapped.
         env: The task.
-        method: Names the config, `method/<method>.yaml`: concept, localized_concept, continued or
+        method: Names the config, `method/<method>.yaml`: concept, concept_tuned, localized_concept, continued or
             trajectory_decremental.
         updates: Of that method, each one rollout.
         options: More options of `fit`, such as `["--target_cost", "0.02"]`.
@@ -106,29 +106,16 @@ def repair(
     return released(trainer, cli.model).eval()
 
 
-def extrapolate(policy: ActorCritic, repaired: ActorCritic, alpha: float) -> ActorCritic:
-    """A weaker or a stronger repair, without training: the policy with α = 0, the repaired one with 1, more beyond it.
-
-    Args:
-        policy: What the repair started from.
-        repaired: What came of it.
-        alpha: α, at least 0, of θ₀ + α·(θ − θ₀) in the weights.
-
-    Raises:
-        ValueError: The two are not of one architecture, or α is impossible.
-    """
-    return extrapolated(policy, repaired, alpha)
-
-
 def _trainer(cli: training.TrainingCLI, updates: int) -> pl.Trainer:
     """A trainer that leaves nothing behind."""
-    averages = [callback for callback in cli.config_init.trainer.callbacks or [] if isinstance(callback, WeightAverage)]
+    average, pid = cli.config_init.average, cli.config_init.pid
+    ours = [average, *([ConceptCheck(), pid] if pid else []), Progress()]
     return pl.Trainer(
         accelerator="cpu",
         devices=1,
         max_epochs=updates,
         logger=False,
-        callbacks=[*averages, *([ConceptCheck(), cli.config_init.pid] if cli.config_init.pid else []), Progress()],
+        callbacks=[callback for callback in ours if callback is not None],
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,

@@ -72,6 +72,7 @@ class ConfigParser(LightningArgumentParser):
 
     def _known(self) -> list[str]:
         from lightning_unlearn.callbacks.pid_lagrangian import PIDLagrangian
+        from lightning_unlearn.callbacks.weight_average import WeightAverage
         from lightning_unlearn.methods.dual_head_ppo import DualHeadPPO
         from lightning_unlearn.methods.localized_concept import LocalizedConcept
         from lightning_unlearn.methods.repedit import RepEdit
@@ -79,7 +80,8 @@ class ConfigParser(LightningArgumentParser):
 
         keys = [action.dest for action in self._actions] + list(SHORT_NAMES)
         methods = (DualHeadPPO, LocalizedConcept, TrajectoryDecremental, RepEdit)
-        for group, cls in (*(("model", method) for method in methods), ("pid", PIDLagrangian)):
+        callbacks = (("pid", PIDLagrangian), ("average", WeightAverage))
+        for group, cls in (*(("model", method) for method in methods), *callbacks):
             names = list(inspect.signature(cls).parameters)
             keys += [f"{group}.{name}" for name in names] + names
         return keys + [key.rpartition(".")[2] for key in keys]

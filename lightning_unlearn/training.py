@@ -18,6 +18,7 @@ from lightning_unlearn.callbacks.progress import Progress
 from lightning_unlearn.callbacks.run_record import MLflowRun, RunRecord
 from lightning_unlearn.callbacks.save_points import SavePoints
 from lightning_unlearn.callbacks.throughput import Throughput
+from lightning_unlearn.callbacks.weight_average import WeightAverage
 from lightning_unlearn.checkpoints import WholeCheckpoints
 from lightning_unlearn.collection.data import RolloutData
 from lightning_unlearn.configuration import ConfigParser, expand, flatten
@@ -67,6 +68,8 @@ class TrainingCLI(LightningCLI):
         parser.add_argument("--tracking_uri", type=str, default=registry.DEFAULT_TRACKING_URI, help="MLflow store")
         parser.add_argument("--save_points", type=list[int] | None, default=None, help="updates that are registered")
         parser.add_argument("--pid", type=PIDLagrangian | None, default=None, help="moves λ; null: λ stays 0")
+        average = "save points hold a mean of weights; null: the update's own"
+        parser.add_argument("--average", type=WeightAverage | None, default=None, help=average)
         parser.add_argument("--resume", type=str | None, default=None, help="go on with a run: its id, or last")
         parser.add_argument("--torch_threads", type=int, default=1, help="threads of PyTorch")
         for target in ("data.seed", "model.init_args.seed"):
@@ -92,7 +95,8 @@ class TrainingCLI(LightningCLI):
         record = RunRecord(run, self._dump(), options)
         pid = self.config_init.pid
         check = None if pid is None else ConceptCheck()
-        ours = [check, pid, Throughput(), Durability(run), self.save_points, Progress(), record]
+        average = self.config_init.average
+        ours = [average, check, pid, Throughput(), Durability(run), self.save_points, Progress(), record]
         theirs = self.config_init.trainer.callbacks or []
         callbacks = [*theirs, *(callback for callback in ours if callback is not None)]
         plugins = [*(self.config_init.trainer.plugins or []), WholeCheckpoints()]

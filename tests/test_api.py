@@ -1,6 +1,5 @@
 """The Python API, and the README's examples of it, run as they stand there."""
 
-import json
 import re
 import subprocess
 import sys
@@ -25,7 +24,8 @@ SHORTER = {
     "updates=60": 'updates=1, options=["--horizon", "32", "--data.workers", "1"]',
     "episodes=50": "episodes=1, workers=1",
     "std=0.5": "std=0.5, warm_up_rollouts=2",
-    "@update-150": "@update-1",
+    "unsafe.SafetyPointGoal1-v0@seed-0-update-300": "concept.SafetyPointGoal1-v0@update-1",
+    "@seed-0-update-150": "@update-1",
 }
 """What the test saves time with; everything else of an example is run as it is."""
 TOY = "ToyLine-v0"
@@ -83,10 +83,8 @@ def test_a_repair_leaves_the_policy_as_it_was_and_registers_nothing(store, polic
 
 
 @pytest.mark.filterwarnings("ignore:.*does not have many workers")
-def test_a_repair_hands_out_the_mean_of_the_weights_where_it_is_asked_for(store, policy, tmp_path):
-    callback = {"class_path": "lightning_unlearn.callbacks.weight_average.WeightAverage", "init_args": {"share": 1.0}}
-    (tmp_path / "average.yaml").write_text(json.dumps({"trainer": {"callbacks": [callback]}}))
-    average = ["-c", str(tmp_path / "average.yaml")]
+def test_a_repair_hands_out_the_mean_of_the_weights_where_it_is_asked_for(store, policy):
+    average = ["--average.share", "1.0"]
     one, two, mean = (
         lu.repair(policy, TOY, updates=updates, options=[*QUICK, *more]).action_mean.weight
         for updates, more in ((1, []), (2, []), (2, average))

@@ -46,10 +46,8 @@ def assert_ends_equally(tmp_path, env_id, args, count, seed=SEED):
 
 def test_concept_ends_equally_after_kills_at_random_moments(tmp_path):
     """With the mean of the weights and where they started, which have to survive, too."""
-    init_args = {"share": 0.5, "extrapolate": 1.5}
-    callback = {"class_path": "lightning_unlearn.callbacks.weight_average.WeightAverage", "init_args": init_args}
-    (tmp_path / "average.yaml").write_text(json.dumps({"trainer": {"callbacks": [callback]}}))
-    args = killing.options("concept", *UPDATES, *TINY, "-c", str(tmp_path / "average.yaml"), env="goal")
+    average = ["--average.share", "1.0", "--average.alpha", "1.5"]
+    args = killing.options("concept", *UPDATES, *TINY, *average, env="goal")
     assert assert_ends_equally(tmp_path, GOAL, args, 2) >= 1
 
 

@@ -89,57 +89,65 @@ def test_the_step_size_falls_linearly_where_it_is_annealed(store, anneal, shares
     assert [lr for _, lr in history(run.run_id, "train/lr")] == pytest.approx([1e-3 * share for share in shares])
 
 
-def averaged(folder, share, extrapolate=1.0):
-    """The README's config that asks for the mean of the weights, of another share of the updates."""
+MEAN = ["--save_points", "[2, 3, 4]", "--average.share", "0.5"]
+"""Of four updates, the last two."""
+
+
+def saved_weights(run):
+    return {update: dict(registry.load_policy(uri).policy.named_parameters()) for update, uri in run.saved.items()}
+
+
+def note_of(run, update):
+    return registry.load_policy(run.saved[update]).card.note
+
+
+@pytest.mark.parametrize(
+    ("method", "without", "asked"),
+    [("oracle", [], MEAN[2:]), ("concept_tuned", ["--average", "null"], []), ("oracle", [], ["-c", "README"])],
+)
+def test_save_points_hold_the_mean_of_the_weights_where_it_is_asked_for(store, tmp_path, method, without, asked):
+    """By an option, by the config of `concept_tuned`, and by the README's."""
     readme = (Path(__file__).parent.parent / "README.md").read_text()
-    (shown,) = (shown for shown in re.findall(r"```yaml\n(.*?)```", readme, re.DOTALL) if "WeightAverage" in shown)
-    assert "{share: 0.3333, extrapolate: 1.0}" in shown
-    wanted = f"{{share: {share}, extrapolate: {extrapolate}}}"
-    (folder / "average.yaml").write_text(shown.replace("{share: 0.3333, extrapolate: 1.0}", wanted))
-    return ["-c", str(folder / "average.yaml"), "--save_points", "[2, 3, 4]"]
-
-
-def test_save_points_hold_the_mean_of_the_weights_where_it_is_asked_for(store, tmp_path):
-    plain = training.train(options("oracle", "--save_points", "[2, 3, 4]"))
-    average = training.train(options("oracle", *averaged(tmp_path, 0.5)))
-    last, mean = (
-        {update: registry.load_policy(uri).policy.state_dict() for update, uri in run.saved.items()}
-        for run in (plain, average)
-    )
+    (shown,) = (shown for shown in re.findall(r"```yaml\n(.*?)```", readme, re.DOTALL) if "average:" in shown)
+    (tmp_path / "average.yaml").write_text(shown)
+    asked = [str(tmp_path / "average.yaml") if arg == "README" else arg for arg in asked]
+    run = training.train(options(method, *MEAN[:2], *asked))
+    last, mean = saved_weights(training.train(options(method, *MEAN[:2], *without))), saved_weights(run)
     for name in last[2]:
         assert torch.equal(mean[2][name], last[2][name])  # before the first one that counts
         assert torch.equal(mean[3][name], last[3][name])
         torch.testing.assert_close(mean[4][name], 0.5 * (last[3][name] + last[4][name]))
     assert not torch.equal(mean[4]["trunk.0.weight"], last[4]["trunk.0.weight"])
+    assert [note_of(run, update) for update in (2, 4)] == ["", "mean of the weights of the last 2 updates"]
 
 
 @pytest.mark.parametrize("alpha", [0.5, 1.5])
-def test_what_training_changed_is_carried_on_or_shortened_where_it_is_asked_for(store, tmp_path, alpha):
-    start = training.train(options("unsafe")).saved[4]
-    mean, other = (
-        training.train(options("concept", "--model.source", start, *averaged(tmp_path, 0.5, factor))).saved
-        for factor in (1.0, alpha)
-    )
-    weights, found, source = (registry.load_policy(uri).policy for uri in (mean[4], other[4], start))
-    for w, x, s in zip(weights.parameters(), found.parameters(), source.parameters(), strict=True):
-        torch.testing.assert_close(x, s + alpha * (w - s))
-    assert not torch.equal(weights.action_mean.weight, found.action_mean.weight)
+def test_what_training_changed_is_carried_on_or_shortened_where_it_is_asked_for(store, alpha):
+    start = training.train(options("unsafe"))
+    source = ["--model.source", start.saved[4]]
+    mean = saved_weights(training.train(options("concept", *source, *MEAN)))
+    run = training.train(options("concept", *source, *MEAN, "--average.alpha", str(alpha)))
+    found, first = saved_weights(run), saved_weights(start)[4]
+    for name, weight in found[4].items():
+        torch.testing.assert_close(weight, first[name] + alpha * (mean[4][name] - first[name]))
+    assert not torch.equal(mean[4]["action_mean.weight"], found[4]["action_mean.weight"])
+    assert note_of(run, 4) == f"mean of the weights of the last 2 updates, on the line from the start's at {alpha}"
 
 
 @pytest.mark.parametrize(
-    ("share", "extrapolate", "said"),
+    ("share", "alpha", "said"),
     [
         (0.0, 1.0, "share=0.0"),
         (1.5, 1.0, "share=1.5"),
         (float("nan"), 1.0, "share=nan"),
-        (0.5, 0.0, "extrapolate=0.0"),
-        (0.5, float("inf"), "extrapolate=inf"),
-        (0.5, float("nan"), "extrapolate=nan"),
+        (0.5, 0.0, "alpha=0.0"),
+        (0.5, float("inf"), "alpha=inf"),
+        (0.5, float("nan"), "alpha=nan"),
     ],
 )
-def test_an_impossible_average_is_refused(share, extrapolate, said):
-    with pytest.raises(ValueError, match=f"WeightAverage: {said} is not possible"):
-        WeightAverage(share, extrapolate)
+def test_an_impossible_average_is_refused(share, alpha, said):
+    with pytest.raises(ValueError, match=f"average.{said} is not possible"):
+        WeightAverage(share, alpha)
 
 
 def test_torchrls_own_collector_trains_the_same_policy(store):

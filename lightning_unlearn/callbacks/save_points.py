@@ -7,8 +7,7 @@ import lightning.pytorch as pl
 
 from lightning_unlearn import registry
 from lightning_unlearn.callbacks.run_record import MLflowRun
-from lightning_unlearn.callbacks.weight_average import released
-from lightning_unlearn.policies.actor_critic import ActorCritic
+from lightning_unlearn.callbacks.weight_average import average_of, released
 from lightning_unlearn.policies.storage import ModelCard
 from lightning_unlearn.store import patiently
 
@@ -47,15 +46,17 @@ class SavePoints(pl.Callback):
         if update in self.updates if self.updates else update == trainer.max_epochs:
             data = pl_module.data
             origin = (pl_module.method, data.env_id, data.env.concept, pl_module.seed, update, pl_module.env_steps)
-            self._due = ModelCard(*origin, note=pl_module.note)
+            average = average_of(trainer)
+            notes = (pl_module.note, average.note if average else "")
+            self._due = ModelCard(*origin, note="; ".join(note for note in notes if note))
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Register, if this update is a save point."""
-        self._register(released(trainer, pl_module))
+        self._register(trainer, pl_module)
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Register what a run that is resumed was about to."""
-        self._register(released(trainer, pl_module))
+        self._register(trainer, pl_module)
 
     def state_dict(self) -> dict[str, Any]:
         """What was registered, and what is about to be."""
@@ -66,9 +67,10 @@ class SavePoints(pl.Callback):
         self.saved = state_dict["saved"]
         self._due = None if state_dict["due"] is None else ModelCard(**state_dict["due"])
 
-    def _register(self, policy: ActorCritic) -> None:
+    def _register(self, trainer: pl.Trainer, pl_module: Any) -> None:
         if self._due is None:
             return
+        policy = released(trainer, pl_module)
         due, run_id = self._due, str(self.run.run_id)
         version = patiently(lambda: registry.register_policy(policy, due, run_id), f"update {due.update}")
         self.saved[self._due.update] = f"models:/{registry.model_name(self._due.method, self._due.env)}/{version}"

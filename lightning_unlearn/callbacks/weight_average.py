@@ -8,7 +8,7 @@ import lightning.pytorch as pl
 from torch.optim.swa_utils import AveragedModel
 
 from lightning_unlearn.policies.actor_critic import ActorCritic
-from lightning_unlearn.policies.extrapolation import extrapolated
+from lightning_unlearn.policies.extrapolation import extrapolate
 
 
 class WeightAverage(pl.Callback):
@@ -16,29 +16,27 @@ class WeightAverage(pl.Callback):
 
     Later updates differ by noise more than by what they have learnt, and their mean has less of it: Izmailov et al.
     2018, stochastic weight averaging. What is handed out is θ₀ + α·(θ̄ − θ₀), with θ₀ the weights that training started
-    from and θ̄ the mean; see `extrapolated`.
+    from and θ̄ the mean of the updates that count so far; see `extrapolate`. Before the first one that counts, it is the
+    update's own weights, whatever α.
 
     Args:
-        share: Of the updates, how many count: of N, the u-th does if N − u < share·N. Save points before the first that
-            does are those of the update itself.
-        extrapolate: α.
+        share: Of the updates, how many count: of N, the u-th does if N − u < share·N.
+        alpha: α.
     """
 
-    def __init__(self, share: float, extrapolate: float = 1.0) -> None:
+    def __init__(self, share: float, alpha: float = 1.0) -> None:
         if not 0.0 < share <= 1.0:
-            raise ValueError(f"WeightAverage: share={share} is not possible: use a number above 0 and up to 1.")
-        if not 0.0 < extrapolate < math.inf:
-            raise ValueError(
-                f"WeightAverage: extrapolate={extrapolate} is not possible: use a number above 0; 1 is the mean itself."
-            )
-        self.share, self.extrapolate = share, extrapolate
+            raise ValueError(f"average.share={share} is not possible: use a number above 0 and up to 1.")
+        if not 0.0 < alpha < math.inf:
+            raise ValueError(f"average.alpha={alpha} is not possible: use a number above 0; 1 is the mean itself.")
+        self.share, self.alpha = share, alpha
         self._start: ActorCritic | None = None
         self._mean: AveragedModel | None = None
         self._stored: dict[str, Any] = {}
 
     @property
     def state_key(self) -> str:
-        """One key whatever the argument."""
+        """One key whatever the arguments."""
         return "weight_average"
 
     @property
@@ -46,7 +44,15 @@ class WeightAverage(pl.Callback):
         """What is handed out so far; None before the first update that counts."""
         if self._start is None or self._mean is None or not self._mean.n_averaged:
             return None
-        return extrapolated(self._start, cast(ActorCritic, self._mean.module), self.extrapolate)
+        return extrapolate(self._start, cast(ActorCritic, self._mean.module), self.alpha)
+
+    @property
+    def note(self) -> str:
+        """What is handed out, in words."""
+        if self._mean is None or not self._mean.n_averaged:
+            return ""
+        beyond = "" if self.alpha == 1.0 else f", on the line from the start's at {self.alpha:g}"
+        return f"mean of the weights of the last {int(self._mean.n_averaged)} updates{beyond}"
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Begin, or go on from what a run that is resumed had."""
@@ -72,7 +78,13 @@ class WeightAverage(pl.Callback):
         self._stored = state_dict
 
 
+def average_of(trainer: pl.Trainer) -> WeightAverage | None:
+    """The trainer's average, if it has one."""
+    callbacks = trainer.callbacks  # type: ignore[attr-defined]
+    return next((callback for callback in callbacks if isinstance(callback, WeightAverage)), None)
+
+
 def released(trainer: pl.Trainer, module: Any) -> ActorCritic:
     """The policy that a method hands out: what a `WeightAverage` makes of its weights, else the last ones."""
-    averages = (callback.policy for callback in trainer.callbacks if isinstance(callback, WeightAverage))  # type: ignore[attr-defined]
-    return next((policy for policy in averages if policy is not None), module.policy)
+    average = average_of(trainer)
+    return (average and average.policy) or module.policy

@@ -8,30 +8,47 @@ import torch
 from lightning_unlearn.policies.actor_critic import ActorCritic
 
 
-def extrapolated(start: ActorCritic, end: ActorCritic, alpha: float) -> ActorCritic:
-    """A policy with the weights θ₀ + α·(θ − θ₀): the start with α = 0, the end with 1, in both cases to the last bit.
+def extrapolate(start: ActorCritic, end: ActorCritic, alpha: float) -> ActorCritic:
+    """A weaker or a stronger repair, without training: a policy with the weights θ₀ + α·(θ − θ₀).
 
-    Between the two lies less of what training from one to the other changed, beyond the end more of it, and neither
-    takes another environment step. Source: Wortsman et al. 2022 (between fine-tuned and original weights); Zheng et al.
-    2025 (model extrapolation, beyond).
+    α = 0 gives the start's weights and 1 the end's, both to the last bit. Between lies less of what training changed,
+    beyond 1 more of it. Source: Wortsman et al. 2022 (between original and fine-tuned weights); Zheng et al. 2025
+    (model extrapolation, beyond).
 
     Args:
-        start: θ₀, such as the expert.
-        end: θ, trained from it, such as its repair.
-        alpha: α.
+        start: θ₀, the policy that the end was trained from: of a registered repair, its run's tag `source`.
+        end: θ. Both stay as they are.
+        alpha: α, at least 0.
 
     Raises:
-        ValueError: The two are not of one architecture, or α is not a finite number of at least 0.
+        ValueError: The two have not the same weights by name and shape, differ in what is not trained, or α is
+            impossible.
     """
     if not 0.0 <= alpha < math.inf:
         raise ValueError(f"alpha={alpha} is not possible: use a number of at least 0; 1 is the policy trained last.")
-    if start.config != end.config:
+    if start.config != end.config or _shapes(start) != _shapes(end) or not _same_frame(start, end):
         raise ValueError(
-            "the two policies are not of one architecture (sizes, activation, normaliser or editor differ), so no line "
-            "leads from one to the other: name a policy and the one that it was trained from."
+            "the two policies differ in more than trained weights (sizes, activation, normaliser or editor): no line "
+            "leads from one to the other. Name a policy and the one that it was trained from."
         )
     policy = deepcopy(end)
     with torch.no_grad():
         for weight, first in zip(policy.parameters(), start.parameters(), strict=True):
             weight.copy_(torch.lerp(first, weight, alpha))
     return policy
+
+
+def _shapes(policy: ActorCritic) -> dict[str, torch.Size]:
+    return {name: weight.shape for name, weight in policy.named_parameters()}
+
+
+def _same_frame(start: ActorCritic, end: ActorCritic) -> bool:
+    """Whether observation normaliser and editor, whose numbers no gradient moves, are equal."""
+    for one, other in ((start.normaliser, end.normaliser), (start.editor, end.editor)):
+        if (one is None) != (other is None):
+            return False
+        if one is not None and other is not None:
+            a, b = dict(one.named_buffers()), dict(other.named_buffers())
+            if a.keys() != b.keys() or not all(torch.equal(a[name], b[name]) for name in a):
+                return False
+    return True

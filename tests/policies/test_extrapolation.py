@@ -1,8 +1,10 @@
 import pytest
 import torch
+from torch import nn
 
 from lightning_unlearn.policies.actor_critic import ActorCritic, PolicyConfig
-from lightning_unlearn.policies.extrapolation import extrapolated
+from lightning_unlearn.policies.editor import GatedEditor
+from lightning_unlearn.policies.extrapolation import extrapolate
 
 
 def policy(seed, **changes):
@@ -14,7 +16,7 @@ def policy(seed, **changes):
 def test_every_weight_lies_on_the_line_through_both_and_neither_is_touched(alpha):
     start, end = policy(0), policy(1)
     before = [weight.clone() for weight in (*start.parameters(), *end.parameters())]
-    found = extrapolated(start, end, alpha)
+    found = extrapolate(start, end, alpha)
     for x, a, b in zip(found.parameters(), start.parameters(), end.parameters(), strict=True):
         expected = a.double() + alpha * (b.double() - a.double())
         torch.testing.assert_close(x.double(), expected, rtol=0, atol=1e-6)
@@ -27,9 +29,35 @@ def test_every_weight_lies_on_the_line_through_both_and_neither_is_touched(alpha
 @pytest.mark.parametrize("alpha", [-0.1, float("nan"), float("inf")])
 def test_an_impossible_alpha_is_refused(alpha):
     with pytest.raises(ValueError, match=f"alpha={alpha} is not possible"):
-        extrapolated(policy(0), policy(1), alpha)
+        extrapolate(policy(0), policy(1), alpha)
 
 
-def test_policies_of_two_architectures_are_refused():
-    with pytest.raises(ValueError, match="not of one architecture"):
-        extrapolated(policy(0), policy(1, activation="relu"), 1.0)
+def normalised(mean):
+    made = policy(0, normalise_observation=True)
+    made.normaliser.mean.fill_(mean)
+    return made
+
+
+def around(hidden):
+    """As a wrapped network is: of another's shape, which the config does not tell."""
+    made = policy(0)
+    made.trunk = nn.Linear(3, hidden)
+    return made
+
+
+def edited(tau):
+    return policy(0).with_editor(GatedEditor(torch.eye(4)[0], 1.0, tau, 1.0))
+
+
+def test_policies_that_differ_in_more_than_trained_weights_are_refused():
+    pairs = [
+        (policy(0), policy(1, activation="relu")),
+        (normalised(0.0), normalised(1.0)),
+        (around(1), around(4)),
+        (policy(0), edited(0.0)),
+        (edited(0.0), edited(1.0)),
+    ]
+    for start, end in pairs:
+        with pytest.raises(ValueError, match="differ in more than trained weights"):
+            extrapolate(start, end, 1.0)
+    assert extrapolate(normalised(1.0), normalised(1.0), 2.0).normaliser.mean.eq(1.0).all()
