@@ -99,6 +99,8 @@ def _require_same(run: Run, options: Mapping[str, Any]) -> None:
         return
     theirs = stored_options(run.info.run_id)
     differing = sorted(key for key in {*theirs, *options} - {*FREE} if theirs.get(key) != options.get(key))
+    if theirs and not differing:  # an option that did not exist when it was started is off
+        return
     told = ", ".join(f"{key}={options.get(key)} (the run: {theirs.get(key)})" for key in differing)
     raise ValueError(
         f"--resume: run {run.info.run_id} was started with another config. What differs: {told or 'unknown'}. "

@@ -23,6 +23,7 @@ from lightning_unlearn.checkpoints import WholeCheckpoints
 from lightning_unlearn.collection.data import RolloutData
 from lightning_unlearn.configuration import ConfigParser, expand, flatten
 from lightning_unlearn.envs.concept_option import working_directory_importable
+from lightning_unlearn.methods.gradient import GradientMethod
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ class TrainingCLI(LightningCLI):
         return parser
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """The store, save points, the multiplier; and one seed for all."""
+        """The store, save points and what they hold, the multiplier; and one seed for all."""
         parser.add_argument("--tracking_uri", type=str, default=registry.DEFAULT_TRACKING_URI, help="MLflow store")
         parser.add_argument("--save_points", type=list[int] | None, default=None, help="updates that are registered")
         parser.add_argument("--pid", type=PIDLagrangian | None, default=None, help="moves λ; null: λ stays 0")
@@ -97,10 +98,20 @@ class TrainingCLI(LightningCLI):
         check = None if pid is None else ConceptCheck()
         average = self.config_init.average
         ours = [average, check, pid, Throughput(), Durability(run), self.save_points, Progress(), record]
-        theirs = self.config_init.trainer.callbacks or []
+        theirs = self._own_callbacks()
         callbacks = [*theirs, *(callback for callback in ours if callback is not None)]
         plugins = [*(self.config_init.trainer.plugins or []), WholeCheckpoints()]
         return super().instantiate_trainer(logger=run, callbacks=callbacks, plugins=plugins)
+
+    def _own_callbacks(self) -> list[pl.Callback]:
+        """Those of the config's trainer, one or several."""
+        given = self.config_init.trainer.callbacks or []
+        callbacks = given if isinstance(given, list) else [given]
+        if any(isinstance(callback, WeightAverage) for callback in callbacks):
+            raise ValueError(
+                "trainer.callbacks: WeightAverage is an option of its own, average (--average.share 0.3333)."
+            )
+        return callbacks
 
     def prepare(self) -> None:
         """Build environments and policy, and refuse what cannot be trained, before a run exists.
@@ -116,6 +127,10 @@ class TrainingCLI(LightningCLI):
                 callback.require_within(updates)
         if self.config_init.pid is not None and not hasattr(self.model, "cost_weight"):
             raise ValueError(f"pid has no effect on the method {self.model.method}: leave --pid and its options out.")
+        if self.config_init.average is not None and not isinstance(self.model, GradientMethod):
+            raise ValueError(
+                f"average has no effect on the method {self.model.method}, which trains no weights: leave it out."
+            )
         self.model.prepare(self.datamodule)
 
     def fit(self) -> None:

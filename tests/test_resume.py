@@ -16,10 +16,12 @@ import mlflow
 import numpy as np
 import pytest
 import torch
+import yaml
 from mlflow.exceptions import MlflowException
 
-from lightning_unlearn import checkpoints, cli, keys, processes, registry, training
+from lightning_unlearn import checkpoints, cli, keys, processes, registry, resumption, training
 from lightning_unlearn import store as store_module
+from lightning_unlearn.configuration import flatten
 from lightning_unlearn.envs.toy import ToySimulator
 from lightning_unlearn.methods.dual_head_ppo import DualHeadPPO
 
@@ -177,6 +179,18 @@ def test_another_config_is_refused_with_what_differs(broken, capsys):
         told = capsys.readouterr().err
         assert "model.init_args.lr=0.1 (the run: 0.0003)" in told
         assert "trainer.max_epochs=4 (the run: 3)" in told
+
+
+def test_a_run_from_before_an_option_existed_goes_on_where_the_option_is_off(broken, tmp_path):
+    config = yaml.safe_load(resumption.stored_config(broken))
+    assert config.pop("average") is None
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    client = mlflow.MlflowClient()
+    client.log_artifact(broken, tmp_path / "config.yaml")
+    client.set_tag(broken, resumption.CONFIG_DIGEST, resumption.config_digest(flatten(config)))
+    with pytest.raises(ValueError, match=r"What differs: average.*share=0.5 \(the run: None\)"):
+        training.train(toy("--resume", broken, "--average.share", "0.5"))
+    assert training.train(toy("--resume", broken)).run_id == broken
 
 
 def test_the_checkpoint_that_was_torn_is_passed_over(broken, capsys):

@@ -118,7 +118,7 @@ def test_save_points_hold_the_mean_of_the_weights_where_it_is_asked_for(store, t
         assert torch.equal(mean[3][name], last[3][name])
         torch.testing.assert_close(mean[4][name], 0.5 * (last[3][name] + last[4][name]))
     assert not torch.equal(mean[4]["trunk.0.weight"], last[4]["trunk.0.weight"])
-    assert [note_of(run, update) for update in (2, 4)] == ["", "mean of the weights of the last 2 updates"]
+    assert [note_of(run, update) for update in (2, 4)] == ["", "mean of the weights of 2 updates"]
 
 
 @pytest.mark.parametrize("alpha", [0.5, 1.5])
@@ -131,7 +131,7 @@ def test_what_training_changed_is_carried_on_or_shortened_where_it_is_asked_for(
     for name, weight in found[4].items():
         torch.testing.assert_close(weight, first[name] + alpha * (mean[4][name] - first[name]))
     assert not torch.equal(mean[4]["action_mean.weight"], found[4]["action_mean.weight"])
-    assert note_of(run, 4) == f"mean of the weights of the last 2 updates, on the line from the start's at {alpha}"
+    assert note_of(run, 4) == f"mean of the weights of 2 updates, on the line from the start's at {alpha}"
 
 
 @pytest.mark.parametrize(
@@ -190,6 +190,15 @@ BAD = {
     "no environments": (["--n_envs", "0"], "num_envs=0"),
     "more workers than environments": (["--n_envs", "2", "--data.workers", "3"], "workers=3 is more than num_envs=2"),
     "a pid that nothing listens to": (["-c", "configs/method/repedit.yaml"], "pid has no effect on the method repedit"),
+    "an average of what is not trained": (
+        ["-c", "configs/method/repedit.yaml", "--pid", "null", "--average.share", "0.5"],
+        "average has no effect on the method repedit",
+    ),
+    "an average among the trainer's callbacks": (
+        ["--trainer.callbacks", "lightning_unlearn.callbacks.weight_average.WeightAverage"]
+        + ["--trainer.callbacks.share", "0.5"],
+        "trainer.callbacks: WeightAverage is an option of its own, average",
+    ),
     "an infinite step": (["--lr", ".inf"], "model.lr=inf"),
     "a negative target": (["--target_cost", "-1"], "pid.target_cost=-1"),
     "no horizon": (["--horizon", "0"], "horizon=0"),

@@ -52,7 +52,7 @@ class WeightAverage(pl.Callback):
         if self._mean is None or not self._mean.n_averaged:
             return ""
         beyond = "" if self.alpha == 1.0 else f", on the line from the start's at {self.alpha:g}"
-        return f"mean of the weights of the last {int(self._mean.n_averaged)} updates{beyond}"
+        return f"mean of the weights of {int(self._mean.n_averaged)} updates{beyond}"
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Begin, or go on from what a run that is resumed had."""
