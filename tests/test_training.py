@@ -195,8 +195,7 @@ BAD = {
         "average has no effect on the method repedit",
     ),
     "an average among the trainer's callbacks": (
-        ["--trainer.callbacks", "lightning_unlearn.callbacks.weight_average.WeightAverage"]
-        + ["--trainer.callbacks.share", "0.5"],
+        ["--trainer.callbacks", WeightAverage.__module__ + ".WeightAverage", "--trainer.callbacks.share", "0.5"],
         "trainer.callbacks: WeightAverage is an option of its own, average",
     ),
     "an infinite step": (["--lr", ".inf"], "model.lr=inf"),
