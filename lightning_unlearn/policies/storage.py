@@ -64,6 +64,8 @@ def load_policy(path: Path) -> StoredPolicy:
     if path.suffix == ".pt":
         config, weights = read_published(path, MAX_WEIGHTS_BYTES)
         return StoredPolicy(_filled(config, weights, path), ModelCard())
+    if not path.exists():
+        raise FileNotFoundError(f"{path} does not exist.")
     folder = path if path.is_dir() else path.parent
     description = read_description(folder / DESCRIPTION_FILE)
     weights = _read_safetensors(folder / WEIGHTS_FILE if path.is_dir() else path, description.weights_sha256)

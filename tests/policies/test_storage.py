@@ -166,3 +166,8 @@ def test_a_description_without_a_digest_is_read(folder):
 def test_a_missing_file_is_said_to_be_missing(tmp_path):
     with pytest.raises(FileNotFoundError, match="nowhere"):
         load_policy(tmp_path / "nowhere.pt")
+
+
+def test_a_missing_folder_is_named_itself_and_not_a_file_beside_it(tmp_path):
+    with pytest.raises(FileNotFoundError, match="missing-600 does not exist"):
+        load_policy(tmp_path / "missing-600")
