@@ -44,11 +44,9 @@ def _shapes(policy: ActorCritic) -> dict[str, torch.Size]:
 
 def _same_frame(start: ActorCritic, end: ActorCritic) -> bool:
     """Whether observation normaliser and editor, whose numbers no gradient moves, are equal."""
-    for one, other in ((start.normaliser, end.normaliser), (start.editor, end.editor)):
-        if (one is None) != (other is None):
-            return False
-        if one is not None and other is not None:
-            a, b = dict(one.named_buffers()), dict(other.named_buffers())
-            if a.keys() != b.keys() or not all(torch.equal(a[name], b[name]) for name in a):
-                return False
-    return True
+    one, other = _frame(start), _frame(end)
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def _frame(policy: ActorCritic) -> dict[str, torch.Tensor]:
+    return {name: numbers for name, numbers in policy.named_buffers() if name.startswith(("normaliser.", "editor."))}
