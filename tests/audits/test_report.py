@@ -1,14 +1,19 @@
 import re
 from html.parser import HTMLParser
+from itertools import combinations
 
 import mlflow
 import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.transforms import Bbox
 
 from lightning_unlearn import cli, registry
 from lightning_unlearn.audits.policy_suite import evaluate
 from lightning_unlearn.audits.report.as_html import as_html
 from lightning_unlearn.audits.report.as_markdown import as_markdown
+from lightning_unlearn.audits.report.charts import keep_apart
 from lightning_unlearn.audits.report.document import (
     Document,
     Folded,
@@ -227,3 +232,21 @@ def test_a_map_is_drawn_of_every_policy():
     maps = heat_maps(driven, "a")
     assert [png[:4] for png in maps.values()] == [b"\x89PNG"] * 2
     assert maps == heat_maps(driven, "a")
+
+
+def test_names_of_points_that_crowd_do_not_cover_each_other():
+    figure = Figure(figsize=(4, 3))
+    FigureCanvasAgg(figure)
+    ax = figure.subplots()
+    crowd = [(0.5, 0.5), (0.51, 0.5), (0.5, 0.51), (0.52, 0.52)]
+    ax.plot(*zip(*crowd, strict=True), "o")
+    names = [ax.annotate("600", point, xytext=(5, 4), textcoords="offset points", fontsize=7) for point in crowd]
+    assert shared_area(names) > 0
+    keep_apart(figure, names)
+    assert shared_area(names) == 0
+
+
+def shared_area(names):
+    boxes = [name.get_window_extent() for name in names]
+    shared = [Bbox.intersection(one, other) for one, other in combinations(boxes, 2)]
+    return sum(box.width * box.height for box in shared if box is not None)

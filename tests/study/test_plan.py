@@ -52,6 +52,14 @@ def test_the_full_study_has_every_stage_in_order(full):
     require_possible(steps)
 
 
+@pytest.mark.parametrize("name", ["full", "headline", "other_tasks", "smoke"])
+def test_every_study_file_can_be_planned(name):
+    a_study = study(**yaml.safe_load(find_config(f"study/{name}.yaml").read_text()))
+    steps = plan(a_study, resolve(a_study), "out", str)
+    require_possible(steps)
+    assert {step.name.split("/")[1] for step in steps if "seed" in step.name} == {f"seed{s}" for s in a_study.seeds}
+
+
 def test_a_step_comes_after_all_that_it_needs(full):
     seen = set()
     for name, step in steps_of(dataclasses.replace(full, seeds=[3, 1])).items():

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from io import BytesIO
+from itertools import repeat
 from typing import Any
 
 import matplotlib
@@ -9,7 +10,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.text import Annotation
 from matplotlib.ticker import EngFormatter
+from matplotlib.transforms import Bbox
 
 from lightning_unlearn.audits.drawing import BLUE, GREEN, INK, ORANGE, PURPLE, SKY, VERMILLION
 from lightning_unlearn.audits.report.findings import Model, Relearning, Training
@@ -30,6 +33,8 @@ _FAMILY = {
 _OTHERS = ("#882255", "#999933", "#44AA99", "#AA4499", "#661100", "#6699CC")
 _MARKERS = "osD^"
 _LINES = ("-", "--", "-.", ":")
+_BESIDE = ((5, 4), (5, -9), (-5, 4), (-5, -9), (0, 8), (0, -13), (14, 10), (-14, 10), (14, -15), (-14, -15))
+"""Where a point's name may stand, in points from it, the likeliest first; left of it, it ends there."""
 _AS_WRITTEN: Any = {"text.parse_math": False, "svg.hashsalt": "lightning-unlearn"}
 """Names are no formulas, and element names do not change from run to run."""
 
@@ -57,32 +62,31 @@ def pareto(
     """
     figure, ax = _panel(5.4, 4.6)
     ax.axvline(COST_LIMIT, color=NOTE, linewidth=0.8, linestyle=":")
+    names = [_draw_kind(ax, kind, colour[kind.model.family]) for kind in found]
     for name, point in published.items():
         family, _, update = name.partition(" ")
-        _draw_point(ax, point, update, "o", colour[family])
-    for name, point in others.items():
-        _draw_point(ax, point, name, "x", NOTE)
-    for kind in found:
-        _draw_kind(ax, kind, colour[kind.model.family])
+        names.append(_draw_point(ax, point, update, "o", colour[family]))
+    names += [_draw_point(ax, point, name, "x", NOTE) for name, point in others.items()]
     for family in dict.fromkeys(kind.model.family for kind in found):
         ax.plot([], [], "o", color=colour[family], label=family)
     ax.set(xlabel="cost of an episode", ylabel="return of an episode")
     _below(figure, ax)
+    keep_apart(figure, names)
     return _svg(figure)
 
 
-def _draw_point(ax: Axes, point: Point, name: str, marker: str, colour: str) -> None:
+def _draw_point(ax: Axes, point: Point, name: str, marker: str, colour: str) -> Annotation:
     ax.plot(point.cost, point.reward, marker, color=colour, markerfacecolor="none", markersize=5, alpha=0.7)
-    _name(ax, name, point.cost, point.reward, colour)
+    return _name(ax, name, point.cost, point.reward, colour)
 
 
-def _draw_kind(ax: Axes, kind: Kind, colour: str) -> None:
+def _draw_kind(ax: Axes, kind: Kind, colour: str) -> Annotation:
     cost, reward = (float(kind.rows[column].mean()) for column in ("Cost_Sum", "Reward"))
     if kind.seeds > 1:
         ax.plot(kind.rows["Cost_Sum"], kind.rows["Reward"], ".", color=colour, markersize=4, alpha=0.5)
     x, y = (_error(middle, kind.interval(q)) for middle, q in ((cost, "Cost"), (reward, "Reward")))
     ax.errorbar(cost, reward, y, x, fmt="o", color=colour, markersize=8, markeredgecolor="white", elinewidth=1)
-    _name(ax, "" if kind.model.update is None else str(kind.model.update), cost, reward, colour)
+    return _name(ax, "" if kind.model.update is None else str(kind.model.update), cost, reward, colour)
 
 
 def _error(middle: float, interval: tuple[float, float] | None) -> np.ndarray | None:
@@ -189,8 +193,30 @@ def _panel(width: float, height: float) -> tuple[Figure, Axes]:
     return figure, ax
 
 
-def _name(ax: Axes, name: str, x: float, y: float, colour: str) -> None:
-    ax.annotate(name, (x, y), xytext=(5, 4), textcoords="offset points", fontsize=7, color=colour)
+def _name(ax: Axes, name: str, x: float, y: float, colour: str) -> Annotation:
+    return ax.annotate(name, (x, y), xytext=_BESIDE[0], textcoords="offset points", fontsize=7, color=colour)
+
+
+def keep_apart(figure: Figure, names: Sequence[Annotation]) -> None:
+    """Move each name to where it covers least of the points and of the names before it."""
+    figure.draw_without_rendering()  # the axes get their place
+    taken = [Bbox.from_bounds(x - 4, y - 4, 8, 8) for x, y in (n.axes.transData.transform(n.xy) for n in names)]
+    for name in names:
+        covered = {place: sum(map(_area, taken, repeat(_moved(name, place)))) for place in _BESIDE}
+        taken.append(_moved(name, min(_BESIDE, key=covered.__getitem__)))
+
+
+def _moved(name: Annotation, place: tuple[int, int]) -> Bbox:
+    """Where a name then stands, in pixels."""
+    name.xyann = place
+    name.set_horizontalalignment("right" if place[0] < 0 else "left" if place[0] else "center")
+    return name.get_window_extent()
+
+
+def _area(one: Bbox, other: Bbox) -> float:
+    """What two boxes share."""
+    shared = Bbox.intersection(one, other)
+    return 0.0 if shared is None else shared.width * shared.height
 
 
 def _below(figure: Figure, ax: Axes) -> None:
