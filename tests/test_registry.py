@@ -1,3 +1,6 @@
+import json
+from hashlib import sha256
+
 import mlflow
 import numpy as np
 import pytest
@@ -71,10 +74,20 @@ def test_the_expert_of_the_same_seed_is_preferred(policy, store):
         registry.expert_uri("Other-v0", 0)
 
 
-@pytest.mark.parametrize("name", ["unsafe.SafetyPointGoal1-v0", "unsafe.ToyLine-v0"])
-def test_shipped_models_load(name):
-    stored = registry.load_policy(f"zoo:{name}")
-    assert registry.model_name(stored.card.method, stored.card.env) == name
+@pytest.mark.parametrize("task", ["SafetyPointGoal1-v0", "SafetyPointCircle1-v0", "SafetyCarGoal1-v0"])
+def test_an_expert_and_a_repair_of_it_are_shipped_for(task):
+    assert registry.shipped_models(task) == [f"zoo:concept_tuned.{task}", f"zoo:unsafe.{task}"]
+
+
+@pytest.mark.parametrize(
+    "folder", [folder for folder in registry.ZOO.iterdir() if folder.is_dir()], ids=lambda f: f.name
+)
+def test_shipped_models_load_and_are_what_their_provenance_says(folder):
+    stored = registry.load_policy(f"zoo:{folder.name}")
+    assert registry.model_name(stored.card.method, stored.card.env) == folder.name
+    told = json.loads((folder / "provenance.json").read_text())["sha256"]
+    assert told == {name: sha256((folder / name).read_bytes()).hexdigest() for name in told}
+    assert set(told) == {"policy.json", "policy.safetensors"}
 
 
 @pytest.mark.parametrize(

@@ -223,8 +223,9 @@ def test_the_shipped_models_of_the_main_task_need_no_registry(store, tmp_path):
     short = "--episodes 2 --max_steps 40 --kl_states 50 --out DIR"
     cli.main(f"evaluate --env SafetyPointGoal1-v0 --models zoo {short}".split())
     assert sorted(p.name for p in (tmp_path / "DIR").iterdir()) == FILES
-    (row,) = pd.read_csv(tmp_path / "DIR/summary.csv").to_dict("records")
-    assert (row["Model"], row["Episode_Length"], row["Near_By"]) == ("unsafe", 40, "1 - max(hazards_lidar)")
+    rows = pd.read_csv(tmp_path / "DIR/summary.csv")
+    assert rows["Model"].tolist() == ["unsafe", "concept_tuned_600"]
+    assert set(zip(rows["Episode_Length"], rows["Near_By"], strict=True)) == {(40, "1 - max(hazards_lidar)")}
 
 
 def test_what_cannot_be_evaluated_is_refused_before_work_starts(store, register, refused, tmp_path):
