@@ -129,7 +129,7 @@ def test_what_is_missing_is_named_with_the_command_that_makes_it(models, tmp_pat
     for command in ("evaluate", "relearn", "probe collect", "probe fit", "latent-shift", "action-control"):
         assert f"lightning-unlearn {command} --env {TOY}" in text
     assert f"lightning-unlearn evaluate --env {TOY} --seed 0 1" in text
-    assert "No curve yet" not in text
+    assert "No curve:" not in text
 
 
 def test_a_run_that_was_cut_hides_no_finished_one(models, tmp_path):

@@ -88,7 +88,8 @@ def learning(known: Material) -> Section:
     blocks: list[Block] = [Paragraph(f"{said}training ended.")]
     if unfinished:
         blocks.append(Paragraph(f"Not finished: {'; '.join(unfinished)}."))
-    return Section(title, [*blocks, Gallery(pictures)] if pictures else [*blocks, Paragraph("No curve yet.")])
+    without = Paragraph("No curve: the models were registered from stored weights, or no update is done yet.")
+    return Section(title, [*blocks, Gallery(pictures) if pictures else without])
 
 
 def _no_evaluation(known: Material) -> Block:
