@@ -138,7 +138,7 @@ def arrange(subjects: Iterable[Subject]) -> list[Subject]:
 def _uris(env_id: str, name: str, seeds: Sequence[int]) -> list[str]:
     if name == ZOO:
         return registry.shipped_models(env_id) or _none_found(f"--models zoo: the package ships no model of {env_id}")
-    if name and (not re.fullmatch(r"[a-z_]+", name) or Path(name).exists()):
+    if name and (not re.fullmatch(r"[a-z]\w*", name) or Path(name).exists()):
         return [name]
     registered = [model for seed in seeds for model in registry.registered_models(env_id, seed)]
     chosen = [model.uri for model in registered if name in ("", model.method)]

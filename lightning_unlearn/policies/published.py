@@ -18,7 +18,7 @@ from lightning_unlearn.policies.weights_file import read_pt
 
 _HEADS = {"trunk": "shared", "action_mean": "mu", "reward_value": "vr", "cost_value": "vc", "log_std": "logstd"}
 _OWN_NAMES = {published: own for own, published in _HEADS.items()}
-_NAME = re.compile(r"(?:(unsafe)_expert|(oracle)|safe_([a-z_]+))_([A-Z][A-Za-z0-9]*-v\d+)(?:_(\d+))?\.pt")
+_NAME = re.compile(r"(?:(unsafe)_expert|(oracle)|safe_([a-z]\w*?))_([A-Z][A-Za-z0-9]*-v\d+)(?:_(\d+))?\.pt")
 _MAX_ACTIONS = 1 << 12
 _EDITOR_PARTS = ("direction", "alpha", "tau", "beta")
 

@@ -219,6 +219,12 @@ def test_a_file_of_the_published_layout_is_a_model(models, tmp_path, capsys):
         assert a.loc["concept_50", column] == b.loc["concept_50", column]
 
 
+def test_a_method_may_have_digits_in_its_name(models, register, tmp_path):
+    register("concept_10", 50, 0.5)
+    evaluate("--out", "a", "--models", "concept_10")
+    assert pd.read_csv(tmp_path / "a/summary.csv")["Model"].tolist() == ["unsafe", "concept_10_50"]
+
+
 def test_the_shipped_models_of_the_main_task_need_no_registry(store, tmp_path):
     short = "--episodes 2 --max_steps 40 --kl_states 50 --out DIR"
     cli.main(f"evaluate --env SafetyPointGoal1-v0 --models zoo {short}".split())

@@ -15,6 +15,7 @@ from lightning_unlearn.policies.storage import load_policy
         ("concept", 50, "safe_concept_SafetyPointGoal1-v0_50.pt"),
         ("trajectory_decremental", 150, "safe_trajectory_decremental_SafetyPointGoal1-v0_150.pt"),
         ("repedit", 100, "safe_repedit_SafetyPointGoal1-v0_100.pt"),
+        ("concept_10", 50, "safe_concept_10_SafetyPointGoal1-v0_50.pt"),
     ],
 )
 def test_names_are_the_published_ones_and_read_back(method, update, name):
