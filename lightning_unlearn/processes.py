@@ -35,6 +35,11 @@ def is_gone(tags: Mapping[str, str]) -> bool:
     return started(process) != tags.get(STARTED)
 
 
+def lives_here(tags: Mapping[str, str]) -> bool:
+    """Whether the process that `owner` named is one of this machine, and still there."""
+    return tags.get(HOST) == host() and not is_gone(tags)
+
+
 def started(process: int) -> str:
     """When a process started, in the kernel's ticks; empty where the kernel does not tell, or it has ended."""
     try:

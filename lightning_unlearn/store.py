@@ -68,8 +68,8 @@ def answers() -> bool:
     try:
         with urlopen(f"{uri.rstrip('/')}/health", timeout=ANSWER_S):
             return True
-    except HTTPError:
-        return True  # it has no such page, or wants a password: it is there
+    except HTTPError as error:
+        return error.code < 500  # it has no such page, or wants a password: it is there; a proxy without it is not
     except (URLError, OSError):
         return False
 

@@ -28,7 +28,18 @@ from lightning_unlearn.audits.subjects import (
     require_fit,
 )
 from lightning_unlearn.audits.suite import Comparison, Result, Suite, SuiteOptions, settings
-from lightning_unlearn.audits.suite_files import FILES, PARTIAL, VIDEOS, Partial, finished, records, write_files
+from lightning_unlearn.audits.suite_files import (
+    FILES,
+    MAX_BYTES,
+    PARTIAL,
+    SUMMARY,
+    SUMMARY_JSON,
+    VIDEOS,
+    Partial,
+    finished,
+    records,
+    write_files,
+)
 from lightning_unlearn.audits.suite_print import print_tables
 from lightning_unlearn.audits.suite_table import (
     COLUMNS,
@@ -47,8 +58,10 @@ from lightning_unlearn.envs.batched import BatchedEnv, make_env
 from lightning_unlearn.envs.concept import Concept
 from lightning_unlearn.envs.concept_option import add_concept_option, parse_with_concept
 from lightning_unlearn.options import CommandParser
+from lightning_unlearn.untrusted import read_json
 
-KIND = "policy_suite_eval"
+KIND, NAME = "policy_suite_eval", "policy-suite"
+"""Folder of the files, and name of the run."""
 PUBLISHED_COLUMNS = 17
 VIDEO_RENDERER = "top view drawn by matplotlib, which needs neither a display nor GL (EGL, OSMesa)"
 _VERSIONS = ("lightning-unlearn", "torch", "mujoco", "safety-gymnasium", "numpy")
@@ -64,8 +77,13 @@ def main(args: Sequence[str]) -> None:
     folder = results_folder(options.out, KIND, options.eval_id)
     eval_id = options.eval_id or folder.name
     about = [settings(wanted, comparison) for comparison in comparisons]
+    seeds = {c.subject.seed for c in comparisons if not registry.is_shipped(c.subject.uri)}
     if options.eval_id and _is_finished(folder, about):
         print(f"Evaluation {eval_id} is finished already: {folder.resolve()}")
+        if not _is_recorded(options.env, eval_id):  # not in this store
+            over_seeds = read_json(folder / SUMMARY_JSON, MAX_BYTES)["over_seeds"]
+            run = _record(options, eval_id, folder, pd.read_csv(folder / SUMMARY), over_seeds, seeds)
+            print(f"MLflow run: {run}")
         return
     found, shared = _examine(wanted, comparisons, folder, options.workers)
     shared["summary_columns"] = columns(found)
@@ -79,10 +97,9 @@ def main(args: Sequence[str]) -> None:
     findings = {"eval_id": eval_id, "over_seeds": over_seeds, "notes": said}
     metadata = _metadata(options, eval_id, comparisons, about, shared, time.perf_counter() - started)
     write_files(folder, table, per_episode_table(found), findings, metadata)
-    Partial(folder).remove()
     print_tables(table, cost_keys(found), over_seeds, said)
-    seeds = {c.subject.seed for c in comparisons if not registry.is_shipped(c.subject.uri)}
     run = _record(options, eval_id, folder, table, over_seeds, seeds)
+    Partial(folder).remove()  # only what MLflow has, too, is finished
     print("\n".join(f"  {path.resolve()}" for path in _written(folder)) + f"\nMLflow run: {run}")
 
 
@@ -102,7 +119,7 @@ def read_options(args: Sequence[str]) -> tuple[Any, SuiteOptions]:
 
 
 def gather(options: Any) -> list[Comparison]:
-    """The models with their references, the unsafe experts among them.
+    """The models with their references, the unsafe experts among them: those named by their URIs, else the store's.
 
     Raises:
         ValueError: There is no such model, no reference, or one is of another environment.
@@ -110,7 +127,10 @@ def gather(options: Any) -> list[Comparison]:
     listed = find(options.env, options.models, options.seed)
     only_shipped, first = options.models == [ZOO], options.seed[0]
     seeds = {_seed(subject, first) for subject in listed}
-    experts = {s: expert(options.env, s, options.unsafe_model, shipped=only_shipped) for s in seeds}
+    experts_named = [s for s in listed if s.family == UNSAFE and s.uri in options.models]
+    told = {s.seed: s.uri for s in sorted(experts_named, key=lambda s: s.update or 0)}
+    given = {s: options.unsafe_model or told.get(s) for s in seeds}
+    experts = {s: expert(options.env, s, given[s], shipped=only_shipped) for s in seeds}
     digests = {one.digest for one in experts.values()}
     others = [s for s in listed if not (s.family == UNSAFE and s.digest in digests)]
     subjects = arrange([*experts.values(), *others])
@@ -153,6 +173,11 @@ def _is_finished(folder: Path, about: list[dict[str, Any]]) -> bool:
             f"--eval_id {folder.name} is a finished evaluation of other models or with other options: name another."
         )
     return True
+
+
+def _is_recorded(env_id: str, eval_id: str) -> bool:
+    past = [run for run in runs.stored_runs(env_id) if run.audit == NAME and run.status == "FINISHED"]
+    return any(run.params.get("eval_id") == eval_id for run in past)
 
 
 def _examine(
@@ -265,7 +290,7 @@ def _record(
     numbers = flat_numbers({row["Model"]: row for row in records(table)})
     for row in over_seeds:
         numbers |= flat_numbers({f"over_seeds/{row['Family']}_{row['Update']}": row})
-    run = runs.record_audit(options.env, "policy-suite", vars(options), numbers, places, seeds=seeds)
+    run = runs.record_audit(options.env, NAME, vars(options), numbers, places, seeds=seeds)
     shown = table.astype(object).where(table.notna(), None)
     runs.log_table(run, shown, f"{place}/summary_table.json")
     return run

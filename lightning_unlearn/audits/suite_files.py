@@ -16,7 +16,7 @@ SUMMARY, PER_EPISODE, SUMMARY_JSON, METADATA = "summary.csv", "per_episode.csv",
 FILES = (SUMMARY, PER_EPISODE, SUMMARY_JSON, METADATA)
 VIDEOS = "videos"
 PARTIAL = "partial"
-_MAX_BYTES = 1 << 26
+MAX_BYTES = 1 << 26
 _DAMAGED = (OSError, ValueError, KeyError, TypeError, AttributeError)
 
 
@@ -33,7 +33,7 @@ class Partial:
     def read(self, label: str, settings: Mapping[str, Any]) -> Result | None:
         """A model's result; None if it is not there, is damaged or was found with other settings or weights."""
         try:
-            stored = read_json(self.folder / f"{label}.json", _MAX_BYTES)
+            stored = read_json(self.folder / f"{label}.json", MAX_BYTES)
             if stored["settings"] != settings:
                 return None
             odd = {place.removeprefix("change/"): float(kind) for place, kind in stored.get("not_finite", {}).items()}
@@ -60,7 +60,7 @@ def finished(folder: Path) -> Mapping[str, Any] | None:
     if not all((folder / name).is_file() for name in FILES):
         return None
     try:
-        found = read_json(folder / METADATA, _MAX_BYTES)
+        found = read_json(folder / METADATA, MAX_BYTES)
         return found if isinstance(found, dict) else None
     except _DAMAGED:
         return None

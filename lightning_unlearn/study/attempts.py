@@ -43,7 +43,7 @@ def resume_options(env: str, digest: str, parent: str) -> list[str]:
 
 @contextmanager
 def sending() -> Iterator[None]:
-    """While it lasts, new checkpoints in the present folder go to the store, so that another machine can go on."""
+    """While it lasts, new checkpoints go to the store, so that another machine can go on."""
     over = Event()
     courier = Thread(target=_send_until, args=(over,), daemon=True)
     courier.start()
@@ -65,7 +65,7 @@ def _attempts(env: str, digest: str) -> list[mlflow.entities.Run]:
 
 def _require_dead(run: mlflow.entities.Run) -> None:
     tags = run.data.tags
-    if tags.get(processes.HOST) == processes.host() and not processes.is_gone(tags):
+    if processes.lives_here(tags):
         raise ValueError(
             f"run {run.info.run_id} of this step is still under way in process {tags[processes.PROCESS]}, left behind "
             "by a study that was killed: wait for it, or end it."
@@ -73,23 +73,23 @@ def _require_dead(run: mlflow.entities.Run) -> None:
 
 
 def _send_until(over: Event) -> None:
-    sent, last = None, 0.0
+    sent, last, folder = None, -EVERY_S, store.checkpoints_root()
     while not over.wait(_LOOK_S):
-        newest = max(Path("mlruns/checkpoints").glob("*/*.ckpt"), key=checkpoints.update_of, default=None)
+        newest = max(folder.glob("*/*.ckpt"), key=checkpoints.update_of, default=None)
         if newest is not None and newest != sent and time.monotonic() - last >= EVERY_S:
-            sent, last = newest, time.monotonic()
-            _send(newest)
+            sent, last = newest if _send(newest) else sent, time.monotonic()
 
 
-def _send(checkpoint: Path) -> None:
-    """A checkpoint that is replaced meanwhile, or a server that does not answer, is the next round's business."""
+def _send(checkpoint: Path) -> bool:
+    """False where it was replaced meanwhile, or the server does not answer: that is a later round's business."""
     try:
         content = f"{checkpoint.name}\n".encode() + checkpoint.read_bytes()
         letter = checkpoint.parent / _FILE
         letter.write_bytes(content)
         mlflow.MlflowClient().log_artifact(checkpoint.parent.name, str(letter), SENT)
     except (OSError, MlflowException):
-        return
+        return False
+    return True
 
 
 def _receive(run_id: str, folder: Path) -> bool:

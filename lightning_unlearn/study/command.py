@@ -14,6 +14,7 @@ from jsonargparse import ActionConfigFile
 from lightning_unlearn import registry
 from lightning_unlearn.configuration import find_config
 from lightning_unlearn.options import CommandParser
+from lightning_unlearn.store import patiently
 from lightning_unlearn.study.check import require_possible
 from lightning_unlearn.study.conduct import Conduct
 from lightning_unlearn.study.estimate import Speeds, in_words, step_seconds, wall_seconds
@@ -71,6 +72,8 @@ def _run(planned: Planned, store: StudyStore, executor: Executor, retries: int) 
     """Run what is not done; the exit code is 1 if anything failed, and 130 if it was interrupted."""
     for number in (signal.SIGINT, signal.SIGTERM):  # also where a shell started this in the background
         signal.signal(number, signal.default_int_handler)
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # a terminal that closes, unless `nohup` asked to outlive it
+        signal.signal(signal.SIGHUP, signal.default_int_handler)
     results, view = dict(planned.done), View(planned.jobs)
     progress = initial(planned.steps, results, planned.seconds)
     conduct = Conduct(store, results, executor, planned.study.name, planned.out, planned.workers)
@@ -84,7 +87,7 @@ def _run(planned: Planned, store: StudyStore, executor: Executor, retries: int) 
     finally:
         table = step_table(progress)
         Path(planned.out, "steps.csv").write_text(table, encoding="utf-8")
-        store.end(conduct.parent, status, table)
+        patiently(lambda: store.end(conduct.parent, status, table), "how the study ended")
     _print_end(progress, status, conduct.parent, planned.out, time.perf_counter() - started)
     if status != FINISHED:
         raise SystemExit(130 if status == KILLED else 1)

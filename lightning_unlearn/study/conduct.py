@@ -3,13 +3,19 @@
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
+
+from mlflow.exceptions import MlflowException
 
 from lightning_unlearn import registry
 from lightning_unlearn.policies.storage import save_policy
+from lightning_unlearn.store import patiently
 from lightning_unlearn.study.execute import Doing, Executor, Progress, Running
 from lightning_unlearn.study.jobs import log_file, make_job
 from lightning_unlearn.study.steps import Result, Step, step_digest
 from lightning_unlearn.study.store import StudyStore, context
+
+_T = TypeVar("_T")
 
 
 class Conduct:
@@ -42,16 +48,30 @@ class Conduct:
         return Doing(self._start, self._settle, show, jobs, retries)
 
     def _start(self, step: Step) -> Running:
+        return _refused(lambda: self._started(step))
+
+    def _settle(self, step: Step, seconds: float) -> Result:
+        return _refused(lambda: self._settled(step, seconds))
+
+    def _started(self, step: Step) -> Running:
         digest = self._digests[step.name] = step_digest(step, self._results)
         tags = context(step, digest, self.parent)
         uri = registry.tracking_uri()
         return self._executor.start(make_job(step, digest, self._results, tags, uri, self._out, self._workers))
 
-    def _settle(self, step: Step, seconds: float) -> Result:
+    def _settled(self, step: Step, seconds: float) -> Result:
         log = Path(log_file(self._out, step)).read_text(errors="replace")
-        result = self._store.settle(step, self._digests[step.name], self.parent, seconds, log)
+        result = patiently(lambda: self._store.settle(step, self._digests[step.name], seconds, log), step.name)
         for update, uri in result.models.items():
             stored = registry.load_policy(uri)
             folder = Path(self._out, *step.name.split("/")[:-1], "weights", f"{step.stage}-{update}")
             save_policy(folder, stored.policy, stored.card)
         return result
+
+
+def _refused(act: Callable[[], _T]) -> _T:
+    """What the store refuses is the one step's failure, not the study's end."""
+    try:
+        return act()
+    except MlflowException as error:
+        raise ValueError(f"the store refused it: {error}") from error

@@ -10,7 +10,7 @@ from pathlib import Path
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
 from lightning_unlearn.study.attempts import resume_options
-from lightning_unlearn.study.steps import Arg, Config, FileOf, ModelOf, Place, Result, RunOf, Step
+from lightning_unlearn.study.steps import Arg, Config, FileOf, ModelOf, NameOf, Place, Result, RunOf, Step
 from lightning_unlearn.study.store import fetch
 
 
@@ -124,6 +124,8 @@ def _text(arg: Arg, results: Mapping[str, Result], digest: str) -> str:
         return results[arg.step].models[arg.update]
     if isinstance(arg, RunOf):
         return results[arg.step].run_id
+    if isinstance(arg, NameOf):
+        return arg.name.replace("{digest}", results[arg.step].digest[:8])
     if isinstance(arg, Place):
         return arg.path.replace("{digest}", digest[:8])
     return arg if isinstance(arg, str) else arg.path

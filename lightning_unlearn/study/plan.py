@@ -9,11 +9,12 @@ from string import Formatter
 from typing import Any
 
 from lightning_unlearn.study.schema import RANDOM, Study, Weights, model_name, require_known
-from lightning_unlearn.study.steps import Arg, Config, FileOf, ModelOf, Place, RunOf, Step, Work, in_order
+from lightning_unlearn.study.steps import Arg, Config, FileOf, ModelOf, NameOf, Place, RunOf, Step, Work, in_order
 from lightning_unlearn.study.trainings import AUTO, EPISODE_STEPS, Training
 
 UNSAFE = "unsafe"
 PROBE, SELECT, EVALUATE, RELEARN, SHIFT, REPORT = "probe", "select", "evaluate", "relearn", "latent-shift", "report"
+_EVAL_ID = f"{EVALUATE}-{{digest}}"
 STATES, FITTED, DIRECTION = "probe_states.npz", "hazard_probe.npz", "hazard_direction.pt"
 
 
@@ -34,6 +35,10 @@ def plan(
     for weights in study.weights:
         for of_env in trainings.values():
             require_known("weights", weights.method, [training.name for training in of_env])
+        for env in weights.envs:
+            require_known("weights.envs", env, trainings)
+        if unused := set(weights.seeds) - set(study.seeds):
+            raise ValueError(f"weights.seeds: {min(unused)} is no seed of this study: leave it out.")
     every = [_Environment(study, env, of_env, f"{out}/{env}", digest_of) for env, of_env in trainings.items()]
     return in_order([step for environment in every for step in environment.steps()])
 
@@ -121,7 +126,7 @@ class _Environment:
             "collect",
             [*of_env, "--model_path", model, "--out", self._probe_file(seed, STATES), *told],
             seed,
-            workers=("--workers", int(said.collect.get("num_envs", 32))),
+            workers=("--workers", _number(said.collect, "num_envs", 32)),
             work=Work(rolled=_collected(said.collect)),
         )
         fitted = Place(f"{self.out}/seed{seed}/probes/hazard_probe_metrics.json")
@@ -153,7 +158,7 @@ class _Environment:
         args: list[Arg] = ["select", "--env", self.env, "--method", method, "--seed", *map(str, seeds)]
         args += ["--run", *(RunOf(self._name_of(training, seed)) for seed in seeds)]
         args += ["--out", Place(f"{self.out}/select_{method}-{{digest}}")]
-        episodes = int(said.options.get("episodes", 50))
+        episodes = _number(said.options, "episodes", 50)
         work = Work(rolled=len(seeds) * len(training.save_points) * episodes * EPISODE_STEPS)
         args += [*self._concept(SELECT, said.options), *options(said.options)]
         return self._step(SELECT, f"select/{method}", args, None, workers=("--workers", episodes), work=work)
@@ -164,14 +169,14 @@ class _Environment:
         args: list[Arg] = ["evaluate", "--env", self.env, "--models", *models, "--seed", *map(str, seeds)]
         if len(seeds) == 1 and UNSAFE in self._names():
             args += ["--unsafe_model", self._model(UNSAFE, seeds[0], EVALUATE)]
-        args += [*self._into("evaluate"), *self._concept(EVALUATE, said.options), *options(said.options)]
-        episodes = int(said.options.get("episodes", 50))
+        args += [*self._into(EVALUATE), *self._concept(EVALUATE, said.options), *options(said.options)]
+        episodes = _number(said.options, "episodes", 50)
         work = Work(rolled=len(models) * episodes * EPISODE_STEPS)
         return self._step(EVALUATE, EVALUATE, args, None, workers=("--workers", episodes), work=work)
 
     def _relearn(self, seed: int) -> Iterator[Step]:
         said = self.study.audits[RELEARN]
-        updates, horizon = (int(said.options.get(name, of)) for name, of in (("max_updates", 100), ("horizon", 1024)))
+        updates, horizon = (_number(said.options, *of) for of in (("max_updates", 100), ("horizon", 1024)))
         for model in said.models:
             subject = RANDOM if model == RANDOM else self._model(model, seed, "audits.relearn.models")
             args: list[Arg] = ["relearn", "--env", self.env, "--model_path", subject, "--seed", str(seed)]
@@ -206,6 +211,8 @@ class _Environment:
 
     def _report(self, after: Sequence[str]) -> Step:
         args: list[Arg] = ["report", "--env", self.env, "--seed", *map(str, self.study.seeds)]
+        if EVALUATE in self.study.audits:
+            args += ["--eval_id", NameOf(f"{self.env}/{EVALUATE}", _EVAL_ID)]
         args += ["--out", Place(f"{self.out}/report"), *options(self.study.audits[REPORT].options)]
         return self._step(REPORT, REPORT, args, None, after=tuple(after))
 
@@ -285,7 +292,14 @@ def options(said: Mapping[str, Any]) -> list[Arg]:
 
 def _collected(said: Mapping[str, Any]) -> int:
     """Environment steps of a probe's collection: about one in twenty shows the concept."""
-    return min(int(said.get("max_env_steps", 400_000)), 20 * int(said.get("n_per_class", 10_000)))
+    return min(_number(said, "max_env_steps", 400_000), 20 * _number(said, "n_per_class", 10_000))
+
+
+def _number(said: Mapping[str, Any], option: str, otherwise: int) -> int:
+    value = said.get(option)
+    if not isinstance(value, int | None):
+        raise ValueError(f"audits: {option}: {value!r} is not possible: use a whole number.")
+    return otherwise if value is None else value
 
 
 def _word(model: str) -> str:

@@ -10,8 +10,8 @@ from lightning_unlearn.study.jobs import Job
 from lightning_unlearn.study.local import GRACE_S, LocalExecutor, LocalProcess
 from lightning_unlearn.study.ray_worker import Ended, work
 
-LOST = -9
-"""Exit code of a step whose worker is gone for good."""
+LOST = 1
+"""Exit code of a step whose worker is gone for good: Ray has tried it again as often as it should be."""
 
 
 class RayTask:
@@ -98,11 +98,19 @@ class RayExecutor:
 
         return int(ray.cluster_resources().get("CPU", 1))
 
+    @property
+    def widest(self) -> int:
+        """Cores of its largest node: no step can have more."""
+        import ray
+
+        return max(int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"])
+
     def start(self, job: Job) -> RayTask | LocalProcess:
         """Start a step, where there is room."""
         if job.here:
             return self._here.start(job)
-        return RayTask(job, self._task.options(num_cpus=job.workers, name=job.name).remote(job))
+        cores = min(job.workers, self.widest)
+        return RayTask(job, self._task.options(num_cpus=cores, name=job.name).remote(job))
 
 
 def require_ray() -> Any:

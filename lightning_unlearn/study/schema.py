@@ -5,7 +5,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, TypeVar, get_origin
+from typing import Any, TypeVar, get_args, get_origin
 
 import yaml
 
@@ -236,6 +236,11 @@ def _require_kind(where: str, value: Any, annotation: Any) -> None:
         return
     if not isinstance(value, wanted) or (wanted is Sequence and isinstance(value, str)):
         raise ValueError(f"{where}: {value!r} is not possible: give a {_WORDS[wanted]}.")
+    of = get_args(annotation)[0] if wanted is Sequence else object
+    for element in value if wanted is Sequence else ():
+        if not isinstance(element, of):
+            kind = "words" if of is str else "whole numbers"
+            raise ValueError(f"{where}: {element!r} is not possible: list {kind}.")
 
 
 _WORDS: Mapping[Any, str] = {

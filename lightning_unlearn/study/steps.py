@@ -48,7 +48,15 @@ class Config:
     content: str
 
 
-Arg = str | ModelOf | FileOf | RunOf | Place | Config
+@dataclass(frozen=True)
+class NameOf:
+    """A name that another step gave to what it made: `{digest}` becomes that step's own."""
+
+    step: str
+    name: str
+
+
+Arg = str | ModelOf | FileOf | RunOf | NameOf | Place | Config
 
 
 @dataclass(frozen=True)
@@ -96,7 +104,7 @@ class Step:
     @property
     def needs(self) -> tuple[str, ...]:
         """The steps that must be done before it."""
-        named = [arg.step for arg in self.args if isinstance(arg, ModelOf | FileOf | RunOf)]
+        named = [arg.step for arg in self.args if isinstance(arg, ModelOf | FileOf | RunOf | NameOf)]
         return tuple(dict.fromkeys([*named, *self.after]))
 
 
@@ -169,4 +177,4 @@ def done_steps(steps: Sequence[Step], find: Callable[[Step, str], Result | None]
 def _identity(arg: Arg, results: Mapping[str, Result]) -> object:
     if isinstance(arg, ModelOf):
         return [results[arg.step].digest, arg.update]
-    return [results[arg.step].digest] if isinstance(arg, FileOf | RunOf) else arg
+    return [results[arg.step].digest] if isinstance(arg, FileOf | RunOf | NameOf) else arg

@@ -5,16 +5,16 @@ A step's command makes its run itself; tags that MLflow takes from the process's
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import mlflow
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
-from lightning_unlearn import registry
+from lightning_unlearn import processes, registry
 from lightning_unlearn.audits.subjects import weights_digest
-from lightning_unlearn.registry import artifact_location
+from lightning_unlearn.store import artifact_location, writing
 from lightning_unlearn.study.steps import Result, Step
 
 DIGEST, RESULT, KIND, STUDY = "study.digest", "study.result", "study.step", "study.name"
@@ -47,16 +47,23 @@ class StudyStore:
         self._env_ids = env_ids
 
     def find(self, step: Step, digest: str) -> Result | None:
-        """The finished result of a step of this digest, the newest one."""
-        for run in self._runs(step, f"tags.`{DIGEST}` = '{digest}' and attributes.status = '{FINISHED}'"):
-            if RESULT in run.data.tags:
-                models = self._models(run.info.run_id)
-                if set(step.updates) <= set(models):
-                    return Result(run.info.run_id, run.data.tags[RESULT], models)
+        """The finished result of a step of this digest, the newest one; also of one that was never settled."""
+        for run in self._finished(step, digest):
+            models = self._models(run.info.run_id)
+            if set(step.updates) <= set(models):
+                return Result(run.info.run_id, run.data.tags.get(RESULT) or _result_digest(models, digest), models)
         return None
 
     def begin(self, name: str, digest: str, text: str) -> str:
-        """The study's own run, a new one or that of the same study begun before; returns its id."""
+        """The study's own run, a new one or that of the same study begun before; returns its id.
+
+        Raises:
+            ValueError: That one is still under way.
+        """
+        with writing():
+            return self._begin(name, digest, text)
+
+    def _begin(self, name: str, digest: str, text: str) -> str:
         for env_id in self._env_ids:
             if env_id not in self._experiments:
                 place = artifact_location()
@@ -65,37 +72,44 @@ class StudyStore:
         known = self._client.search_runs([first], f"tags.`{DIGEST}` = '{digest}'", max_results=1)
         if known:
             run_id = str(known[0].info.run_id)
+            _require_over(known[0])
             self._client.update_run(run_id, status=RUNNING)
         else:
             run_id = str(self._client.create_run(first, run_name=f"study-{name}").info.run_id)
-        for key, value in {DIGEST: digest, STUDY: name}.items():
+        for key, value in {DIGEST: digest, STUDY: name, **processes.owner()}.items():
             self._client.set_tag(run_id, key, value)
         self._client.log_text(run_id, text, "study.yaml")
         return run_id
 
     def end(self, parent: str, status: str, table: str) -> None:
-        """Close the study's own run, with a table of its steps; steps of it that still run are killed."""
-        for run in self._client.search_runs(
-            [*self._experiments.values()],
-            f"tags.`{MLFLOW_PARENT_RUN_ID}` = '{parent}' and attributes.status = '{RUNNING}'",
-        ):
-            self._client.set_terminated(run.info.run_id, KILLED)
-        self._client.log_text(parent, table, "steps.csv")
-        self._client.set_terminated(parent, status)
+        """Close the study's own run, with a table of its steps, and the steps' runs whose process is gone."""
+        of_study = f"tags.`{MLFLOW_PARENT_RUN_ID}` = '{parent}' and attributes.status = '{RUNNING}'"
+        with writing():
+            for run in self._client.search_runs([*self._experiments.values()], of_study):
+                if not processes.lives_here(run.data.tags):
+                    self._client.set_terminated(run.info.run_id, KILLED)
+            self._client.log_text(parent, table, "steps.csv")
+            self._client.set_terminated(parent, status)
 
-    def settle(self, step: Step, digest: str, parent: str, seconds: float, log: str) -> Result:
-        """Mark what a finished step left, and return it; a command that made no run gets one here."""
-        found = self._runs(step, f"tags.`{DIGEST}` = '{digest}' and attributes.status = '{FINISHED}'")
-        run_id = str(found[0].info.run_id) if found else self._own_run(step, digest, parent)
+    def settle(self, step: Step, digest: str, seconds: float, log: str) -> Result:
+        """Mark what a finished step left, and return it.
+
+        Raises:
+            ValueError: It left no finished run, or not every save point.
+        """
+        found = self._finished(step, digest)
+        if not found:
+            raise ValueError(f"{step.name} ended well, but its run is not in {registry.tracking_uri()}.")
+        run_id = str(found[0].info.run_id)
         models = self._models(run_id)
         if missing := set(step.updates) - set(models):
             raise ValueError(f"{step.name} registered no model of update {min(missing)}.")
-        content = json.dumps({u: stored_digest(uri) for u, uri in sorted(models.items())})
-        result = hashlib.sha256(content.encode()).hexdigest()[:32] if models else digest
-        self._client.log_metric(run_id, SECONDS, seconds)
-        self._client.log_metric(run_id, WORK, float(step.work.total))
-        self._client.log_text(run_id, log, "log.txt")
-        self._client.set_tag(run_id, RESULT, result)
+        result = _result_digest(models, digest)
+        with writing():
+            self._client.log_metric(run_id, SECONDS, seconds)
+            self._client.log_metric(run_id, WORK, float(step.work.total))
+            self._client.log_text(run_id, log, "log.txt")
+            self._client.set_tag(run_id, RESULT, result)
         return Result(run_id, result, models)
 
     def pace(self, step: Step) -> tuple[float, float] | None:
@@ -105,6 +119,9 @@ class StudyStore:
             if SECONDS in metrics:
                 return metrics[SECONDS], metrics[WORK]
         return None
+
+    def _finished(self, step: Step, digest: str) -> list[Any]:
+        return self._runs(step, f"tags.`{DIGEST}` = '{digest}' and attributes.status = '{FINISHED}'")
 
     def _runs(self, step: Step, condition: str, most: int = 20) -> list[Any]:
         newest = ["attributes.start_time DESC"]
@@ -116,11 +133,21 @@ class StudyStore:
         versions = self._client.search_model_versions(f"run_id = '{run_id}'")
         return {int(v.tags["update"]): f"models:/{v.name}/{v.version}" for v in versions if "update" in v.tags}
 
-    def _own_run(self, step: Step, digest: str, parent: str) -> str:
-        tags = {**context(step, digest, parent), "audit": step.stage}
-        run_id = self._client.create_run(self._experiments[step.env], tags=tags, run_name=step.stage).info.run_id
-        self._client.set_terminated(run_id)
-        return str(run_id)
+
+def _result_digest(models: Mapping[int, str], digest: str) -> str:
+    """Of what came out: the weights of a training, the step's own digest of an audit."""
+    if not models:
+        return digest
+    content = json.dumps({update: stored_digest(uri) for update, uri in sorted(models.items())})
+    return hashlib.sha256(content.encode()).hexdigest()[:32]
+
+
+def _require_over(run: mlflow.entities.Run) -> None:
+    if run.info.status == RUNNING and processes.lives_here(run.data.tags):
+        raise ValueError(
+            f"this study is under way already, in process {run.data.tags[processes.PROCESS]} (MLflow run "
+            f"{run.info.run_id}): wait for it, or end it."
+        )
 
 
 def context(step: Step, digest: str, parent: str) -> dict[str, str]:

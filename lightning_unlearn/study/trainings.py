@@ -1,13 +1,14 @@
 """What each method of a study comes to in each environment, once its chain of config files is resolved."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from lightning_unlearn.configuration import find_config, shipped_configs
 from lightning_unlearn.methods.repedit import RepEdit
-from lightning_unlearn.study.schema import Method, Study, require_distinct
+from lightning_unlearn.study.schema import AUDITS, RANDOM, Method, Study, require_distinct
 from lightning_unlearn.study.steps import Work
 from lightning_unlearn.training import TrainingCLI
 
@@ -90,18 +91,42 @@ class _ConfigOnly(TrainingCLI):
         """Nothing is built."""
 
 
-def resolve(study: Study, progress: Callable[[str], None] = lambda _: None) -> dict[str, list[Training]]:
+def resolve(study: Study) -> dict[str, list[Training]]:
     """The trainings of each environment, by its id, in the order of the file.
 
     Raises:
         ValueError: A method or an environment is unknown, an option is, or names repeat.
     """
     found = {env: [_training(study, env, method) for method in study.methods] for env in study.envs}
-    for env, trainings in found.items():
-        progress(f"{env}: {', '.join(t.name for t in trainings)}")
+    for trainings in found.values():
         require_distinct("methods", [training.name for training in trainings])
+        _require_one_env(trainings)
     require_distinct("envs", [trainings[0].env_id for trainings in found.values()])
     return {trainings[0].env_id: trainings for trainings in found.values()}
+
+
+def _require_one_env(trainings: Sequence[Training]) -> None:
+    for training in trainings:
+        if training.env_id != trainings[0].env_id:
+            raise ValueError(
+                f"methods: {training.name} is of {training.env_id}, others of {trainings[0].env_id}: leave data.env "
+                "out of the options and list the environment under envs."
+            )
+
+
+def _require_possible(training: Training) -> None:
+    """What would be refused only when its turn has come."""
+    if not re.fullmatch(r"[A-Za-z]\w*", training.name) or training.name in (*AUDITS, RANDOM):
+        raise ValueError(
+            f"methods: the name {training.name!r} is not possible: use letters, digits and underscores, and none of "
+            f"{', '.join((*AUDITS, RANDOM))}."
+        )
+    updates = int(training.config["trainer"]["max_epochs"])
+    if beyond := [point for point in training.save_points if not 1 <= point <= updates]:
+        raise ValueError(
+            f"methods: {training.name}: save point {beyond[0]} is not among its {updates} updates: give save_points, "
+            "too."
+        )
 
 
 def _training(study: Study, env: str, method: Method) -> Training:
@@ -115,7 +140,7 @@ def _training(study: Study, env: str, method: Method) -> Training:
     source = method.source or ("unsafe" if own == AUTO else own)
     cls = config["model"]["class_path"]
     edits = cls.endswith(f".{RepEdit.__name__}")
-    return Training(
+    training = Training(
         name=about["method"],
         env_id=config["data"]["env"],
         config=config,
@@ -126,6 +151,8 @@ def _training(study: Study, env: str, method: Method) -> Training:
         edits=edits,
         takes_direction=edits and about["repedit_artifact"] is None and about["direction"] == "probe",
     )
+    _require_possible(training)
+    return training
 
 
 def _chain(study: Study, env: str, method: Method) -> list[str]:

@@ -4,7 +4,7 @@ import mlflow
 import pandas as pd
 import pytest
 
-from lightning_unlearn import cli
+from lightning_unlearn import cli, runs
 from lightning_unlearn.audits import evaluate as evaluate_command
 from lightning_unlearn.audits import suite
 from lightning_unlearn.envs.simulator import TopView
@@ -217,6 +217,43 @@ def test_a_file_of_the_published_layout_is_a_model(models, tmp_path, capsys):
     assert a.loc["concept_50", "Path"] == path
     for column in ("Reward", "Cost_Sum", "KL_vs_Unsafe", "Family", "Update"):
         assert a.loc["concept_50", column] == b.loc["concept_50", column]
+
+
+def test_an_expert_that_is_named_by_its_uri_is_compared_with(models, register, tmp_path):
+    newer = register("unsafe", 5, -2.0)
+    uris = [models["unsafe"], models["concept_50"]]
+    evaluate("--out", "named", "--models", *uris)
+    evaluate("--out", "newest", "--models", uris[1])
+    compared = {name: json.loads((tmp_path / name / "metadata.json").read_text()) for name in ("named", "newest")}
+    experts = {name: about["models"]["concept_50"]["unsafe"] for name, about in compared.items()}
+    assert experts == {"named": models["unsafe"], "newest": newer}
+
+
+def test_an_evaluation_that_was_not_recorded_is_not_finished(models, monkeypatch):
+    def fails(*args, **kwargs):
+        raise ValueError("the server is away")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(runs, "record_audit", fails)
+        with pytest.raises(SystemExit):
+            evaluate("--eval_id", "e")
+    evaluate("--eval_id", "e")
+    assert [run.params["eval_id"] for run in runs.stored_runs(TOY) if run.audit == "policy-suite"] == ["e"]
+
+
+def test_a_finished_evaluation_is_recorded_in_a_store_that_has_it_not(models, capsys):
+    def recorded():
+        return [run.run_id for run in runs.stored_runs(TOY) if run.audit == "policy-suite"]
+
+    evaluate("--eval_id", "e")
+    (first,) = recorded()
+    evaluate("--eval_id", "e")
+    assert recorded() == [first]
+    mlflow.MlflowClient().delete_run(first)
+    evaluate("--eval_id", "e")
+    (second,) = recorded()
+    assert f"MLflow run: {second}" in capsys.readouterr().out
+    assert runs.artifact_paths(second, "eval/policy_suite_eval/e")
 
 
 def test_a_method_may_have_digits_in_its_name(models, register, tmp_path):

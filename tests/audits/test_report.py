@@ -242,7 +242,7 @@ def test_names_of_points_that_crowd_do_not_cover_each_other():
     ax.plot(*zip(*crowd, strict=True), "o")
     names = [ax.annotate("600", point, xytext=(5, 4), textcoords="offset points", fontsize=7) for point in crowd]
     assert shared_area(names) > 0
-    keep_apart(figure, names)
+    keep_apart(figure, ax, names)
     assert shared_area(names) == 0
 
 

@@ -79,8 +79,14 @@ def test_somebody_elses_running_attempt_is_left_alone(attempt):
 def test_a_checkpoint_travels_through_the_store(attempt, monkeypatch, tmp_path):
     run_id = attempt()
     monkeypatch.setattr(attempts, "_LOOK_S", 0.01)
+    monkeypatch.setattr(attempts, "EVERY_S", 0.02)
     folder = checkpoint_folder(run_id)
-    with sending():  # looks below mlruns/checkpoints of the present folder
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")  # as a worker is; checkpoints lie where the store says
+    sends = iter([lambda _: False])  # the first time, the server does not answer
+    real = attempts._send
+    monkeypatch.setattr(attempts, "_send", lambda checkpoint: next(sends, real)(checkpoint))
+    with sending():
         for _ in range(500):
             if mlflow.MlflowClient().list_artifacts(run_id, attempts.SENT):
                 break

@@ -8,6 +8,7 @@ import yaml
 
 from lightning_unlearn.configuration import find_config
 from lightning_unlearn.study.check import require_possible
+from lightning_unlearn.study.jobs import make_job
 from lightning_unlearn.study.plan import plan, stages
 from lightning_unlearn.study.schema import read_study
 from lightning_unlearn.study.steps import ModelOf, Result, RunOf, Step, done_steps, in_order, step_digest
@@ -159,6 +160,7 @@ CYCLE = [
     {"config": "concept", "name": "b", "source": "a"},
 ]
 EDITED = ["unsafe", "repedit"]
+UNUSED = {"method": "unsafe", "uri": "x"}
 BAD = {
     "unknown method": ({"methods": ["unsafe", "concpt"]}, "'concpt' is unknown: use one of concept"),
     "unknown environment": ({"envs": ["point_gaol1"]}, "'point_gaol1' is unknown"),
@@ -191,6 +193,21 @@ BAD = {
     "a word for a list": ({"audits": {"relearn": {"models": "concept"}}}, "give a list"),
     "shift without states": ({"audits": {"latent-shift": {"models": ["concept"]}}}, "add audits.probe"),
     "weights of no method": ({"weights": [{"method": "oracle", "uri": "x"}]}, "weights: 'oracle' is unknown"),
+    "weights of no environment": ({"weights": [UNUSED | {"envs": ["point_goal1"]}]}, "weights.envs: 'point_goal1' is"),
+    "weights of no seed": ({"weights": [UNUSED | {"seeds": [7]}]}, "weights.seeds: 7 is no seed of this study"),
+    "a word for a seed": ({"weights": [UNUSED | {"seeds": ["0"]}]}, "weights.seeds: '0' .*list whole numbers"),
+    "a mapping for a model": ({"audits": {"relearn": {"models": [{"concept": 150}]}}}, "relearn.models: .*list words"),
+    "a word for a number": ({"audits": {"evaluate": {"options": {"episodes": "many"}}}}, "episodes: 'many'"),
+    "a method named like an audit": ({"methods": [{"config": "unsafe", "name": "evaluate"}]}, "the name 'evaluate'"),
+    "a method named like a place": ({"methods": [{"config": "unsafe", "name": "a/b"}]}, "the name 'a/b'"),
+    "save points beyond the updates": (
+        {"methods": ["unsafe", {"config": "concept", "options": {"trainer.max_epochs": 100}}]},
+        "concept: save point 150 is not among its 100 updates",
+    ),
+    "an environment among the options": (
+        {"methods": ["unsafe", {"config": "concept", "options": {"data.env": "SafetyCarGoal1-v0"}}]},
+        "concept is of SafetyCarGoal1-v0, others of SafetyPointGoal1-v0",
+    ),
     "unknown placeholder": ({"weights": [{"method": "unsafe", "uri": "{sed}"}]}, "'sed' is unknown.*seed"),
 }
 
@@ -241,6 +258,24 @@ def test_trainings_that_forget_different_things_need_a_word():
     methods = ["unsafe", {"config": "concept", "options": {"data.concept": DISC}}, other]
     with pytest.raises(ValueError, match=r"audits.probe.collect: the methods in SafetyPointGoal1-v0 forget different"):
         steps_of(study(methods=methods, audits=JUDGED))
+
+
+def test_an_option_without_a_value_is_left_at_its_default():
+    steps = steps_of(study(audits={"evaluate": {"options": {"episodes": None}}}))
+    assert "--episodes" not in steps["SafetyPointGoal1-v0/evaluate"].args
+
+
+def test_the_report_is_about_the_evaluation_of_its_study():
+    steps = steps_of(study(audits={"evaluate": {}, "report": {}}))
+    evaluate, report = (steps[f"SafetyPointGoal1-v0/{name}"] for name in ("evaluate", "report"))
+    results = everything_done(list(steps.values()))
+
+    def eval_id(step):
+        tags = {"mlflow.parentRunId": "the study's"}
+        args = make_job(step, step_digest(step, results), results, tags, "uri", "out", 1).args
+        return args[args.index("--eval_id") + 1]
+
+    assert eval_id(evaluate) == eval_id(report) == f"evaluate-{step_digest(evaluate, results)[:8]}"
 
 
 def test_a_need_that_nothing_makes_is_refused():

@@ -71,7 +71,7 @@ def pareto(
         ax.plot([], [], "o", color=colour[family], label=family)
     ax.set(xlabel="cost of an episode", ylabel="return of an episode")
     _below(figure, ax)
-    keep_apart(figure, names)
+    keep_apart(figure, ax, names)
     return _svg(figure)
 
 
@@ -197,10 +197,11 @@ def _name(ax: Axes, name: str, x: float, y: float, colour: str) -> Annotation:
     return ax.annotate(name, (x, y), xytext=_BESIDE[0], textcoords="offset points", fontsize=7, color=colour)
 
 
-def keep_apart(figure: Figure, names: Sequence[Annotation]) -> None:
+def keep_apart(figure: Figure, ax: Axes, names: Sequence[Annotation]) -> None:
     """Move each name to where it covers least of the points and of the names before it."""
     figure.draw_without_rendering()  # the axes get their place
-    taken = [Bbox.from_bounds(x - 4, y - 4, 8, 8) for x, y in (n.axes.transData.transform(n.xy) for n in names)]
+    points = ax.transData.transform([name.xy for name in names])
+    taken = [Bbox.from_bounds(x - 4, y - 4, 8, 8) for x, y in points]
     for name in names:
         covered = {place: sum(map(_area, taken, repeat(_moved(name, place)))) for place in _BESIDE}
         taken.append(_moved(name, min(_BESIDE, key=covered.__getitem__)))

@@ -75,7 +75,7 @@ def learning(known: Material) -> Section:
     """Curves of the trainings."""
     trainings, title = known.findings.trainings, "Learning"
     if not trainings:
-        command = "fit -c base.yaml -c env/point_goal1.yaml -c method/concept.yaml"
+        command = f"fit -c base.yaml -c env/point_goal1.yaml -c method/concept.yaml --env {known.env}"
         return Section(title, [known.missing("The store holds no training of these methods and seeds.", command)])
     unfinished = [f"{t.method}, seed {t.seed}, is {t.run.status}" for t in trainings if t.run.status != "FINISHED"]
     targets = {value for training in trainings for _, value in training.curves[TARGET]}
