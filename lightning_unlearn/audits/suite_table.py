@@ -137,7 +137,8 @@ def per_episode_table(found: Found) -> pd.DataFrame:
 def notes(table: pd.DataFrame, over_seeds: Sequence[Mapping[str, Any]]) -> list[str]:
     """What has to be said beside the numbers."""
     idle = table[(table["Family"] != UNSAFE) & (table["KL_vs_Unsafe"].abs() < NO_CHANGE)]["Model"]
-    said = [f"{model} acts as the unsafe expert does (KL below {NO_CHANGE:g}): it changed nothing." for model in idle]
+    without = f"Without effect (KL from the unsafe expert below {NO_CHANGE:g}): "
+    said = [f"{without}{', '.join(idle)}."] if len(idle) else []
     for _, row in table[table["Failed_Episodes"] > 0].iterrows():
         said.append(f"{row['Model']}: the simulator cut {row['Failed_Episodes']} of {row['Episodes']} episodes short.")
     if (episodes := table["Episodes"].max()) < PUBLISHED_EPISODES:

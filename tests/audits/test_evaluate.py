@@ -70,7 +70,7 @@ def test_an_edit_without_effect_is_said_to_have_none(register, tmp_path, capsys)
     register("unsafe", 10, 2.0)
     register("repedit", 50, 2.0)
     evaluate("--out", "DIR")
-    assert "repedit_50 acts as the unsafe expert does" in capsys.readouterr().out
+    assert "Without effect (KL from the unsafe expert below 1e-06): repedit_50." in capsys.readouterr().out
     table = pd.read_csv(tmp_path / "DIR/summary.csv").set_index("Model")
     assert table.loc["repedit_50", "KL_Locality_Ratio_vs_Unsafe"] == 1.0
 
