@@ -80,7 +80,7 @@ def main(args: Sequence[str]) -> None:
     seeds = {c.subject.seed for c in comparisons if not registry.is_shipped(c.subject.uri)}
     if options.eval_id and _is_finished(folder, about):
         print(f"Evaluation {eval_id} is finished already: {folder.resolve()}")
-        if not _is_recorded(options.env, eval_id):  # not in this store
+        if not _is_recorded(options.env, eval_id):  # in another store, or the store refused it
             over_seeds = read_json(folder / SUMMARY_JSON, MAX_BYTES)["over_seeds"]
             run = _record(options, eval_id, folder, pd.read_csv(folder / SUMMARY), over_seeds, seeds)
             print(f"MLflow run: {run}")
@@ -97,9 +97,9 @@ def main(args: Sequence[str]) -> None:
     findings = {"eval_id": eval_id, "over_seeds": over_seeds, "notes": said}
     metadata = _metadata(options, eval_id, comparisons, about, shared, time.perf_counter() - started)
     write_files(folder, table, per_episode_table(found), findings, metadata)
+    Partial(folder).remove()
     print_tables(table, cost_keys(found), over_seeds, said)
     run = _record(options, eval_id, folder, table, over_seeds, seeds)
-    Partial(folder).remove()  # only what MLflow has, too, is finished
     print("\n".join(f"  {path.resolve()}" for path in _written(folder)) + f"\nMLflow run: {run}")
 
 
@@ -128,7 +128,7 @@ def gather(options: Any) -> list[Comparison]:
     only_shipped, first = options.models == [ZOO], options.seed[0]
     seeds = {_seed(subject, first) for subject in listed}
     experts_named = [s for s in listed if s.family == UNSAFE and s.uri in options.models]
-    told = {s.seed: s.uri for s in sorted(experts_named, key=lambda s: s.update or 0)}
+    told = {_seed(s, first): s.uri for s in sorted(experts_named, key=lambda s: s.update or 0)}
     given = {s: options.unsafe_model or told.get(s) for s in seeds}
     experts = {s: expert(options.env, s, given[s], shipped=only_shipped) for s in seeds}
     digests = {one.digest for one in experts.values()}

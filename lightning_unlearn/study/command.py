@@ -72,8 +72,6 @@ def _run(planned: Planned, store: StudyStore, executor: Executor, retries: int) 
     """Run what is not done; the exit code is 1 if anything failed, and 130 if it was interrupted."""
     for number in (signal.SIGINT, signal.SIGTERM):  # also where a shell started this in the background
         signal.signal(number, signal.default_int_handler)
-    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # a terminal that closes, unless `nohup` asked to outlive it
-        signal.signal(signal.SIGHUP, signal.default_int_handler)
     results, view = dict(planned.done), View(planned.jobs)
     progress = initial(planned.steps, results, planned.seconds)
     conduct = Conduct(store, results, executor, planned.study.name, planned.out, planned.workers)

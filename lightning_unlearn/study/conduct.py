@@ -48,7 +48,7 @@ class Conduct:
         return Doing(self._start, self._settle, show, jobs, retries)
 
     def _start(self, step: Step) -> Running:
-        return _refused(lambda: self._started(step))
+        return _refused(lambda: patiently(lambda: self._started(step), step.name))
 
     def _settle(self, step: Step, seconds: float) -> Result:
         return _refused(lambda: self._settled(step, seconds))

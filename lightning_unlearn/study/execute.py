@@ -142,7 +142,7 @@ def _end(
     try:
         results[step.name] = doing.settle(step, seconds)
         progress.states[step.name] = State.DONE
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         _fail(step, str(error), progress)
 
 

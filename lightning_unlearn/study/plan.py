@@ -37,8 +37,8 @@ def plan(
             require_known("weights", weights.method, [training.name for training in of_env])
         for env in weights.envs:
             require_known("weights.envs", env, trainings)
-        if unused := set(weights.seeds) - set(study.seeds):
-            raise ValueError(f"weights.seeds: {min(unused)} is no seed of this study: leave it out.")
+        if weights.seeds and not {*weights.seeds} & {*study.seeds}:
+            raise ValueError(f"weights.seeds: {', '.join(map(str, weights.seeds))} is no seed of this study.")
     every = [_Environment(study, env, of_env, f"{out}/{env}", digest_of) for env, of_env in trainings.items()]
     return in_order([step for environment in every for step in environment.steps()])
 
@@ -83,6 +83,11 @@ class _Environment:
         for weights in self.study.weights:
             if weights.method == training.name and self._covers(weights, seed):
                 return self._stored(training, seed, weights)
+        if beyond := [point for point in training.save_points if not 1 <= point <= training.updates]:
+            raise ValueError(
+                f"methods: {training.name}: save point {beyond[0]} is not among its {training.updates} updates: give "
+                "save_points, too."
+            )
         config = Config(f"{self.out}/configs/{training.name}.yaml", training.text)
         args: list[Arg] = ["fit", "-c", config, "--seed", str(seed)]
         facts = training.facts
@@ -254,7 +259,7 @@ class _Environment:
     def _concept(self, audit: str, said: Mapping[str, Any]) -> list[Arg]:
         """The option by which an audit judges as the trainings do, unless it is told something else."""
         named = {training.concept for training in self.trainings} - {AUTO}
-        if "concept" in said or not named:
+        if said.get("concept") is not None or not named:
             return []
         if len(named) > 1:
             raise ValueError(

@@ -103,13 +103,13 @@ class RayExecutor:
         """Cores of its largest node: no step can have more."""
         import ray
 
-        return max(int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"])
+        return max((int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]), default=0)
 
     def start(self, job: Job) -> RayTask | LocalProcess:
         """Start a step, where there is room."""
         if job.here:
             return self._here.start(job)
-        cores = min(job.workers, self.widest)
+        cores = max(1, min(job.workers, self.widest))
         return RayTask(job, self._task.options(num_cpus=cores, name=job.name).remote(job))
 
 

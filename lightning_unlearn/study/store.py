@@ -6,6 +6,7 @@ A step's command makes its run itself; tags that MLflow takes from the process's
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,15 @@ from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
 from lightning_unlearn import processes, registry
 from lightning_unlearn.audits.subjects import weights_digest
-from lightning_unlearn.store import artifact_location, writing
+from lightning_unlearn.store import experiment_id, writing
 from lightning_unlearn.study.steps import Result, Step
 
 DIGEST, RESULT, KIND, STUDY = "study.digest", "study.result", "study.step", "study.name"
 SECONDS, WORK = "study/seconds", "study/env_steps"
 FILES = "probes"
 """Folder, among a run's artifacts, of the files that other steps read."""
+_GOES_ON = ("select",)
+"""Stages whose command still does something when its run is finished."""
 RUNNING, FINISHED, FAILED, KILLED = "RUNNING", "FINISHED", "FAILED", "KILLED"
 
 
@@ -49,9 +52,11 @@ class StudyStore:
     def find(self, step: Step, digest: str) -> Result | None:
         """The finished result of a step of this digest, the newest one; also of one that was never settled."""
         for run in self._finished(step, digest):
-            models = self._models(run.info.run_id)
-            if set(step.updates) <= set(models):
-                return Result(run.info.run_id, run.data.tags.get(RESULT) or _result_digest(models, digest), models)
+            models, settled = self._models(run.info.run_id), run.data.tags.get(RESULT)
+            if not set(step.updates) <= set(models) or (settled is None and step.stage in _GOES_ON):
+                continue
+            with suppress(ValueError):  # its weights are gone
+                return Result(run.info.run_id, settled or _result_digest(models, digest), models)
         return None
 
     def begin(self, name: str, digest: str, text: str) -> str:
@@ -64,10 +69,7 @@ class StudyStore:
             return self._begin(name, digest, text)
 
     def _begin(self, name: str, digest: str, text: str) -> str:
-        for env_id in self._env_ids:
-            if env_id not in self._experiments:
-                place = artifact_location()
-                self._experiments[env_id] = str(self._client.create_experiment(env_id, artifact_location=place))
+        self._experiments = {env_id: experiment_id(env_id) for env_id in self._env_ids}
         first = self._experiments[self._env_ids[0]]
         known = self._client.search_runs([first], f"tags.`{DIGEST}` = '{digest}'", max_results=1)
         if known:
@@ -82,7 +84,7 @@ class StudyStore:
         return run_id
 
     def end(self, parent: str, status: str, table: str) -> None:
-        """Close the study's own run, with a table of its steps, and the steps' runs whose process is gone."""
+        """Close the study's own run, with a table of its steps, and what runs below it, unless it lives on here."""
         of_study = f"tags.`{MLFLOW_PARENT_RUN_ID}` = '{parent}' and attributes.status = '{RUNNING}'"
         with writing():
             for run in self._client.search_runs([*self._experiments.values()], of_study):
@@ -114,7 +116,7 @@ class StudyStore:
 
     def pace(self, step: Step) -> tuple[float, float] | None:
         """Seconds and environment steps of the newest finished step of this kind."""
-        for run in self._runs(step, f"tags.`{KIND}` = '{step.kind}' and attributes.status = '{FINISHED}'", 1):
+        for run in self._runs(step, f"tags.`{KIND}` = '{step.kind}' and attributes.status = '{FINISHED}'"):
             metrics = run.data.metrics
             if SECONDS in metrics:
                 return metrics[SECONDS], metrics[WORK]
@@ -123,11 +125,11 @@ class StudyStore:
     def _finished(self, step: Step, digest: str) -> list[Any]:
         return self._runs(step, f"tags.`{DIGEST}` = '{digest}' and attributes.status = '{FINISHED}'")
 
-    def _runs(self, step: Step, condition: str, most: int = 20) -> list[Any]:
+    def _runs(self, step: Step, condition: str) -> list[Any]:
         newest = ["attributes.start_time DESC"]
         if step.env not in self._experiments:
             return []
-        return list(self._client.search_runs([self._experiments[step.env]], condition, 1, most, newest))
+        return list(self._client.search_runs([self._experiments[step.env]], condition, 1, 20, newest))
 
     def _models(self, run_id: str) -> dict[int, str]:
         versions = self._client.search_model_versions(f"run_id = '{run_id}'")

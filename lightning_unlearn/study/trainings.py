@@ -51,6 +51,11 @@ class Training:
         return int(self.config["data"]["num_envs"])
 
     @property
+    def updates(self) -> int:
+        """How many it makes."""
+        return int(self.config["trainer"]["max_epochs"])
+
+    @property
     def spread(self) -> bool:
         """Its rollouts are spread over a cluster: `workers` is then no matter of the machine."""
         return bool(self.config["data"]["collector"] == "ray")
@@ -64,7 +69,7 @@ class Training:
     @property
     def work(self) -> Work:
         """Environment steps that it makes."""
-        updates, about = int(self.config["trainer"]["max_epochs"]), self.config["model"]["init_args"]
+        about, updates = self.config["model"]["init_args"], self.updates
         steps = updates * self.num_envs * int(self.config["data"]["horizon"])
         if self.edits:
             return Work(rolled=steps)
@@ -114,18 +119,11 @@ def _require_one_env(trainings: Sequence[Training]) -> None:
             )
 
 
-def _require_possible(training: Training) -> None:
-    """What would be refused only when its turn has come."""
-    if not re.fullmatch(r"[A-Za-z]\w*", training.name) or training.name in (*AUDITS, RANDOM):
+def _require_possible_name(training: Training) -> None:
+    if not re.fullmatch(r"[a-z]\w*", training.name) or training.name in (*AUDITS, RANDOM):
         raise ValueError(
-            f"methods: the name {training.name!r} is not possible: use letters, digits and underscores, and none of "
-            f"{', '.join((*AUDITS, RANDOM))}."
-        )
-    updates = int(training.config["trainer"]["max_epochs"])
-    if beyond := [point for point in training.save_points if not 1 <= point <= updates]:
-        raise ValueError(
-            f"methods: {training.name}: save point {beyond[0]} is not among its {updates} updates: give save_points, "
-            "too."
+            f"methods: the name {training.name!r} is not possible: use small letters, digits and underscores, and none "
+            f"of {', '.join((*AUDITS, RANDOM))}."
         )
 
 
@@ -151,7 +149,7 @@ def _training(study: Study, env: str, method: Method) -> Training:
         edits=edits,
         takes_direction=edits and about["repedit_artifact"] is None and about["direction"] == "probe",
     )
-    _require_possible(training)
+    _require_possible_name(training)
     return training
 
 

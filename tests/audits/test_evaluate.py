@@ -229,7 +229,7 @@ def test_an_expert_that_is_named_by_its_uri_is_compared_with(models, register, t
     assert experts == {"named": models["unsafe"], "newest": newer}
 
 
-def test_an_evaluation_that_was_not_recorded_is_not_finished(models, monkeypatch):
+def test_an_evaluation_that_could_not_be_recorded_is_recorded_the_next_time(models, monkeypatch, capsys):
     def fails(*args, **kwargs):
         raise ValueError("the server is away")
 
@@ -238,6 +238,7 @@ def test_an_evaluation_that_was_not_recorded_is_not_finished(models, monkeypatch
         with pytest.raises(SystemExit):
             evaluate("--eval_id", "e")
     evaluate("--eval_id", "e")
+    assert "is finished already" in capsys.readouterr().out
     assert [run.params["eval_id"] for run in runs.stored_runs(TOY) if run.audit == "policy-suite"] == ["e"]
 
 

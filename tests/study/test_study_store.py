@@ -27,6 +27,12 @@ def test_a_step_that_finished_after_its_study_was_killed_is_done(store):
     assert StudyStore([ENV]).find(AUDIT, "another") is None
 
 
+def test_a_selection_that_was_never_settled_may_have_set_no_alias(store):
+    run_of("FINISHED", **{DIGEST: "abc"})
+    select = Step(f"{ENV}/select/concept", "select", "select/concept", ENV, ("select",))
+    assert StudyStore([ENV]).find(select, "abc") is None
+
+
 def test_a_training_that_registered_too_little_is_not(store):
     run_of("FINISHED", **{DIGEST: "abc"})
     training = Step(f"{ENV}/seed0/concept", "concept", "concept", ENV, ("fit",), updates=(150,))
