@@ -83,11 +83,7 @@ class _Environment:
         for weights in self.study.weights:
             if weights.method == training.name and self._covers(weights, seed):
                 return self._stored(training, seed, weights)
-        if beyond := [point for point in training.save_points if not 1 <= point <= training.updates]:
-            raise ValueError(
-                f"methods: {training.name}: save point {beyond[0]} is not among its {training.updates} updates: give "
-                "save_points, too."
-            )
+        _require_reached(training)
         config = Config(f"{self.out}/configs/{training.name}.yaml", training.text)
         args: list[Arg] = ["fit", "-c", config, "--seed", str(seed)]
         facts = training.facts
@@ -298,6 +294,15 @@ def options(said: Mapping[str, Any]) -> list[Arg]:
 def _collected(said: Mapping[str, Any]) -> int:
     """Environment steps of a probe's collection: about one in twenty shows the concept."""
     return min(_number(said, "max_env_steps", 400_000), 20 * _number(said, "n_per_class", 10_000))
+
+
+def _require_reached(training: Training) -> None:
+    """Refuse save points beyond the last update, before the expert is trained."""
+    if beyond := [point for point in training.save_points if not 1 <= point <= training.updates]:
+        raise ValueError(
+            f"methods: {training.name}: save point {beyond[0]} is not among its {training.updates} updates: give "
+            "save_points, too."
+        )
 
 
 def _number(said: Mapping[str, Any], option: str, otherwise: int) -> int:
