@@ -214,8 +214,12 @@ class _Environment:
         args: list[Arg] = ["report", "--env", self.env, "--seed", *map(str, self.study.seeds)]
         if EVALUATE in self.study.audits:
             args += ["--eval_id", NameOf(f"{self.env}/{EVALUATE}", _EVAL_ID)]
-        args += ["--out", Place(f"{self.out}/report"), *options(self.study.audits[REPORT].options)]
-        return self._step(REPORT, REPORT, args, None, after=tuple(after))
+        said = self.study.audits[REPORT].options
+        args += ["--out", Place(f"{self.out}/report"), *options(said)]
+        episodes, drivers = _number(said, "map_episodes", 20), sum(len(t.save_points) for t in self.trainings)
+        work = Work(rolled=len(self.study.seeds) * drivers * episodes * EPISODE_STEPS)
+        workers = ("--workers", max(1, episodes))
+        return self._step(REPORT, REPORT, args, None, after=tuple(after), workers=workers, work=work)
 
     def _step(
         self,

@@ -53,6 +53,12 @@ def test_the_full_study_has_every_stage_in_order(full):
     require_possible(steps)
 
 
+def test_the_report_counts_the_episodes_of_its_heat_maps(full):
+    report = plan(full, resolve(full), "out", str)[-1]
+    assert report.stage == "report"
+    assert report.work.rolled == 20 * 20 * 1000  # save points, layouts, steps
+
+
 @pytest.mark.parametrize("name", ["full", "headline", "other_tasks", "smoke"])
 def test_every_study_file_can_be_planned(name):
     a_study = study(**yaml.safe_load(find_config(f"study/{name}.yaml").read_text()))
