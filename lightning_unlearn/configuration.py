@@ -75,11 +75,12 @@ class ConfigParser(LightningArgumentParser):
         from lightning_unlearn.callbacks.weight_average import WeightAverage
         from lightning_unlearn.methods.dual_head_ppo import DualHeadPPO
         from lightning_unlearn.methods.localized_concept import LocalizedConcept
+        from lightning_unlearn.methods.off_policy_concept import OffPolicyConcept
         from lightning_unlearn.methods.repedit import RepEdit
         from lightning_unlearn.methods.trajectory_decremental import TrajectoryDecremental
 
         keys = [action.dest for action in self._actions] + list(SHORT_NAMES)
-        methods = (DualHeadPPO, LocalizedConcept, TrajectoryDecremental, RepEdit)
+        methods = (DualHeadPPO, LocalizedConcept, OffPolicyConcept, TrajectoryDecremental, RepEdit)
         callbacks = (("pid", PIDLagrangian), ("average", WeightAverage))
         for group, cls in (*(("model", method) for method in methods), *callbacks):
             names = list(inspect.signature(cls).parameters)

@@ -65,3 +65,8 @@ EPISODE_C_FORGET = "episode_C_forget"
 """C_forget summed over an episode. (..., 1) float32."""
 FINAL_OBSERVATION = "final_observation"
 """What an episode's last step led to. (..., O) float32."""
+
+NEXT_OBSERVATION = "next_observation"
+"""What the last step of a decision, an action and the steps it was held for, led to. (..., O) float32."""
+DISCOUNT = "discount"
+"""What a value after a decision counts: gamma to the number of its steps, 0 where nothing follows. (...,) float32."""

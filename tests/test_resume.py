@@ -30,6 +30,9 @@ UPDATES = ["--updates", "5", "--save_points", "2", "5"]
 TINY = ["--n_envs", "2", "--horizon", "96", "--data.workers", "1"]
 SEED = 2026_11_24
 METHODS = ["unsafe", "oracle", "continued", "localized_concept", "trajectory_decremental", "repedit"]
+LEARNS_AT_ONCE = {
+    "off_policy_concept": ["--warm_up", "2", "--critic_steps", "20", "--model.steps", "10", "--model.batch_size", "32"]
+}
 
 
 def assert_ends_equally(tmp_path, env_id, args, count, seed=SEED):
@@ -55,10 +58,11 @@ def test_concept_ends_equally_after_kills_at_random_moments(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("env_id", [TOY, GOAL])
-@pytest.mark.parametrize("method", [*METHODS, "concept", "concept_tuned"])
+@pytest.mark.parametrize("method", [*METHODS, "concept", "concept_tuned", *LEARNS_AT_ONCE])
 def test_every_method_ends_equally(tmp_path, method, env_id):
     env, tiny = ("toy", []) if env_id == TOY else ("goal", TINY)
-    assert_ends_equally(tmp_path, env_id, killing.options(method, *UPDATES, *tiny, env=env), 8)
+    own = LEARNS_AT_ONCE.get(method, [])
+    assert_ends_equally(tmp_path, env_id, killing.options(method, *UPDATES, *tiny, *own, env=env), 8)
 
 
 def kill_at(module, name, call, after):

@@ -28,13 +28,16 @@ class RolloutCollector(BaseCollector):
         policy: Its weights are read at the start of every rollout, wherever they are.
         horizon: T.
         generator: The stream the policy's noise is drawn from.
+        hold: Steps that an action is held for; shorter at the end of a rollout or an episode.
     """
 
-    def __init__(self, env: BatchedEnv, policy: ActorCritic, horizon: int, generator: torch.Generator) -> None:
+    def __init__(
+        self, env: BatchedEnv, policy: ActorCritic, horizon: int, generator: torch.Generator, hold: int = 1
+    ) -> None:
         super().__init__()
         if horizon < 1:
             raise ValueError(f"horizon={horizon} is not possible: use at least 1.")
-        self.env, self.horizon, self.generator = env, horizon, generator
+        self.env, self.horizon, self.generator, self.hold = env, horizon, generator, hold
         self._acting = ActingPolicy(policy)
         self._buffer = _RolloutBuffer(env, policy.config.action_size, horizon)
         self._observation = env.reset()[keys.OBSERVATION].clone()
@@ -89,8 +92,7 @@ class RolloutCollector(BaseCollector):
 
     def _advance(self, policy: ActorCritic, t: int) -> None:
         observation = self._observation
-        mean = policy.mean(observation)
-        pre_tanh = mean + self._buffer.deviation_at(t)
+        mean, pre_tanh = self._decide(policy, t)
         action = policy.squash(pre_tanh)
         controls = action.numpy().astype(np.float64)
         step = self.env.simulator.step(controls)
@@ -99,6 +101,18 @@ class RolloutCollector(BaseCollector):
         done = step.terminated | step.truncated
         following = self.env.simulator.reset(done) if done.any() else step.observation
         self._observation = torch.from_numpy(following.astype(np.float32))
+
+    def _decide(self, policy: ActorCritic, t: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """The mean and the draw of a step: new ones where it is time or an episode begins. Shape of each: (E, A)."""
+        due = t % self.hold == 0
+        if not due and not self._buffer.ended_at(t - 1).any():
+            return self._buffer.decision_at(t - 1)
+        mean = policy.mean(self._observation)
+        decision = mean, mean + self._buffer.deviation_at(t)
+        if due:
+            return decision
+        begins, (held_mean, held) = self._buffer.ended_at(t - 1), self._buffer.decision_at(t - 1)
+        return torch.where(begins, mean, held_mean), torch.where(begins, decision[1], held)
 
 
 class _RolloutBuffer:
@@ -138,6 +152,14 @@ class _RolloutBuffer:
     def deviation_at(self, t: int) -> torch.Tensor:
         """The scaled noise of one step. Shape: (E, A)."""
         return torch.from_numpy(self.deviation[t])
+
+    def decision_at(self, t: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mean and draw of one step. Shape of each: (E, A)."""
+        return torch.from_numpy(self._mean[t]), torch.from_numpy(self._pre_tanh[t])
+
+    def ended_at(self, t: int) -> torch.Tensor:
+        """Where an episode ended in one step. Shape: (E, 1)."""
+        return torch.from_numpy(self._flags[keys.DONE][t])
 
     def write(
         self,

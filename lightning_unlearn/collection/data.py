@@ -87,10 +87,26 @@ class RolloutData(pl.LightningDataModule):
         """B = T·E, environment steps in one rollout."""
         return self.num_envs * self.horizon
 
-    def collector(self, policy: ActorCritic) -> AnyCollector:
-        """The collector of a policy, built at first use."""
+    def require_holding(self, hold: int) -> None:
+        """Refuse what cannot hold an action.
+
+        Raises:
+            ValueError: The collector cannot, or a rollout would end within one.
+        """
+        if hold > 1 and self._kind != "lean":
+            raise ValueError(
+                f"data.collector={self._kind} cannot hold an action for model.action_repeat={hold} steps: use lean."
+            )
+        if self.horizon % hold:
+            raise ValueError(
+                f"data.horizon={self.horizon} is no multiple of model.action_repeat={hold}: use one, so that every "
+                "rollout begins with a new action."
+            )
+
+    def collector(self, policy: ActorCritic, hold: int = 1) -> AnyCollector:
+        """The collector of a policy that holds each action for some steps, built at first use."""
         if self._collector is None:
-            self._collector = self._spread(policy) if self._kind == "ray" else self._here(policy)
+            self._collector = self._spread(policy) if self._kind == "ray" else self._here(policy, hold)
             if self._restored is not None:
                 self._collector.load_state_dict(self._restored)
         return self._collector
@@ -119,10 +135,11 @@ class RolloutData(pl.LightningDataModule):
             self._collector.shutdown()
         self._env, self._collector = None, None
 
-    def _here(self, policy: ActorCritic) -> RolloutCollector | StockCollector:
-        collector = StockCollector if self._kind == "stock" else RolloutCollector
+    def _here(self, policy: ActorCritic, hold: int) -> RolloutCollector | StockCollector:
         noise = torch_generator(SeedStreams.of(self.seed).policy_noise)
-        return collector(self.env, policy, self.horizon, noise)
+        if self._kind == "stock":
+            return StockCollector(self.env, policy, self.horizon, noise)
+        return RolloutCollector(self.env, policy, self.horizon, noise, hold)
 
     def _spread(self, policy: ActorCritic) -> SpreadCollector:
         streams, about = SeedStreams.of(self.seed), (self.env_id, self.concept, self.num_envs)

@@ -87,7 +87,7 @@ class DualHeadPPO(GradientMethod):
 
     def training_step(self, batch: TensorDict, batch_idx: int) -> None:
         """One update from one rollout."""
-        lr = self._set_lr()
+        lr = self._set_lr(cast(LightningOptimizer, self.optimizers()), self.anneal_lr)
         self.add_advantages(batch)
         losses = self.update(batch)
         self.log_dict(
@@ -153,13 +153,6 @@ class DualHeadPPO(GradientMethod):
         """What the loss reads of a rollout, as flat tensors. Batch shape: (E, T); tensors: (B, ·) and (B,)."""
         rows = {key: batch[key].flatten(0, 1) for key in _ROWS}  # (B, ·)
         return rows | {key: batch[key].flatten() for key in _COLUMNS}  # (B,)
-
-    def _set_lr(self) -> float:
-        """Update u of N, counted from 0, is made with lr·(1 − u/N) where the step size is annealed."""
-        left = 1.0 - self.trainer.current_epoch / cast(int, self.trainer.max_epochs) if self.anneal_lr else 1.0
-        for group in cast(LightningOptimizer, self.optimizers()).param_groups:
-            group["lr"] = self.lr * left
-        return self.lr * left
 
     def _minibatches(self, batch: TensorDict) -> Iterator[dict[str, torch.Tensor]]:
         return self._shuffled(self.flat(batch), self.ppo_epochs)

@@ -1,6 +1,6 @@
 """What the methods that train by gradient share: one Adam, shuffled minibatches, clipped steps, means of losses."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from copy import deepcopy
 from typing import Any, cast
 
@@ -64,12 +64,28 @@ class GradientMethod(RolloutMethod):
             for chunk in zip(*shuffled.values(), strict=True):
                 yield dict(zip(shuffled, chunk, strict=True))
 
+    def _set_lr(self, optimizer: LightningOptimizer, anneal: bool) -> float:
+        """Update u of N, counted from 0, is made with lr·(1 − u/N) where the step size is annealed."""
+        left = 1.0 - self.trainer.current_epoch / cast(int, self.trainer.max_epochs) if anneal else 1.0
+        for group in optimizer.param_groups:
+            group["lr"] = self.lr * left
+        return self.lr * left
+
     def _descend(self, loss: torch.Tensor) -> None:
-        optimizer = cast(LightningOptimizer, self.optimizers())
+        """One clipped step of the policy."""
+        self._step_down(loss, cast(LightningOptimizer, self.optimizers()), self.policy.parameters(), self.max_grad_norm)
+
+    def _step_down(
+        self,
+        loss: torch.Tensor,
+        optimizer: LightningOptimizer,
+        parameters: Iterable[torch.nn.Parameter],
+        max_norm: float,
+    ) -> None:
         optimizer.zero_grad()
         self.manual_backward(loss)
         # by itself it takes the parameters one by one on a CPU
-        norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.max_grad_norm, foreach=True)
+        norm = torch.nn.utils.clip_grad_norm_(parameters, max_norm, foreach=True)
         if not (loss.isfinite() and norm.isfinite()):
             raise FloatingPointError(
                 f"the loss is {float(loss.detach())} and its gradient's norm {float(norm)}: this step is not made, the "

@@ -52,6 +52,21 @@ def test_log_prob_is_of_the_action_taken_and_values_follow_the_policy(policy):
     torch.testing.assert_close(batch[keys.ACTION].flatten(0, 1), policy.squash(pre_tanh))
 
 
+def test_an_action_is_held_until_it_is_time_or_an_episode_begins(policy):
+    env = make_env("ToyLine-v0", 3)  # episodes of 32 steps
+    env.set_seed(0)
+    batch = RolloutCollector(env, policy, 40, torch.Generator().manual_seed(0), hold=5).rollout()
+    done, steps = batch[keys.NEXT, keys.DONE].squeeze(-1), torch.arange(1, 40)
+    assert done[:, 31].all()
+    begins = (steps % 5 == 0) | done[:, :-1]
+    for key in (keys.ACTION, keys.PRE_TANH, keys.LOG_PROB):
+        same = (batch[key][:, 1:] == batch[key][:, :-1]).all(-1)
+        assert torch.equal(same, ~begins), key
+    decided = torch.cat([torch.ones_like(begins[:, :1]), begins], 1)
+    log_prob = policy.log_prob(policy.mean(batch[keys.OBSERVATION][decided]), batch[keys.PRE_TANH][decided])
+    torch.testing.assert_close(batch[keys.LOG_PROB][decided].squeeze(-1), log_prob)
+
+
 def test_a_rollout_shows_the_policys_present_weights(policy):
     gatherer = collector(policy)
     gatherer.rollout()

@@ -1,0 +1,98 @@
+"""Decisions of the past and what came of them, the newest in place of the oldest, to be drawn from at random.
+
+A decision is an action and the steps it was held for; of each there is what was seen before, what after, and the sums
+of what it brought. Shapes: E environments, T steps, B decisions.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from tensordict import TensorDict
+
+from lightning_unlearn import keys
+
+
+class Replay:
+    """A ring of decisions.
+
+    Args:
+        capacity: Most decisions that are kept.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+        self._rows: dict[str, torch.Tensor] = {}
+        self._added = 0
+
+    def __len__(self) -> int:
+        return min(self._added, self.capacity)
+
+    @property
+    def observations(self) -> torch.Tensor:
+        """All that are kept. Shape: (len, O)."""
+        return self._rows[keys.OBSERVATION][: len(self)]
+
+    def add(self, rows: Mapping[str, torch.Tensor]) -> None:
+        """Keep decisions, each key (B, ·) or (B,)."""
+        count = len(rows[keys.REWARD])
+        if not self._rows:
+            self._rows = {key: row.new_empty((self.capacity, *row.shape[1:])) for key, row in rows.items()}
+        where = torch.arange(self._added, self._added + count) % self.capacity
+        for key, row in rows.items():
+            self._rows[key][where] = row
+        self._added += count
+
+    def draw(self, count: int, generator: torch.Generator) -> dict[str, torch.Tensor]:
+        """Decisions drawn with replacement, each key (count, ·) or (count,)."""
+        chosen = torch.randint(len(self), (count,), generator=generator)
+        return {key: row[chosen] for key, row in self._rows.items()}
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that is kept."""
+        return {"added": self._added, "rows": {key: row[: len(self)].clone() for key, row in self._rows.items()}}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore what `state_dict` returned."""
+        self._added = state_dict["added"]
+        self._rows = {}
+        for key, row in state_dict["rows"].items():
+            self._rows[key] = row.new_empty((self.capacity, *row.shape[1:]))
+            self._rows[key][: len(row)] = row
+
+
+def decisions(batch: TensorDict, hold: int, gamma: float) -> dict[str, torch.Tensor]:
+    """The decisions of a rollout whose actions were held, shorter ones at the ends of episodes.
+
+    Of a decision of n steps, `reward` is Σ_i γ^i·r_i and `C_forget` is Σ_i γ^i·c_i over i < n; with `hold` 1, they are
+    those of its transition.
+
+    Args:
+        batch: Batch shape: (E, T).
+        hold: Steps that an action was held for.
+        gamma: γ, per step.
+    """
+    following = batch[keys.NEXT]
+    done = following[keys.DONE]
+    steps = torch.arange(batch.shape[1])[None, :, None]
+    last = done | (steps % hold == hold - 1)  # (E, T, 1)
+    first = torch.cat([torch.ones_like(last[:, :1]), last[:, :-1]], 1)
+    comes_after = ~(following[keys.TERMINATED] | following[keys.FAILED])
+    signal = torch.cat([following[keys.REWARD], following[keys.C_FORGET]], -1)  # (E, T, 2)
+    total, discount = signal.clone(), gamma * comes_after.to(signal.dtype)
+    end = steps.expand_as(last).clone()
+    for t in reversed(range(batch.shape[1] - 1)):
+        goes_on = ~last[:, t]
+        total[:, t] += goes_on * gamma * total[:, t + 1]
+        discount[:, t] = torch.where(goes_on, gamma * discount[:, t + 1], discount[:, t])
+        end[:, t] = torch.where(goes_on, end[:, t + 1], end[:, t])
+    begins = first.squeeze(-1)
+    after = following[keys.OBSERVATION].gather(1, end.expand_as(following[keys.OBSERVATION]))
+    return {
+        keys.OBSERVATION: batch[keys.OBSERVATION][begins],
+        keys.ACTION: batch[keys.ACTION][begins],
+        keys.NEXT_OBSERVATION: after[begins],
+        keys.REWARD: total[begins][:, 0],
+        keys.C_FORGET: total[begins][:, 1],
+        keys.DISCOUNT: discount[begins][:, 0],
+    }

@@ -1,0 +1,237 @@
+"""Off-policy concept unlearning: learn from every transition seen lately, many times, in place of from each once."""
+
+import math
+from collections.abc import Iterator
+from copy import deepcopy
+from typing import Any, cast
+
+import torch
+from lightning.pytorch.core.optimizer import LightningOptimizer
+from tensordict import TensorDict
+
+from lightning_unlearn import keys
+from lightning_unlearn.collection.data import Experience, RolloutData
+from lightning_unlearn.collection.replay import Replay, decisions
+from lightning_unlearn.envs.batched import BatchedEnv
+from lightning_unlearn.methods.base import require_at_least, require_fraction, require_positive, rollout_metrics
+from lightning_unlearn.methods.gradient import GradientMethod, detached, require_source
+from lightning_unlearn.objectives.off_policy import CRITICS, ActorLoss, CriticLoss, actor_loss, critic_loss, targets
+from lightning_unlearn.policies.action_values import ActionValues
+from lightning_unlearn.policies.actor_critic import ActorCritic
+from lightning_unlearn.seeds import SeedStreams, torch_generator
+
+TARGET_NOISE_CLIP = 2.5
+"""The noise of target actions is clipped to this many of its standard deviations, as in TD3."""
+ACTOR_EVERY = 2
+"""Steps of the critics for one of the policy, as in TD3."""
+
+
+class OffPolicyConcept(GradientMethod):
+    """Twin delayed policy gradients (TD3) from the expert on, with critics of C_forget beside those of reward.
+
+    The policy maximises min(Q₁, Q₂) − λ·max(Q₃, Q₄) of its own deterministic action, by the critics' gradient; λ is
+    `cost_weight`, in units of reward for one of C_forget, and the PID moves it. One epoch is one rollout, whose
+    decisions are kept among the last `capacity`, and `steps` minibatches of those. In the first `warm_up` epochs the
+    expert is watched; then the critics alone learn from it for `critic_steps` minibatches.
+
+    One step of control hardly changes what comes of it, and a critic's errors hide that little. So an action is held
+    for `action_repeat` steps while learning, and is worth what these bring together; the policy learnt acts anew in
+    each step. Far out on the tanh, where an expert's means may lie, an action's gradient vanishes: they are brought in
+    by `mean_scale` first, which changes little of what the expert does. The policy's own standard deviation is that of
+    exploration, `exploration_std`; it is not trained.
+
+    Args:
+        method: Name the models are registered under.
+        source: The unsafe expert, where the weights start: `auto` (the one of the same environment, of the same seed if
+            the store has it, else the shipped one), or a model URI or file.
+        unsafe_updates: Updates that the unsafe expert was trained for; only moves the origin of `env_steps`.
+        lr: Step size of the policy's Adam.
+        anneal_lr: Whether it falls linearly, from `lr` in the first update to `lr` / N in the last of N.
+        critic_lr: Step size of the critics' Adam.
+        batch_size: Decisions in a minibatch.
+        action_repeat: Steps that an action is held for.
+        steps: Minibatches in an update.
+        warm_up: Updates that only watch the expert.
+        critic_steps: Minibatches that the critics then learn from alone.
+        capacity: Decisions that are kept.
+        gamma: Discount per step, of reward and of C_forget.
+        target_rate: Share of the way that the target critics go towards the critics after each minibatch.
+        target_noise: Standard deviation of the noise on the target policy's actions, of half their range.
+        exploration_std: Standard deviation of the policy's Gaussian before tanh.
+        mean_scale: What the expert's means before tanh are multiplied with.
+        critic_sizes: Widths of the critics' hidden layers.
+        max_grad_norm: The gradient norm of the policy is clipped to this.
+        seed: The run's seed.
+    """
+
+    values: ActionValues
+    target_values: ActionValues
+
+    def __init__(
+        self,
+        method: str,
+        source: str | None = "auto",
+        unsafe_updates: int = 300,
+        lr: float = 3e-4,
+        anneal_lr: bool = True,
+        critic_lr: float = 1e-3,
+        batch_size: int = 256,
+        action_repeat: int = 4,
+        steps: int = 512,
+        warm_up: int = 10,
+        critic_steps: int = 5_000,
+        capacity: int = 327_680,
+        gamma: float = 0.99,
+        target_rate: float = 0.005,
+        target_noise: float = 0.1,
+        exploration_std: float = 0.3,
+        mean_scale: float = 0.3,
+        critic_sizes: list[int] | None = None,
+        max_grad_norm: float = 1.0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(method, source, unsafe_updates, lr, batch_size, max_grad_norm, seed)
+        require_source(source, "this method repairs the expert that it starts from")
+        require_at_least(1, action_repeat=action_repeat, steps=steps, warm_up=warm_up, capacity=capacity)
+        require_at_least(0, critic_steps=critic_steps, target_noise=target_noise)
+        require_positive(critic_lr=critic_lr, exploration_std=exploration_std, mean_scale=mean_scale)
+        require_fraction(gamma=gamma, target_rate=target_rate)
+        self.anneal_lr, self.critic_lr, self.action_repeat, self.steps = anneal_lr, critic_lr, action_repeat, steps
+        self.warm_up, self.critic_steps, self.gamma = warm_up, critic_steps, gamma
+        self.target_rate, self.target_noise = target_rate, target_noise
+        self.exploration_std, self.mean_scale = exploration_std, mean_scale
+        self.critic_sizes = critic_sizes or [128, 128]
+        self.replay = Replay(capacity)
+        self.cost_weight = 0.0
+
+    def build(self, env: BatchedEnv) -> None:
+        """Make the policy and the critics; does nothing the second time."""
+        super().build(env)
+        if hasattr(self, "values"):
+            return
+        _bring_in(self.policy, self.mean_scale, self.exploration_std)
+        config, generator = self.policy.config, torch_generator(SeedStreams.of(self.seed).weights)
+        sizes = (config.observation_size, config.action_size, self.critic_sizes)
+        self.values = ActionValues(CRITICS, *sizes, generator)
+        self.target_values = deepcopy(self.values).requires_grad_(False)
+
+    def prepare(self, data: RolloutData) -> None:
+        """Build, and refuse a replay that a rollout does not fit in, and a collector that cannot hold an action.
+
+        Raises:
+            ValueError: `capacity` is less than a rollout, or `action_repeat` is not possible.
+        """
+        super().prepare(data)
+        data.require_holding(self.action_repeat)
+        if self.replay.capacity < data.steps_per_update:
+            raise ValueError(
+                f"model.capacity={self.replay.capacity} is not possible: a rollout has {data.steps_per_update} "
+                "steps, use at least as many."
+            )
+
+    def experience(self, data: RolloutData) -> Experience:
+        """A rollout of the policy, its actions held."""
+        return Experience(data.collector(self.policy, self.action_repeat).rollout)
+
+    def configure_optimizers(self) -> list[torch.optim.Optimizer]:  # type: ignore[override]
+        """The policy's Adam and the critics'."""
+        return [
+            torch.optim.Adam(self._trained, lr=self.lr, fused=True),
+            torch.optim.Adam(self.values.parameters(), lr=self.critic_lr, fused=True),
+        ]
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add the transitions."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["replay"] = self.replay.state_dict()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Restore what `on_save_checkpoint` added."""
+        super().on_load_checkpoint(checkpoint)
+        self.replay.load_state_dict(checkpoint["replay"])
+
+    def training_step(self, batch: TensorDict, batch_idx: int) -> None:
+        """One update: keep the rollout, and learn from what is kept. Batch shape: (E, T)."""
+        self.replay.add(decisions(batch, self.action_repeat, self.gamma))
+        metrics: dict[str, Any] = {"step": float(self.env_steps), **rollout_metrics(batch)}
+        if (made := self.trainer.current_epoch + 1) >= self.warm_up:
+            if made == self.warm_up:
+                self._begin()
+            metrics |= {"train/lr": self._set_lr(self._optimizers[0], self.anneal_lr), **self.update()}
+        self.log_dict(metrics, batch_size=batch.numel())
+
+    def update(self) -> dict[str, Any]:
+        """Minibatches for the critics, every second one for the policy, too; means of the losses."""
+        critics: list[CriticLoss] = []
+        actors: list[ActorLoss] = []
+        for number, minibatch in enumerate(self._minibatches(self.steps), start=1):
+            critics.append(self._fit_critics(minibatch))
+            if number % ACTOR_EVERY == 0:
+                actors.append(self._improve(minibatch))
+        return self._train_metrics(actors) | self._train_metrics(critics)
+
+    def critic_loss(self, minibatch: dict[str, torch.Tensor]) -> CriticLoss:
+        """The critics' loss of a minibatch of flat tensors, (B, ·) and (B,)."""
+        with torch.no_grad():
+            following = minibatch[keys.NEXT_OBSERVATION]
+            next_values = self.target_values(following, self._noisy(self.policy.act(following)))
+            reward, c_forget, discount = (minibatch[key] for key in (keys.REWARD, keys.C_FORGET, keys.DISCOUNT))
+            target = targets(reward, c_forget, discount, next_values)
+        return critic_loss(self.values(minibatch[keys.OBSERVATION], minibatch[keys.ACTION]), target)
+
+    def actor_loss(self, minibatch: dict[str, torch.Tensor]) -> ActorLoss:
+        """The policy's loss of a minibatch of flat tensors, (B, ·) and (B,)."""
+        observation = minibatch[keys.OBSERVATION]
+        return actor_loss(self.values(observation, self.policy.act(observation)), self.cost_weight)
+
+    @property
+    def _trained(self) -> list[torch.nn.Parameter]:
+        return [*self.policy.trunk.parameters(), *self.policy.action_mean.parameters()]
+
+    def _begin(self) -> None:
+        """What the expert showed is what observations are seen in units of; then the critics learn what it is worth."""
+        for values in (self.values, self.target_values):
+            values.normalise_by(self.replay.observations.to(self.device))
+        for minibatch in self._minibatches(self.critic_steps):
+            self._fit_critics(minibatch)
+
+    def _fit_critics(self, minibatch: dict[str, torch.Tensor]) -> CriticLoss:
+        """One step of the critics, not clipped (their loss is linear in large errors), and of their targets."""
+        loss, parameters = self.critic_loss(minibatch), list(self.values.parameters())
+        self._step_down(loss.total, self._optimizers[1], parameters, math.inf)
+        with torch.no_grad():
+            torch._foreach_lerp_(tuple(self.target_values.parameters()), tuple(parameters), self.target_rate)
+        return detached(loss)
+
+    def _improve(self, minibatch: dict[str, torch.Tensor]) -> ActorLoss:
+        """One clipped step of the policy; the critics get no gradient from it."""
+        self.values.requires_grad_(False)
+        loss = self.actor_loss(minibatch)
+        self._step_down(loss.policy, self._optimizers[0], self._trained, self.max_grad_norm)
+        self.values.requires_grad_(True)
+        return detached(loss)
+
+    @property
+    def _optimizers(self) -> list[LightningOptimizer]:
+        return cast(list[LightningOptimizer], self.optimizers())
+
+    def _noisy(self, action: torch.Tensor) -> torch.Tensor:
+        """Smooth the targets over like actions. Shape: (B, A) → (B, A)."""
+        noise = torch.randn(action.shape, generator=self._minibatch_order).clamp(-TARGET_NOISE_CLIP, TARGET_NOISE_CLIP)
+        low, high = self.policy.action_low, self.policy.action_high
+        half_range = 0.5 * (high - low)
+        return (action + self.target_noise * half_range * noise.to(action)).clamp(low, high)
+
+    def _minibatches(self, count: int) -> Iterator[dict[str, torch.Tensor]]:
+        for _ in range(count):
+            drawn = self.replay.draw(self.batch_size, self._minibatch_order)
+            yield {key: row.to(self.device) for key, row in drawn.items()}
+
+
+def _bring_in(policy: ActorCritic, mean_scale: float, std: float) -> None:
+    """Scale the means, where they go through tanh, and set their standard deviation."""
+    with torch.no_grad():
+        if policy.config.squash == "tanh":
+            policy.action_mean.weight.mul_(mean_scale)
+            policy.action_mean.bias.mul_(mean_scale)
+        policy.log_std.fill_(math.log(std))

@@ -1,0 +1,63 @@
+"""What actions are worth: several critics Q(s, a) side by side, for methods that learn from transitions of the past.
+
+Shapes: N critics, B transitions, O observation size, A action size.
+"""
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from lightning_unlearn.policies.actor_critic import ObservationNormaliser
+
+_EPSILON = 1e-4
+"""Added to the variance of an observation: what hardly ever varies is not blown up."""
+_CLIP = 5.0
+
+
+class ActionValues(nn.Module):
+    """N networks of one shape, each with layer normalisation before its non-linearities, in one pass.
+
+    The normalisation keeps values of actions that were never taken from growing without bound: Ball et al. 2023.
+
+    Args:
+        critics: N.
+        observation_size: O.
+        action_size: A.
+        hidden_sizes: Widths of the hidden layers.
+        generator: What the weights are drawn from.
+    """
+
+    def __init__(
+        self,
+        critics: int,
+        observation_size: int,
+        action_size: int,
+        hidden_sizes: Sequence[int],
+        generator: torch.Generator,
+    ) -> None:
+        super().__init__()
+        self.normaliser = ObservationNormaliser(observation_size, _EPSILON, _CLIP)
+        sizes = [observation_size + action_size, *hidden_sizes, 1]
+        self.weights, self.biases = nn.ParameterList(), nn.ParameterList()
+        for wide, narrow in pairwise(sizes):
+            bound = 1.0 / math.sqrt(wide)
+            self.weights.append(torch.empty(critics, wide, narrow).uniform_(-bound, bound, generator=generator))
+            self.biases.append(torch.empty(critics, 1, narrow).uniform_(-bound, bound, generator=generator))
+
+    def normalise_by(self, observation: torch.Tensor) -> None:
+        """See observations in units of these. Shape: (B, O)."""
+        self.normaliser.mean.copy_(observation.mean(0))
+        self.normaliser.variance.copy_(observation.var(0, correction=0))
+
+    def forward(self, observation: torch.Tensor, action: torch.Tensor) -> torch.Tensor:
+        """Every critic's value. Shape: (B, O), (B, A) → (N, B)."""
+        layers = list(zip(self.weights, self.biases, strict=True))
+        hidden = torch.cat([self.normaliser(observation), action], -1).expand(len(self.weights[0]), -1, -1)
+        for weight, bias in layers[:-1]:
+            hidden = torch.baddbmm(bias, hidden, weight)
+            hidden = F.relu(F.layer_norm(hidden, hidden.shape[-1:]))
+        return torch.baddbmm(layers[-1][1], hidden, layers[-1][0]).squeeze(-1)
