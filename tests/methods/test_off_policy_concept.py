@@ -107,4 +107,4 @@ def test_while_the_expert_is_watched_nothing_is_learnt():
 def test_what_is_impossible_is_refused_by_name(store, options, message):
     chain = ["-c", "base.yaml", "-c", "env/point_goal1.yaml", "-c", "method/off_policy_concept.yaml", "--env", TOY]
     with pytest.raises(ValueError, match=message):
-        training.fit([*chain, *SMALL, "--model.source", EXPERT, *options])
+        training.train([*chain, *SMALL, "--model.source", EXPERT, *options])
