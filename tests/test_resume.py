@@ -31,7 +31,16 @@ TINY = ["--n_envs", "2", "--horizon", "96", "--data.workers", "1"]
 SEED = 2026_11_24
 METHODS = ["unsafe", "oracle", "continued", "localized_concept", "trajectory_decremental", "repedit"]
 LEARNS_AT_ONCE = {
-    "off_policy_concept": ["--warm_up", "2", "--critic_steps", "20", "--model.steps", "10", "--model.batch_size", "32"]
+    "off_policy_concept": [
+        "--model.warm_up",
+        "2",
+        "--model.critic_steps",
+        "20",
+        "--model.steps",
+        "10",
+        "--model.batch_size",
+        "32",
+    ]
 }
 
 

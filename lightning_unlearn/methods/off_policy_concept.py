@@ -84,7 +84,7 @@ class OffPolicyConcept(GradientMethod):
         gamma: float = 0.99,
         target_rate: float = 0.005,
         target_noise: float = 0.1,
-        exploration_std: float = 0.3,
+        exploration_std: float = 0.8,
         mean_scale: float = 0.3,
         critic_sizes: list[int] | None = None,
         max_grad_norm: float = 1.0,
