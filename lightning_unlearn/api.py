@@ -84,8 +84,8 @@ def repair(
     Args:
         policy: Loaded, or wrapped.
         env: The task.
-        method: Names the config, `method/<method>.yaml`: concept, concept_tuned, localized_concept, continued or
-            trajectory_decremental.
+        method: Names the config, `method/<method>.yaml`: concept, concept_tuned, off_policy_concept,
+            localized_concept, continued or trajectory_decremental.
         updates: Of that method, each one rollout.
         options: More options of `fit`, such as `["--target_cost", "0.02"]`.
 

@@ -76,7 +76,11 @@ class Training:
         if "recollect_every" in about:
             collections = -(-updates // int(about["recollect_every"]))
             return Work(rolled=collections * int(about["dataset_episodes"]) * EPISODE_STEPS)
-        return Work(trained=steps)
+        return Work(trained=_OF_THE_PAST * steps if "capacity" in about else steps)
+
+
+_OF_THE_PAST = 3
+"""How many times as long an update takes that learns from a replay, with the shipped settings."""
 
 
 def _without_nothing(config: Any) -> Any:

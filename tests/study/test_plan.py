@@ -59,6 +59,11 @@ def test_the_report_counts_the_episodes_of_its_heat_maps(full):
     assert report.work.rolled == 20 * 20 * 1000  # save points, layouts, steps
 
 
+def test_learning_from_a_replay_is_planned_to_take_longer():
+    concept, off_policy = resolve(study(methods=["unsafe", "concept", "off_policy_concept"]))["SafetyPointGoal1-v0"][1:]
+    assert off_policy.work.trained == 3 * concept.work.trained == 3 * 150 * 8 * 1024
+
+
 @pytest.mark.parametrize("name", ["full", "headline", "other_tasks", "smoke"])
 def test_every_study_file_can_be_planned(name):
     a_study = study(**yaml.safe_load(find_config(f"study/{name}.yaml").read_text()))
