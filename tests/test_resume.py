@@ -32,14 +32,10 @@ SEED = 2026_11_24
 METHODS = ["unsafe", "oracle", "continued", "localized_concept", "trajectory_decremental", "repedit"]
 LEARNS_AT_ONCE = {
     "off_policy_concept": [
-        "--model.warm_up",
-        "2",
-        "--model.critic_steps",
-        "20",
-        "--model.steps",
-        "10",
-        "--model.batch_size",
-        "32",
+        "--model.warm_up=0.4",
+        "--model.critic_steps=20",
+        "--model.steps=10",
+        "--model.batch_size=32",
     ]
 }
 

@@ -21,19 +21,22 @@ METHODS = [
     "continued",
     "repedit",
     "localized_concept",
+    "off_policy_concept",
     "trajectory_decremental",
 ]
+OWN = {"off_policy_concept": ["--model.critic_steps", "20", "--model.steps", "10"]}
 ROLLOUT = ("rollout/cost_rate", "rollout/episode_return", "time/env_steps_per_s")
 METRICS = {
     "repedit": (*ROLLOUT, "repedit/alpha"),
     "localized_concept": (*ROLLOUT, "train/policy_loss", "train/locality_kl"),
+    "off_policy_concept": (*ROLLOUT, "train/policy_loss", "train/total_loss", "train/reward_value", "train/cost_value"),
     "trajectory_decremental": ("train/cloning_loss", "decremental/episodes_retained", "time/update_s"),
 }
 """What a method logs at every update; the others what a rollout shows, and a policy loss."""
 
 
 def options(method, *more):
-    return [*BASE, "-c", f"configs/method/{method}.yaml", *SMOKE, *more]
+    return [*BASE, "-c", f"configs/method/{method}.yaml", *SMOKE, *OWN.get(method, []), *more]
 
 
 def history(run_id, metric):

@@ -37,6 +37,8 @@ class RolloutCollector(BaseCollector):
         super().__init__()
         if horizon < 1:
             raise ValueError(f"horizon={horizon} is not possible: use at least 1.")
+        if hold < 1:
+            raise ValueError(f"hold={hold} is not possible: use at least 1.")
         self.env, self.horizon, self.generator, self.hold = env, horizon, generator, hold
         self._acting = ActingPolicy(policy)
         self._buffer = _RolloutBuffer(env, policy.config.action_size, horizon)

@@ -99,8 +99,8 @@ class RolloutData(pl.LightningDataModule):
             )
         if self.horizon % hold:
             raise ValueError(
-                f"data.horizon={self.horizon} is no multiple of model.action_repeat={hold}: use one, so that every "
-                "rollout begins with a new action."
+                f"data.horizon={self.horizon} is no multiple of model.action_repeat={hold}: use one, so that no "
+                "rollout ends within an action."
             )
 
     def collector(self, policy: ActorCritic, hold: int = 1) -> AnyCollector:

@@ -1,4 +1,4 @@
-"""What the methods that train by gradient share: one Adam, shuffled minibatches, clipped steps, means of losses."""
+"""What the methods that train by gradient share: Adam, shuffled minibatches, clipped steps, means of losses."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from copy import deepcopy
@@ -81,6 +81,7 @@ class GradientMethod(RolloutMethod):
         optimizer: LightningOptimizer,
         parameters: Iterable[torch.nn.Parameter],
         max_norm: float,
+        lr: str = "lr",
     ) -> None:
         optimizer.zero_grad()
         self.manual_backward(loss)
@@ -89,7 +90,7 @@ class GradientMethod(RolloutMethod):
         if not (loss.isfinite() and norm.isfinite()):
             raise FloatingPointError(
                 f"the loss is {float(loss.detach())} and its gradient's norm {float(norm)}: this step is not made, the "
-                "weights are those before it. Lower model.lr, or look for what is infinite in the rewards."
+                f"weights are those before it. Lower model.{lr}, or look for what is infinite in the rewards."
             )
         optimizer.step()
 

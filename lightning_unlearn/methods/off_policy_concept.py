@@ -24,21 +24,29 @@ TARGET_NOISE_CLIP = 2.5
 """The noise of target actions is clipped to this many of its standard deviations, as in TD3."""
 ACTOR_EVERY = 2
 """Steps of the critics for one of the policy, as in TD3."""
+MOST_BYTES = 1_000_000_000
+"""Of the decisions in a checkpoint: one of more than 1 GiB is not read again."""
 
 
 class OffPolicyConcept(GradientMethod):
-    """Twin delayed policy gradients (TD3) from the expert on, with critics of C_forget beside those of reward.
+    """TD3 (twin delayed policy gradients) from the expert on, with critics of C_forget beside those of reward.
 
     The policy maximises min(Q₁, Q₂) − λ·max(Q₃, Q₄) of its own deterministic action, by the critics' gradient; λ is
-    `cost_weight`, in units of reward for one of C_forget, and the PID moves it. One epoch is one rollout, whose
-    decisions are kept among the last `capacity`, and `steps` minibatches of those. In the first `warm_up` epochs the
-    expert is watched; then the critics alone learn from it for `critic_steps` minibatches.
+    `cost_weight`, in units of reward for one of C_forget, and the PID moves it, from the first rollout on. One epoch is
+    one rollout, whose decisions are kept among the last `capacity`, and `steps` minibatches of those. The rollouts of
+    the first epochs, a share `warm_up`, are the expert's, and nothing is learnt from one alone; with the last of them
+    the critics learn from all of them for `critic_steps` minibatches, and then learning begins.
 
     One step of control hardly changes what comes of it, and a critic's errors hide that little. So an action is held
     for `action_repeat` steps while learning, and is worth what these bring together; the policy learnt acts anew in
     each step. Far out on the tanh, where an expert's means may lie, an action's gradient vanishes: they are brought in
-    by `mean_scale` first, which changes little of what the expert does. The policy's own standard deviation is that of
-    exploration, `exploration_std`; it is not trained.
+    by `mean_scale` first, which moves actions but hardly return and cost. (Other squashes are left as they are; beyond
+    the bounds, where they clip, nothing can be learnt.) The policy's own standard deviation is that of exploration,
+    `exploration_std`; it is not trained.
+
+    The scaling shows in what compares Gaussians before tanh: KL from the expert counts it, and so does the line through
+    both (`extrapolate`). The policy's own value heads are not trained: who trains it on with PPO begins with the
+    expert's, on a trunk that has moved.
 
     Args:
         method: Name the models are registered under.
@@ -51,7 +59,7 @@ class OffPolicyConcept(GradientMethod):
         batch_size: Decisions in a minibatch.
         action_repeat: Steps that an action is held for.
         steps: Minibatches in an update.
-        warm_up: Updates that only watch the expert.
+        warm_up: Share of the updates, the first ones, whose rollouts are the expert's; at least one is.
         critic_steps: Minibatches that the critics then learn from alone.
         capacity: Decisions that are kept.
         gamma: Discount per step, of reward and of C_forget.
@@ -78,7 +86,7 @@ class OffPolicyConcept(GradientMethod):
         batch_size: int = 256,
         action_repeat: int = 4,
         steps: int = 512,
-        warm_up: int = 10,
+        warm_up: float = 0.0667,
         critic_steps: int = 5_000,
         capacity: int = 327_680,
         gamma: float = 0.99,
@@ -92,15 +100,18 @@ class OffPolicyConcept(GradientMethod):
     ) -> None:
         super().__init__(method, source, unsafe_updates, lr, batch_size, max_grad_norm, seed)
         require_source(source, "this method repairs the expert that it starts from")
-        require_at_least(1, action_repeat=action_repeat, steps=steps, warm_up=warm_up, capacity=capacity)
+        sizes = critic_sizes or [128, 128]
+        require_at_least(1, action_repeat=action_repeat, capacity=capacity, critic_sizes=min(sizes))
+        require_at_least(ACTOR_EVERY, steps=steps)
         require_at_least(0, critic_steps=critic_steps, target_noise=target_noise)
         require_positive(critic_lr=critic_lr, exploration_std=exploration_std, mean_scale=mean_scale)
-        require_fraction(gamma=gamma, target_rate=target_rate)
+        require_positive(target_rate=target_rate)
+        require_fraction(gamma=gamma, target_rate=target_rate, warm_up=warm_up)
         self.anneal_lr, self.critic_lr, self.action_repeat, self.steps = anneal_lr, critic_lr, action_repeat, steps
         self.warm_up, self.critic_steps, self.gamma = warm_up, critic_steps, gamma
         self.target_rate, self.target_noise = target_rate, target_noise
         self.exploration_std, self.mean_scale = exploration_std, mean_scale
-        self.critic_sizes = critic_sizes or [128, 128]
+        self.critic_sizes = sizes
         self.replay = Replay(capacity)
         self.cost_weight = 0.0
 
@@ -116,17 +127,19 @@ class OffPolicyConcept(GradientMethod):
         self.target_values = deepcopy(self.values).requires_grad_(False)
 
     def prepare(self, data: RolloutData) -> None:
-        """Build, and refuse a replay that a rollout does not fit in, and a collector that cannot hold an action.
+        """Build, and refuse a replay that is too small or too large, and a collector that cannot hold an action.
 
         Raises:
-            ValueError: `capacity` is less than a rollout, or `action_repeat` is not possible.
+            ValueError: `capacity` or `action_repeat` is not possible.
         """
         super().prepare(data)
         data.require_holding(self.action_repeat)
-        if self.replay.capacity < data.steps_per_update:
+        config = self.policy.config
+        most = MOST_BYTES // (4 * (2 * config.observation_size + config.action_size + 3))
+        if not data.steps_per_update <= self.replay.capacity <= most:
             raise ValueError(
-                f"model.capacity={self.replay.capacity} is not possible: a rollout has {data.steps_per_update} "
-                "steps, use at least as many."
+                f"model.capacity={self.replay.capacity} is not possible: a rollout may have {data.steps_per_update} "
+                f"decisions, and a checkpoint holds {most} at most; use a number from the one to the other."
             )
 
     def experience(self, data: RolloutData) -> Experience:
@@ -152,10 +165,11 @@ class OffPolicyConcept(GradientMethod):
 
     def training_step(self, batch: TensorDict, batch_idx: int) -> None:
         """One update: keep the rollout, and learn from what is kept. Batch shape: (E, T)."""
-        self.replay.add(decisions(batch, self.action_repeat, self.gamma))
+        self.replay.add(decisions(batch.cpu(), self.action_repeat, self.gamma))
         metrics: dict[str, Any] = {"step": float(self.env_steps), **rollout_metrics(batch)}
-        if (made := self.trainer.current_epoch + 1) >= self.warm_up:
-            if made == self.warm_up:
+        watched = max(1, round(self.warm_up * cast(int, self.trainer.max_epochs)))
+        if (made := self.trainer.current_epoch + 1) >= watched:
+            if made == watched:
                 self._begin()
             metrics |= {"train/lr": self._set_lr(self._optimizers[0], self.anneal_lr), **self.update()}
         self.log_dict(metrics, batch_size=batch.numel())
@@ -198,7 +212,7 @@ class OffPolicyConcept(GradientMethod):
     def _fit_critics(self, minibatch: dict[str, torch.Tensor]) -> CriticLoss:
         """One step of the critics, not clipped (their loss is linear in large errors), and of their targets."""
         loss, parameters = self.critic_loss(minibatch), list(self.values.parameters())
-        self._step_down(loss.total, self._optimizers[1], parameters, math.inf)
+        self._step_down(loss.total, self._optimizers[1], parameters, math.inf, "critic_lr")
         with torch.no_grad():
             torch._foreach_lerp_(tuple(self.target_values.parameters()), tuple(parameters), self.target_rate)
         return detached(loss)
@@ -206,9 +220,11 @@ class OffPolicyConcept(GradientMethod):
     def _improve(self, minibatch: dict[str, torch.Tensor]) -> ActorLoss:
         """One clipped step of the policy; the critics get no gradient from it."""
         self.values.requires_grad_(False)
-        loss = self.actor_loss(minibatch)
-        self._step_down(loss.policy, self._optimizers[0], self._trained, self.max_grad_norm)
-        self.values.requires_grad_(True)
+        try:
+            loss = self.actor_loss(minibatch)
+            self._step_down(loss.policy, self._optimizers[0], self._trained, self.max_grad_norm)
+        finally:
+            self.values.requires_grad_(True)
         return detached(loss)
 
     @property
@@ -229,9 +245,21 @@ class OffPolicyConcept(GradientMethod):
 
 
 def _bring_in(policy: ActorCritic, mean_scale: float, std: float) -> None:
-    """Scale the means, where they go through tanh, and set their standard deviation."""
+    """Scale the means, where they go through tanh, and set their standard deviation.
+
+    Raises:
+        ValueError: The means of a wrapped network are its own, or the policy has bounds that `std` is not within.
+    """
+    low, high = (math.exp(bound) for bound in policy.config.log_std_range)
+    if not low <= std <= high:
+        raise ValueError(
+            f"model.exploration_std={std} is not possible: this policy's is clamped to {low:.3g} to {high:.3g}."
+        )
     with torch.no_grad():
-        if policy.config.squash == "tanh":
-            policy.action_mean.weight.mul_(mean_scale)
-            policy.action_mean.bias.mul_(mean_scale)
         policy.log_std.fill_(math.log(std))
+        if policy.config.squash != "tanh" or mean_scale == 1.0:
+            return
+        if not isinstance(policy.action_mean, torch.nn.Linear):
+            raise ValueError(f"model.mean_scale={mean_scale} cannot scale a wrapped network: use 1.")
+        policy.action_mean.weight.mul_(mean_scale)
+        policy.action_mean.bias.mul_(mean_scale)
