@@ -106,15 +106,17 @@ class RolloutCollector(BaseCollector):
 
     def _decide(self, policy: ActorCritic, t: int) -> tuple[torch.Tensor, torch.Tensor]:
         """The mean and the draw of a step: new ones where it is time or an episode begins. Shape of each: (E, A)."""
-        due = t % self.hold == 0
-        if not due and not self._buffer.ended_at(t - 1).any():
-            return self._buffer.decision_at(t - 1)
+        if t % self.hold == 0:
+            return self._draw(policy, t)
+        (held_mean, held), begins = self._buffer.decision_at(t - 1), self._buffer.ended_at(t - 1)
+        if not begins.any():
+            return held_mean, held
+        mean, draw = self._draw(policy, t)
+        return torch.where(begins, mean, held_mean), torch.where(begins, draw, held)
+
+    def _draw(self, policy: ActorCritic, t: int) -> tuple[torch.Tensor, torch.Tensor]:
         mean = policy.mean(self._observation)
-        decision = mean, mean + self._buffer.deviation_at(t)
-        if due:
-            return decision
-        begins, (held_mean, held) = self._buffer.ended_at(t - 1), self._buffer.decision_at(t - 1)
-        return torch.where(begins, mean, held_mean), torch.where(begins, decision[1], held)
+        return mean, mean + self._buffer.deviation_at(t)
 
 
 class _RolloutBuffer:

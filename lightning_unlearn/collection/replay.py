@@ -54,11 +54,10 @@ class Replay:
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore what `state_dict` returned."""
+        self._rows, self._added = {}, 0
+        if state_dict["rows"]:
+            self.add(state_dict["rows"])
         self._added = state_dict["added"]
-        self._rows = {}
-        for key, row in state_dict["rows"].items():
-            self._rows[key] = row.new_empty((self.capacity, *row.shape[1:]))
-            self._rows[key][: len(row)] = row
 
 
 def decisions(batch: TensorDict, hold: int, gamma: float) -> dict[str, torch.Tensor]:

@@ -77,3 +77,14 @@ def test_the_state_is_all_that_draws_depend_on_and_no_more():
     restored.add(decisions(rollout(12), 1, 0.9))
     for key, row in everything(replay).items():
         assert torch.equal(row, everything(restored)[key])
+
+
+def test_a_full_ring_goes_on_where_it_was():
+    replay, restored = Replay(16), Replay(16)
+    for first in (0, 12):
+        replay.add(decisions(rollout(first), 1, 0.9))
+    restored.load_state_dict(replay.state_dict())
+    for ring in (replay, restored):
+        ring.add(decisions(rollout(24), 1, 0.9))
+    for key, row in everything(replay).items():
+        assert torch.equal(row, everything(restored)[key])
