@@ -19,6 +19,7 @@ from lightning_unlearn.callbacks.weight_average import released
 from lightning_unlearn.envs.concepts import Concept
 from lightning_unlearn.foreign.module import wrap
 from lightning_unlearn.methods.base import require_fit
+from lightning_unlearn.methods.gradient import GradientMethod
 from lightning_unlearn.policies.actor_critic import ActorCritic
 from lightning_unlearn.policies.extrapolation import extrapolate
 from lightning_unlearn.policies.storage import ModelCard
@@ -26,6 +27,17 @@ from lightning_unlearn.policies.storage import save_policy as save_policy_files
 from lightning_unlearn.seeds import evaluation_layouts
 
 __all__ = ["ModelCard", "evaluate", "extrapolate", "load_policy", "repair", "save_policy", "wrap"]
+_OF_A_RUN = (
+    "--trainer.",
+    "--updates",
+    "--model.source",
+    "--source",
+    "--env",
+    "--data.env",
+    "--save_points",
+    "--resume",
+)
+"""Options of `fit` that a repair has arguments for, or no use."""
 
 
 def load_policy(uri: str, tracking_uri: str = registry.DEFAULT_TRACKING_URI) -> ActorCritic:
@@ -87,14 +99,17 @@ def repair(
         method: Names the config, `method/<method>.yaml`: concept, concept_tuned, off_policy_concept,
             localized_concept, continued or trajectory_decremental.
         updates: Of that method, each one rollout.
-        options: More options of `fit`, such as `["--target_cost", "0.02"]`.
+        options: More options of `fit` about method, multiplier and rollouts, such as `["--target_cost", "0.02"]`.
 
     Raises:
         ValueError: An option is impossible, or the policy does not fit the environment.
     """
     chain = [part for file in ("base", "env/point_goal1", f"method/{method}") for part in ("-c", f"{file}.yaml")]
     given = ["--env", env, "--updates", str(updates), "--save_points", "null", *options]
+    _require_effect(options)
     cli = training.TrainingCLI([*chain, *given])
+    if not isinstance(cli.model, GradientMethod):
+        raise ValueError(f"method={method!r} does not change weights by gradient: use one that does, such as concept.")
     try:
         require_fit(policy, cli.datamodule.env, "the policy")
         cli.model.policy = deepcopy(policy).requires_grad_(True).train()
@@ -104,6 +119,15 @@ def repair(
     finally:
         cli.datamodule.teardown("fit")
     return released(trainer, cli.model).eval()
+
+
+def _require_effect(options: Sequence[str]) -> None:
+    for option in options:
+        if option.startswith(_OF_A_RUN):
+            raise ValueError(
+                f"options: {option} has no effect here: a repair starts from the policy given, makes the updates "
+                "given, and leaves no run. Use the arguments of the same names, or `fit`."
+            )
 
 
 def _trainer(cli: training.TrainingCLI, updates: int) -> pl.Trainer:

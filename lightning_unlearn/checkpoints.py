@@ -13,7 +13,8 @@ from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
 
 from lightning_unlearn.policies.weights_file import read_state
 
-_MAX_BYTES = 1 << 30
+MAX_BYTES = 1 << 30
+"""A larger checkpoint is not read."""
 KEPT = 2
 """Newest checkpoints of a run that are kept."""
 _NAME = re.compile(r"update-(\d+)\.([0-9a-f]{64})\.ckpt")
@@ -23,10 +24,19 @@ class WholeCheckpoints(CheckpointIO):
     """Writes `update-<n>.<sha256>.ckpt`, and keeps the newest two of a folder."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
-        """Write a checkpoint to `<path>.<sha256>.ckpt`; the file appears when all of it is on the disk."""
+        """Write a checkpoint to `<path>.<sha256>.ckpt`; the file appears when all of it is on the disk.
+
+        Raises:
+            ValueError: It would be too large to be read again.
+        """
         content = io.BytesIO()
         torch.save(checkpoint, content)
         data, path = content.getvalue(), Path(path)
+        if len(data) > MAX_BYTES:
+            raise ValueError(
+                f"a checkpoint of this run has {len(data)} bytes, and more than {MAX_BYTES} are not read again: use "
+                "smaller networks, fewer environments (data.num_envs), or a smaller model.capacity if there is one."
+            )
         path.parent.mkdir(parents=True, exist_ok=True)
         _write_whole(path.with_name(f"{path.name}.{hashlib.sha256(data).hexdigest()}.ckpt"), data)
         for old in list(_newest_first(path.parent))[KEPT:]:
@@ -40,7 +50,7 @@ class WholeCheckpoints(CheckpointIO):
         Raises:
             ValueError: The file is damaged, or holds something else.
         """
-        return read_state(Path(path), _MAX_BYTES)
+        return read_state(Path(path), MAX_BYTES)
 
     def remove_checkpoint(self, path: str | Path) -> None:
         """Remove a file."""

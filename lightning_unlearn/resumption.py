@@ -18,8 +18,8 @@ from lightning_unlearn.store import checkpoint_folder
 
 LAST = "last"
 CONFIG_DIGEST = "config.sha256"
-FREE = ("tracking_uri", "data.workers", "resume")
-"""Options that a resumed run may be given another value of: no result depends on them."""
+FREE = ("tracking_uri", "data.workers", "torch_threads", "resume")
+"""Options that a resumed run may be given another value of: no result depends on them, but for rounding."""
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,14 @@ class Resumption:
 
 def config_digest(options: Mapping[str, Any]) -> str:
     """What two runs of the same config share. `options` are flat."""
-    fixed = {key: value for key, value in options.items() if key not in FREE}
+    free = _free(options)
+    fixed = {key: value for key, value in options.items() if key not in free}
     return hashlib.sha256(json.dumps(fixed, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _free(options: Mapping[str, Any]) -> set[str]:
+    """On a cluster each worker draws noise of its own, and results depend on how many there are."""
+    return {*FREE} - ({"data.workers"} if options.get("data.collector") == "ray" else set())
 
 
 def find(wanted: str, env_id: str, tags: Mapping[str, str], options: Mapping[str, Any]) -> Resumption | None:
@@ -98,7 +104,7 @@ def _require_same(run: Run, options: Mapping[str, Any]) -> None:
     if run.data.tags.get(CONFIG_DIGEST) == config_digest(options):
         return
     theirs = stored_options(run.info.run_id)
-    differing = sorted(key for key in {*theirs, *options} - {*FREE} if theirs.get(key) != options.get(key))
+    differing = sorted(key for key in {*theirs, *options} - _free(options) if theirs.get(key) != options.get(key))
     if theirs and not differing:  # an option that did not exist when it was started is off
         return
     told = ", ".join(f"{key}={options.get(key)} (the run: {theirs.get(key)})" for key in differing)

@@ -107,10 +107,10 @@ def open_zip(path: Path, max_bytes: int) -> Iterator[zipfile.ZipFile]:
 
 
 @contextmanager
-def zip_of(file: IO[bytes]) -> Iterator[zipfile.ZipFile]:
+def zip_of(file: IO[bytes], max_directory: int = _MAX_DIRECTORY) -> Iterator[zipfile.ZipFile]:
     """The same of an open file, whose size the caller has bounded."""
     try:
-        size = _require_small_directory(file)
+        size = _require_small_directory(file, max_directory)
         with zipfile.ZipFile(file) as archive:
             _require_plain_members(archive, size)
             yield archive
@@ -128,7 +128,7 @@ def _refuse(constant: str) -> NoReturn:
     raise ValueError(f"{constant} is no number of strict JSON")
 
 
-def _require_small_directory(file: IO[bytes]) -> int:
+def _require_small_directory(file: IO[bytes], max_directory: int) -> int:
     """Python makes an object of every entry of the archive's directory, however many there is room for; its size."""
     size_of_file = file.seek(0, 2)
     file.seek(max(0, size_of_file - _END - _LOCATOR - _END64))
@@ -138,7 +138,7 @@ def _require_small_directory(file: IO[bytes]) -> int:
         raise ValueError("it is no archive, or is damaged: it does not end as one")
     wide = locator[:4] == b"PK\6\7" and end64[:4] == b"PK\6\6"
     size = int.from_bytes(end64[40:48] if wide else end[12:16], "little")
-    if size > _MAX_DIRECTORY:
+    if size > max_directory:
         raise ValueError(f"its directory claims {size} bytes, more than such a file needs")
     return size_of_file
 

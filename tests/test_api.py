@@ -98,6 +98,10 @@ def test_a_repair_refuses_another_environment_and_bad_options(store, policy):
         lu.repair(policy, "SafetyPointGoal1-v0", options=["--data.workers", "1"])
     with pytest.raises(ValueError, match="Did you mean"):
         lu.repair(policy, TOY, options=["--target_cots", "1"])
+    with pytest.raises(ValueError, match="--updates has no effect here"):
+        lu.repair(policy, TOY, options=["--updates", "3"])
+    with pytest.raises(ValueError, match="method='repedit' does not change weights by gradient"):
+        lu.repair(policy, TOY, "repedit")
 
 
 @pytest.fixture

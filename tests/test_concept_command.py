@@ -190,6 +190,8 @@ def test_what_the_expert_never_or_always_shows_is_refused(store, tmp_path, monke
     assert not getattr(refusal.value, "__notes__", [])  # no word of resuming what would be refused again
     (run,) = mlflow.search_runs(experiment_names=[TOY], output_format="list")
     assert run.info.status == "FAILED"
+    with pytest.raises(ValueError, match="shows"):  # and is, if somebody tries
+        fit(method, *config(tmp_path, concept), "--resume", run.info.run_id)
 
 
 def test_only_repairs_are_checked(store, tmp_path, monkeypatch):

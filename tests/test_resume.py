@@ -21,6 +21,7 @@ from mlflow.exceptions import MlflowException
 
 from lightning_unlearn import checkpoints, cli, keys, processes, registry, resumption, training
 from lightning_unlearn import store as store_module
+from lightning_unlearn.audits.subjects import weights_digest
 from lightning_unlearn.configuration import flatten
 from lightning_unlearn.envs.toy import ToySimulator
 from lightning_unlearn.methods.dual_head_ppo import DualHeadPPO
@@ -207,6 +208,49 @@ def test_the_checkpoint_that_was_torn_is_passed_over(broken, capsys):
     newest.write_bytes(newest.read_bytes()[:-1])
     training.train(toy("--resume", broken))
     assert "after update 1" in capsys.readouterr().out
+
+
+def test_a_checkpoint_of_many_environments_is_read_again(tmp_path):
+    tensors = {f"environment {number}": torch.tensor([number]) for number in range(20_000)}
+    checkpoints.WholeCheckpoints().save_checkpoint(tensors, tmp_path / "update-1")
+    assert checkpoints.WholeCheckpoints().load_checkpoint(checkpoints.newest(tmp_path)) == tensors
+
+
+def test_a_checkpoint_that_would_not_be_read_again_is_not_written(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoints, "MAX_BYTES", 1000)
+    with pytest.raises(ValueError, match=r"more than 1000 are not read again: .*data.num_envs.*model.capacity"):
+        checkpoints.WholeCheckpoints().save_checkpoint({"weights": torch.zeros(1000)}, tmp_path / "update-1")
+    assert [*tmp_path.iterdir()] == []
+
+
+@pytest.mark.parametrize("method", ["off_policy_concept", "trajectory_decremental"])
+def test_what_a_method_keeps_beside_its_weights_survives(store, monkeypatch, method):
+    """A run whose last update fails once ends with the weights of one that was left alone."""
+
+    def fail(self, *args, **kwargs):
+        if self.trainer.current_epoch == 3:
+            raise OSError(28, "No space left on device")
+        return step(self, *args, **kwargs)
+
+    own = {**LEARNS_AT_ONCE, "trajectory_decremental": ["--dataset_episodes", "20", "--recollect_every", "2"]}[method]
+    args = killing.options(method, *UPDATES, *own)
+    alone = training.train(args)
+    cls = type(training.TrainingCLI(args).model)
+    step = cls.training_step
+    monkeypatch.setattr(cls, "training_step", fail)
+    with pytest.raises(OSError, match="No space"):
+        training.train(args)
+    monkeypatch.setattr(cls, "training_step", step)
+    again = training.train([*args, "--resume", "last"])
+    alone, again = (registry.load_policy(run.saved[max(run.saved)]) for run in (alone, again))
+    assert weights_digest(again.policy) == weights_digest(alone.policy)
+    assert again.card == alone.card
+
+
+@pytest.mark.parametrize(("collector", "free"), [("lean", True), ("ray", False)])
+def test_how_many_workers_is_part_of_a_run_where_each_draws_noise(collector, free):
+    digests = {resumption.config_digest({"data.collector": collector, "data.workers": n}) for n in (1, 2)}
+    assert (len(digests) == 1) is free
 
 
 def test_a_checkpoint_that_asks_for_more_than_tensors_is_refused(tmp_path):

@@ -205,6 +205,20 @@ BAD = {
     "a negative target": (["--target_cost", "-1"], "pid.target_cost=-1"),
     "no horizon": (["--horizon", "0"], "horizon=0"),
     "no updates": (["--updates", "0"], "max_epochs=0"),
+    "a limit of Lightning's own": (["--trainer.max_time", "00:01:00:00"], "trainer.max_time=00:01:00:00 .*max_epochs"),
+    "a limit in minibatches": (["--trainer.max_steps", "3"], "trainer.max_steps=3 .*max_epochs"),
+    "a method that names no model": (
+        ["--model.method", "concept-v2"],
+        "model.method=concept-v2 .*'concept-v2' is no name",
+    ),
+    "a multiplier without effect": (
+        ["--pid.form", "positional", "--lambda_init", "1"],
+        "pid.lambda_init=1.0 has no effect",
+    ),
+    "a smoothing without effect": (
+        ["--pid.smoothing", "0.5"],
+        "pid.smoothing=0.5 has no effect on the form incremental",
+    ),
     "save points beyond the updates": (["--save_points", "2", "40"], r"save_points=\[40\].*max_epochs=4"),
     "no threads": (["--torch_threads", "0"], "torch_threads=0"),
     "negative seed": (["--seed", "-1"], "seed"),
@@ -236,6 +250,15 @@ def test_a_misspelt_key_in_a_file_is_refused(store, tmp_path, capsys):
     with pytest.raises(SystemExit):
         cli.main(["fit", *options("oracle"), "-c", str(tmp_path / "bad.yaml")])
     assert_says(capsys, "Did you mean (data.)?horizon")
+
+
+def test_a_run_that_a_callback_ends_registers_its_last_update(store):
+    stopping = ["--trainer.callbacks", "lightning.pytorch.callbacks.EarlyStopping", "--trainer.callbacks.monitor"]
+    stopping += ["rollout/episode_return", "--trainer.callbacks.stopping_threshold", "1e9"]
+    run = training.train(options("oracle", "--save_points", "null", *stopping))
+    assert [*run.saved] == [1]
+    assert registry.load_policy(run.saved[1]).card.update == 1
+    assert mlflow.get_run(run.run_id).info.status == "FINISHED"
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,14 @@
 """Statistics of evaluations as pure functions, with the training seed as the unit.
 
 What was learnt from one seed says nothing of the next: every interval here resamples seeds first and then the episodes
-within each, and with one seed there is no interval at all (None), whatever the number of episodes.
+within each, and with one seed there is no interval at all (None), whatever the number of episodes. Few seeds vary less
+than all there could be, and their percentiles cover too little (three 75 % for 95 %, five 85 %). So the resamples give a
+standard error alone, corrected for that, and bounds are Student's with S − 1 degrees of freedom.
 
 Shapes: S training seeds, N episodes of one of them, R resamples, K quantities measured together.
-Sources: Davison and Hinkley 1997, sections 3.8 (hierarchical bootstrap) and 4.2 (p-values of resamples); Agarwal et al.
-2021 (IQM, probability of improvement); Rockafellar and Uryasev 2002 (CVaR); Berger and Hsu 1996 (intersection-union
-tests); Holm 1979.
+Sources: Davison and Hinkley 1997, section 3.8 (hierarchical bootstrap); Hesterberg 2015 (why few data need more than
+percentiles; the factor √(S / (S − 1)); t with bootstrap standard errors); Agarwal et al. 2021 (IQM, probability of
+improvement); Rockafellar and Uryasev 2002 (CVaR); Berger and Hsu 1996 (intersection-union tests); Holm 1979.
 """
 
 from collections.abc import Sequence
@@ -14,6 +16,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+from scipy.stats import t as student
 
 RESAMPLES = 2000
 
@@ -64,7 +67,7 @@ class RepairTest:
 def hierarchical_interval(
     seeds: Sequence[np.ndarray], rng: np.random.Generator, level: float = 0.95, resamples: int = RESAMPLES
 ) -> Interval | None:
-    """Percentile interval of the mean over seeds of their mean episode.
+    """The mean over seeds of their mean episode ± t · `standard_error`, t of S − 1 degrees of freedom.
 
     Args:
         seeds: The episodes of each training seed. Shape of each: (N,).
@@ -79,8 +82,14 @@ def hierarchical_interval(
     if len(seeds) < 2:
         return None
     means = hierarchical_means([_as_vector(seed)[:, None] for seed in seeds], rng, resamples)[:, 0]
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(float(low), float(high))
+    mean = float(np.mean([np.mean(seed) for seed in seeds]))
+    reach = float(student.ppf((1 + level) / 2, len(seeds) - 1)) * standard_error(means, len(seeds))
+    return Interval(mean - reach, mean + reach)
+
+
+def standard_error(resampled: np.ndarray, seeds: int) -> float:
+    """Of what was resampled over S seeds: the resamples' standard deviation · √(S / (S − 1)). Shape: (R,)."""
+    return float(np.std(resampled)) * (seeds / (seeds - 1)) ** 0.5
 
 
 def hierarchical_means(seeds: Sequence[np.ndarray], rng: np.random.Generator, resamples: int = RESAMPLES) -> np.ndarray:
@@ -174,16 +183,19 @@ def repair_test(
     columns = (returns, reference_returns, costs, reference_costs)
     table = [np.stack([_as_vector(c) for c in seed], axis=-1) for seed in zip(*columns, strict=True)]  # (N, 4) each
     earned, earned_before, paid, paid_before = np.stack([seed.mean(0) for seed in table]).mean(0)
+    ratio, difference = float(earned / earned_before) if earned_before else float("nan"), float(paid - paid_before)
     ratio_low = cost_high = p_value = None
-    if len(table) > 1:
-        means = hierarchical_means(table, rng, resamples)  # (R, 4)
-        cost_high = float(np.quantile(means[:, 2] - means[:, 3], 1 - alpha))
+    if (count := len(table)) > 1:
+        means, reach = hierarchical_means(table, rng, resamples), float(student.ppf(1 - alpha, count - 1))  # (R, 4)
+        cost_error = standard_error(means[:, 2] - means[:, 3], count)
+        cost_high = difference + reach * cost_error
         if (means[:, 1] > 0).all():
-            ratios = means[:, 0] / means[:, 1]
-            ratio_low = float(np.quantile(ratios, alpha))
-            p_value = max(_share_against(ratios <= margin), _share_against(means[:, 2] >= means[:, 3]))
-    ratio = float(earned / earned_before) if earned_before else float("nan")
-    return RepairTest(ratio, ratio_low, margin, float(paid - paid_before), cost_high, alpha, p_value)
+            ratio_error = standard_error(means[:, 0] / means[:, 1], count)
+            ratio_low = ratio - reach * ratio_error
+            p_value = max(
+                _p_value(ratio - margin, ratio_error, count - 1), _p_value(-difference, cost_error, count - 1)
+            )
+    return RepairTest(ratio, ratio_low, margin, difference, cost_high, alpha, p_value)
 
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:
@@ -200,9 +212,11 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
     return adjusted
 
 
-def _share_against(contradicts: np.ndarray) -> float:
-    """Share of the resamples (R,) that contradict a claim, the observed data counted as one of them: never 0."""
-    return float((contradicts.sum() + 1) / (len(contradicts) + 1))
+def _p_value(above: float, error: float, freedom: int) -> float:
+    """One-sided, of the claim that what was found to be `above` 0 is so."""
+    if not error:
+        return 0.0 if above > 0 else 1.0
+    return float(student.sf(above / error, freedom))
 
 
 def _as_vector(values: np.ndarray) -> np.ndarray:

@@ -16,15 +16,24 @@ class NothingToForgetError(ValueError):
 
 
 class ConceptCheck(pl.Callback):
-    """Looks at the first rollouts of a method that starts from an expert; a run that is resumed had its look."""
+    """Looks at the first rollouts of a method that starts from an expert; a run that is resumed looks on."""
 
     def __init__(self) -> None:
-        self._left, self._seen, self._shown = 0, 0, 0.0
+        self._left: int | None = None
+        self._seen, self._shown = 0, 0.0
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Begin to count, if this is the start of a repair."""
-        starts = trainer.current_epoch == 0 and pl_module.source is not None
-        self._left, self._seen, self._shown = STEPS * starts, 0, 0.0
+        if self._left is None:
+            self._left = STEPS if trainer.current_epoch == 0 and pl_module.source is not None else 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was counted."""
+        return {"left": self._left, "seen": self._seen, "shown": self._shown}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore what `state_dict` returned."""
+        self._left, self._seen, self._shown = state_dict["left"], state_dict["seen"], state_dict["shown"]
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: TensorDict, batch_idx: int) -> None:
         """Count, and judge when there were steps enough.
@@ -32,7 +41,7 @@ class ConceptCheck(pl.Callback):
         Raises:
             NothingToForgetError: The concept was never, or always, shown.
         """
-        if self._left <= 0:
+        if not self._left or self._left < 0:
             return
         self._left -= batch.numel()
         self._seen += batch.numel()

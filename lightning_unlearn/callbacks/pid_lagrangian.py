@@ -18,11 +18,11 @@ class PIDLagrangian(pl.Callback):
         ki: Integral gain.
         kd: Derivative gain.
         target_cost: C_forget per step that is aimed at.
-        lambda_init: λ before the first rollout.
+        lambda_init: λ before the first rollout; of the incremental form alone.
         lambda_max: λ never exceeds this.
         integral_max: The integral never exceeds this, in either direction.
         form: `incremental` (gains move λ) or `positional` (gains give λ; Stooke et al. 2020).
-        smoothing: Share of the past in the positional form's smoothed error.
+        smoothing: Share of the past in the smoothed error; of the positional form alone.
     """
 
     def __init__(
@@ -45,6 +45,12 @@ class PIDLagrangian(pl.Callback):
             raise ValueError(f"pid.lambda_init={lambda_init} must lie from 0 to pid.lambda_max={lambda_max}.")
         if not 0.0 <= smoothing < 1.0:
             raise ValueError(f"pid.smoothing={smoothing} is not possible: use a number from 0 up to, not including, 1.")
+        for other, name, number in (
+            ("positional", "lambda_init", lambda_init),
+            ("incremental", "smoothing", smoothing),
+        ):
+            if form == other and number:
+                raise ValueError(f"pid.{name}={number} has no effect on the form {form}: leave it out.")
         if integral_max < 0.0:
             raise ValueError(f"pid.integral_max={integral_max} is not possible: use 0 or more.")
         self.gains = PIDGains(kp, ki, kd, target_cost, lambda_max, integral_max, form, smoothing)

@@ -40,19 +40,35 @@ class SavePoints(pl.Callback):
                 "leave them out or train longer."
             )
 
+    def require_names(self, method: str, env_id: str) -> None:
+        """Refuse a method or an environment that no model can be named after.
+
+        Raises:
+            ValueError: There is a letter in its name that is not possible.
+        """
+        try:
+            ModelCard(method, env_id)
+        except ValueError as error:
+            raise ValueError(
+                f"model.method={method} and data.env={env_id} name the models, as {method}.{env_id}: {error} "
+                "(Environments may have dots and hyphens, too; register one of a namespace under another id.)"
+            ) from error
+
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *_: Any) -> None:
         """Note what has to be registered, so that the update's checkpoint knows it too."""
         update = trainer.current_epoch + 1
         if update in self.updates if self.updates else update == trainer.max_epochs:
-            data = pl_module.data
-            origin = (pl_module.method, data.env_id, data.env.concept, pl_module.seed, update, pl_module.env_steps)
-            average = average_of(trainer)
-            notes = (pl_module.note, average.note if average else "")
-            self._due = ModelCard(*origin, note="; ".join(note for note in notes if note))
+            self._due = _card(trainer, pl_module, update)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Register, if this update is a save point."""
         self._register(trainer, pl_module)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Register the last update of a run that another callback ended early, if the last one is asked for."""
+        if self.updates is None and not self.saved:
+            self._due = _card(trainer, pl_module, trainer.current_epoch)
+            self._register(trainer, pl_module)
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Register what a run that is resumed was about to."""
@@ -75,3 +91,10 @@ class SavePoints(pl.Callback):
         version = patiently(lambda: registry.register_policy(policy, due, run_id), f"update {due.update}")
         self.saved[self._due.update] = f"models:/{registry.model_name(self._due.method, self._due.env)}/{version}"
         self._due = None
+
+
+def _card(trainer: pl.Trainer, module: Any, update: int) -> ModelCard:
+    data, average = module.data, average_of(trainer)
+    notes = (module.note, average.note if average else "")
+    origin = (module.method, data.env_id, data.env.concept, module.seed, update, module.env_steps)
+    return ModelCard(*origin, note="; ".join(note for note in notes if note))

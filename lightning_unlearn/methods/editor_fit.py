@@ -192,9 +192,10 @@ class EditorFit:
         try:
             directions.require_both_classes(self.calibration.latents, self.calibration.labels)
         except ValueError as error:
+            option = "buffer_steps" if self.options.mode == "trained" else "calibration_steps"
             raise ValueError(
-                f"model.direction={self.options.direction}: {error} Raise model.calibration_steps="
-                f"{self.options.calibration_steps} (or model.buffer_steps), or name another data.concept."
+                f"model.direction={self.options.direction}: {error} Raise model.{option}="
+                f"{getattr(self.options, option)}, or name another data.concept."
             ) from error
 
     def _direction_origin(self) -> str:

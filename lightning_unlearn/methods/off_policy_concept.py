@@ -25,17 +25,20 @@ TARGET_NOISE_CLIP = 2.5
 ACTOR_EVERY = 2
 """Steps of the critics for one of the policy, as in TD3."""
 MOST_BYTES = 1_000_000_000
-"""Of the decisions in a checkpoint: one of more than 1 GiB is not read again."""
+"""Of the decisions in a checkpoint, which is not read again if it is larger than `checkpoints.MAX_BYTES`."""
 
 
 class OffPolicyConcept(GradientMethod):
     """TD3 (twin delayed policy gradients) from the expert on, with critics of C_forget beside those of reward.
 
+    Unlike TD3, only critics have slowly following copies: targets look ahead with the present policy.
+
     The policy maximises min(Q₁, Q₂) − λ·max(Q₃, Q₄) of its own deterministic action, by the critics' gradient; λ is
     `cost_weight`, in units of reward for one of C_forget, and the PID moves it, from the first rollout on. One epoch is
-    one rollout, whose decisions are kept among the last `capacity`, and `steps` minibatches of those. The rollouts of
-    the first epochs, a share `warm_up`, are the expert's, and nothing is learnt from one alone; with the last of them
-    the critics learn from all of them for `critic_steps` minibatches, and then learning begins.
+    one rollout, whose decisions are kept among the last `capacity`, and `steps` minibatches of those. In the first
+    epochs, a share `warm_up`, nothing is learnt: rollouts are those of the expert, its means and standard deviation
+    changed as below. After the last of these epochs the critics learn from their rollouts for `critic_steps`
+    minibatches, and then learning begins.
 
     One step of control hardly changes what comes of it, and a critic's errors hide that little. So an action is held
     for `action_repeat` steps while learning, and is worth what these bring together; the policy learnt acts anew in
@@ -59,12 +62,12 @@ class OffPolicyConcept(GradientMethod):
         batch_size: Decisions in a minibatch.
         action_repeat: Steps that an action is held for.
         steps: Minibatches in an update.
-        warm_up: Share of the updates, the first ones, whose rollouts are the expert's; at least one is.
+        warm_up: Share of the updates, the first ones, that only collect; at least one does.
         critic_steps: Minibatches that the critics then learn from alone.
         capacity: Decisions that are kept.
         gamma: Discount per step, of reward and of C_forget.
         target_rate: Share of the way that the target critics go towards the critics after each minibatch.
-        target_noise: Standard deviation of the noise on the target policy's actions, of half their range.
+        target_noise: Standard deviation of the noise on the actions that targets look ahead to, of half their range.
         exploration_std: Standard deviation of the policy's Gaussian before tanh.
         mean_scale: What the expert's means before tanh are multiplied with.
         critic_sizes: Widths of the critics' hidden layers.

@@ -21,7 +21,7 @@ from lightning_unlearn.policies.editor import GatedEditor
 
 SMALLEST_OPEN_SHARE = 1e-3
 SMALLEST_ACTION_MOVE = 1e-6
-"""An edit below either of these does nothing, and says so."""
+"""An edit below either of these does next to nothing, and says so."""
 
 
 class RepEdit(RolloutMethod):
@@ -139,10 +139,17 @@ class RepEdit(RolloutMethod):
         return {f"repedit/{name}": getattr(editor, name) for name in names}
 
     def _warn_once(self, effect: dict[str, torch.Tensor]) -> None:
-        message = "" if self._told else idle_message(self.policy, effect)
+        message = "" if self._told else idle_message(self.policy, effect, self.options.mode)
         if message:
             warnings.warn(message, stacklevel=2)
             self._told = True
+
+
+_LOUDER: dict[Mode, str] = {
+    "static": "lower model.repedit_tau (or model.repedit_tau_quantile), or raise model.repedit_alpha",
+    "trained": "name another model.direction, or raise model.buffer_steps",
+}
+"""What makes an edit do more."""
 
 
 @torch.no_grad()
@@ -189,20 +196,19 @@ def effect_metrics(effect: dict[str, torch.Tensor], groups: dict[str, torch.Tens
     return metrics
 
 
-def idle_message(policy: ActorCritic, effect: dict[str, torch.Tensor]) -> str:
-    """What to say of an edit that does nothing; empty if it does something."""
+def idle_message(policy: ActorCritic, effect: dict[str, torch.Tensor], mode: Mode) -> str:
+    """What to say of an edit that does next to nothing; empty if it does something."""
     editor, move = policy.editor, float(effect["action_move_max"].max())
     open_share = float(effect["gate_open"].mean()) if "gate_open" in effect else 1.0
     if open_share >= SMALLEST_OPEN_SHARE and move >= SMALLEST_ACTION_MOVE:
         return ""
-    told = f"The edit does nothing: no action moves by more than {move:.1e}"
+    told = f"The edit does next to nothing: no action moves by more than {move:.1e}"
     if not isinstance(editor, GatedEditor):
         return f"{told}. Choose another model.direction than leace."
     alpha, tau, highest = float(editor.alpha), float(editor.tau), float(effect["score_before"].max())
     return (
         f"{told}, and the gate is open in {open_share:.2%} of the states. The highest score is {highest:.4g} against "
-        f"tau={tau:.4g}, alpha={alpha:.4g}: lower model.repedit_tau (or model.repedit_tau_quantile), or raise "
-        "model.repedit_alpha."
+        f"tau={tau:.4g}, alpha={alpha:.4g}: {_LOUDER[mode]}."
     )
 
 

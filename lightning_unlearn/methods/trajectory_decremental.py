@@ -175,6 +175,10 @@ class TrajectoryDecremental(GradientMethod):
         return discounted_returns(steps[keys.REWARD], steps[keys.DONE], final_value, self.gamma).unsqueeze(-1)
 
     @property
+    def _source(self) -> str:
+        return self.source_uri or "the expert"
+
+    @property
     def _acting_expert(self) -> ActorCritic:
         """The expert where the environments are, wherever the learner went."""
         return ActingPolicy(self.expert).current()
@@ -219,6 +223,8 @@ class TrajectoryDecremental(GradientMethod):
             label=f"collection {collection}",
         )
         self._require_retained(collected, data)
+        if collection == 0:
+            self._require_shown(collected, data)
         return collected
 
     def _facts(self, data: RolloutData, collection: int) -> dict[str, Any]:
@@ -251,15 +257,17 @@ class TrajectoryDecremental(GradientMethod):
         if not collected.kept:
             rate = float(collected.episodes[keys.EPISODE_C_FORGET].mean())
             raise ValueError(
-                f"{len(collected.episodes)} episodes were collected with {self.source_uri} in {data.env_id}, and none "
+                f"{len(collected.episodes)} episodes were collected with {self._source} in {data.env_id}, and none "
                 f"is retained: each shows the concept ({data.env.concept}), {rate:.1f} times in the mean. "
                 "Raise model.dataset_episodes, or name a model.source that shows it less."
             )
+
+    def _require_shown(self, collected: Trajectories, data: RolloutData) -> None:
         if collected.kept == len(collected.episodes):
             raise ValueError(
-                f"{collected.kept} episodes were collected with {self.source_uri} in {data.env_id}, and none shows the "
-                f"concept ({data.env.concept}): there is nothing to forget. Name another data.concept, or a "
-                "model.source that shows it."
+                f"{collected.kept} episodes were collected with {self._source} in {data.env_id}, and none shows the "
+                f"concept ({data.env.concept}): there is nothing to forget. Name another data.concept or a "
+                "model.source that shows it, or raise model.dataset_episodes."
             )
 
 

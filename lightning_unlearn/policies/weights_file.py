@@ -10,6 +10,7 @@ import re
 import warnings
 import zipfile
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
@@ -17,7 +18,19 @@ import torch
 
 from lightning_unlearn.untrusted import require_file, zip_of
 
-_MAX_PROGRAM, _MAX_STATE_PROGRAM = 1 << 20, 1 << 24  # bytes; a checkpoint has some 50 tensors an environment
+
+@dataclass(frozen=True)
+class _Kind:
+    """A kind of file, and the most it may ask for."""
+
+    known: frozenset[str]
+    """What its pickled program may name."""
+    max_program: int
+    """Bytes of that program."""
+    max_directory: int
+    """Bytes of the archive's directory."""
+
+
 _MEMBER = re.compile(
     r"[^/]+/(data\.pkl|data/\d+|byteorder|version|\.format_version|\.storage_alignment"
     r"|\.data/serialization_id)"
@@ -32,6 +45,9 @@ _GLOBALS = {
 }
 _STATE_GLOBALS = {f"torch {kind}Storage" for kind in ("Byte", "Bool", "Int", "Half", "BFloat16")}
 """What a checkpoint holds besides: random streams, flags, counts."""
+_WEIGHTS = _Kind(frozenset(_GLOBALS), 1 << 20, 1 << 20)
+_STATE = _Kind(frozenset(_GLOBALS | _STATE_GLOBALS), 1 << 24, 1 << 23)
+"""A checkpoint has some 50 tensors an environment, each of them 63 bytes of the directory."""
 _OPCODES = {
     *("PROTO", "STOP", "MARK", "GLOBAL", "REDUCE", "BUILD", "BINPERSID"),
     *("BINPUT", "LONG_BINPUT", "BINGET", "LONG_BINGET"),
@@ -62,7 +78,7 @@ def read_pt_stream(file: IO[bytes]) -> dict[str, Any]:
     Raises:
         ValueError: As `read_pt`.
     """
-    content, size = _read(file, _GLOBALS, _MAX_PROGRAM)
+    content, size = _read(file, _WEIGHTS)
     _require_tensors(content, size)
     return content
 
@@ -77,23 +93,23 @@ def read_state(path: Path, max_bytes: int) -> dict[str, Any]:
     require_file(path, max_bytes)
     try:
         with path.open("rb") as file:
-            return dict(_read(file, _GLOBALS | _STATE_GLOBALS, _MAX_STATE_PROGRAM)[0])
+            return dict(_read(file, _STATE)[0])
     except (ValueError, OSError) as error:
         raise ValueError(f"{path} is not a checkpoint that can be read safely: {error}") from error
 
 
-def _read(file: IO[bytes], known: set[str], most: int) -> tuple[Any, int]:
+def _read(file: IO[bytes], kind: _Kind) -> tuple[Any, int]:
     """What a file holds, and how many bytes of it were looked at."""
     with warnings.catch_warnings(action="error"):  # what Python or PyTorch warns of, no file of tensors holds
         try:
-            with zip_of(file) as archive:
-                checked = _checked_copy(archive, known, most)
+            with zip_of(file, kind.max_directory) as archive:
+                checked = _checked_copy(archive, kind)
             return _load(checked), checked.getbuffer().nbytes
         except Warning as warning:
             raise ValueError(f"it is written as no file of tensors is: {warning}") from warning
 
 
-def _checked_copy(archive: zipfile.ZipFile, known: set[str], most: int) -> io.BytesIO:
+def _checked_copy(archive: zipfile.ZipFile, kind: _Kind) -> io.BytesIO:
     """The same archive, written anew: what was checked here is then what another reader of archives finds."""
     copy = io.BytesIO()
     with zipfile.ZipFile(copy, "w") as written:
@@ -102,16 +118,16 @@ def _checked_copy(archive: zipfile.ZipFile, known: set[str], most: int) -> io.By
                 raise ValueError(f"it has a member {name!r}, which is no part of a file of tensors")
             written.writestr(name, archive.read(name))
             if name.endswith("/data.pkl"):
-                _require_plain(archive.read(name), known, most)
+                _require_plain(archive.read(name), kind)
     copy.seek(0)
     return copy
 
 
-def _require_plain(program: bytes, known: set[str], most: int) -> None:
-    if len(program) > most:
-        raise ValueError(f"its description of the tensors is larger than {most} bytes")
+def _require_plain(program: bytes, kind: _Kind) -> None:
+    if len(program) > kind.max_program:
+        raise ValueError(f"its description of the tensors is larger than {kind.max_program} bytes")
     for opcode, argument, _ in pickletools.genops(program):
-        if opcode.name == "GLOBAL" and argument not in known:
+        if opcode.name == "GLOBAL" and argument not in kind.known:
             raise ValueError(f"it asks for {argument!r}, which may run code or allocate memory and is never called")
         if opcode.name not in _OPCODES:
             raise ValueError(f"it holds a pickle's {opcode.name}, which no file of tensors needs")

@@ -4,12 +4,12 @@ import pytest
 import torch
 
 import lightning_unlearn as lu
-from lightning_unlearn import keys, training
+from lightning_unlearn import checkpoints, keys, training
 from lightning_unlearn.audits.policy_suite import evaluate_in
 from lightning_unlearn.collection.collector import RolloutCollector
 from lightning_unlearn.collection.replay import decisions
 from lightning_unlearn.envs.batched import make_env
-from lightning_unlearn.methods.off_policy_concept import OffPolicyConcept
+from lightning_unlearn.methods.off_policy_concept import MOST_BYTES, OffPolicyConcept
 
 TOY = "ToyLine-v0"
 EXPERT = f"zoo:unsafe.{TOY}"
@@ -109,6 +109,11 @@ def test_a_wrapped_network_is_trained_as_it_is():
         assert not torch.equal(repaired.trunk.weight, network.weight)
     with pytest.raises(ValueError, match=r"model.mean_scale=0.3 cannot scale a wrapped network: use 1"):
         lu.repair(lu.wrap(network, TOY, std=1.0, squash="tanh"), TOY, "off_policy_concept", 4, SMALL)
+
+
+def test_a_checkpoint_has_room_for_the_networks_beside_the_largest_replay():
+    networks = sum(weight.nbytes for weight in built()[0].state_dict().values())
+    assert MOST_BYTES + 10 * networks < checkpoints.MAX_BYTES  # weights, and what Adam keeps of each
 
 
 @pytest.mark.parametrize(

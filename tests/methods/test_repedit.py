@@ -187,13 +187,15 @@ def effect_of(method):
 )
 def test_an_edit_that_does_nothing_says_so(options, message):
     method = built(**options)
-    assert re.search(message, idle_message(method.policy, effect_of(method)))
+    assert re.search(message, idle_message(method.policy, effect_of(method), "static"))
+    assert "tau=" in (solved := idle_message(method.policy, effect_of(method), "trained"))
+    assert "repedit_tau" not in solved  # which that mode solves itself
 
 
 @pytest.mark.parametrize("direction", ["probe", "leace"])
 def test_an_edit_that_does_something_is_silent(direction):
     method = built(direction=direction)
-    assert idle_message(method.policy, effect_of(method)) == ""
+    assert idle_message(method.policy, effect_of(method), "static") == ""
 
 
 def write(path, content):

@@ -13,7 +13,8 @@ from lightning_unlearn.audits.subjects import UNSAFE
 
 _HEADLINE = ("model", "seeds", "return", "episode cost", "cost-free", "worst tenth", "KL", "near / far", "KL oracle")
 _CAPTION = (
-    "Square brackets: 95 % interval with the training seed as the unit (seeds are resampled, then episodes). ±: "
+    "Square brackets: 95 % interval with the training seed as the unit (Student's t; its standard error resamples "
+    "seeds, then episodes). ±: "
     "standard deviation over the episodes of one seed, which says nothing of another seed. Worst tenth: mean cost of "
     "the costliest tenth of the episodes. KL: of the expert from the model before tanh, over the expert's states; "
     "near / far: that near what is to be forgotten over that far from it. KL oracle: of the oracle from the model, "
