@@ -32,6 +32,7 @@ from lightning_unlearn.store import open_store as open_store
 from lightning_unlearn.store import tracking_uri as tracking_uri
 from lightning_unlearn.store import ui_command as ui_command
 from lightning_unlearn.versions import SELECTED as SELECTED
+from lightning_unlearn.versions import chosen_in as chosen_in
 from lightning_unlearn.versions import model_name as model_name
 from lightning_unlearn.versions import point_selected as point_selected
 from lightning_unlearn.versions import register_policy as register_policy

@@ -59,6 +59,15 @@ def select_version(name: str, seed: int, version: str, chosen_by: Mapping[str, s
     return alias
 
 
+def chosen_in(name: str, seed: int) -> str | None:
+    """The run of `select` in which a seed's save point was chosen; None if none is."""
+    try:
+        version = mlflow.MlflowClient().get_model_version_by_alias(name, f"seed-{seed}-{SELECTED}")
+    except MlflowException:
+        return None
+    return version.tags.get(f"{SELECTED}.run")
+
+
 def point_selected(name: str, version: str) -> None:
     """Point `selected` to a version, one of the seeds' choices."""
     with writing():

@@ -211,7 +211,7 @@ def test_the_checkpoint_that_was_torn_is_passed_over(broken, capsys):
 
 
 def test_a_checkpoint_of_many_environments_is_read_again(tmp_path):
-    tensors = {f"environment {number}": torch.tensor([number]) for number in range(20_000)}
+    tensors = {f"environment {number}": torch.tensor([number]) for number in range(17_000)}
     checkpoints.WholeCheckpoints().save_checkpoint(tensors, tmp_path / "update-1")
     assert checkpoints.WholeCheckpoints().load_checkpoint(checkpoints.newest(tmp_path)) == tensors
 

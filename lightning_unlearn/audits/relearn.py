@@ -1,6 +1,6 @@
 """The `relearn` command: how many environment steps plain PPO needs to bring the forgotten behaviour back."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -61,8 +61,10 @@ def main(args: Sequence[str]) -> None:
     options, wanted = read_options(args)
     torch.set_num_threads(1)  # networks of this size gain nothing from more, and lose much on a busy machine
     registry.open_store(options.tracking_uri)
-    unsafe = expert(options.env, options.seed, options.unsafe_model)
-    subjects = [] if options.compute_threshold_only else _subjects(options, unsafe)
+    named = [] if options.compute_threshold_only else options.model_path
+    models = {name: read(name, options.env, "model_path") for name in named if name != RANDOM}
+    unsafe = expert(options.env, _seed_of(models.values(), options), options.unsafe_model)
+    subjects = _subjects(named, models, _random(unsafe, options.seed))
     cards = [subject.concept for subject in subjects if subject.uri != RANDOM]
     wanted = replace(wanted, concept=asked_for(wanted.concept, cards or [unsafe.concept]))
     bank, few = (
@@ -100,9 +102,10 @@ def read_options(args: Sequence[str]) -> tuple[Any, RelearnOptions]:
 
 
 def _checked(options: Any, concept: str | Concept) -> RelearnOptions:
-    for name, values in (("threshold", [options.threshold]), ("fractions", options.fractions)):
+    shares = ("fractions", options.fractions, "shares of the gap")
+    for name, values, unit in (("threshold", [options.threshold], "cost per step"), shares):
         if any(value is not None and not 0.0 <= value <= 1.0 for value in values):
-            raise ValueError(f"--{name} {options[name]} is not possible: use numbers from 0 to 1 (cost per step).")
+            raise ValueError(f"--{name} {options[name]} is not possible: use numbers from 0 to 1 ({unit}).")
     if not options.model_path and not options.compute_threshold_only:
         raise ValueError("--model_path is missing: name models, or `random`; or ask for --compute_threshold_only.")
     require_at_least(1, eval_episodes=options.eval_episodes)
@@ -110,12 +113,26 @@ def _checked(options: Any, concept: str | Concept) -> RelearnOptions:
     return RelearnOptions(**{name: options[name] for name in same}, concept=concept)
 
 
-def _subjects(options: Any, unsafe: Subject) -> list[Subject]:
-    """The models in the order given, `random` a fresh network of the expert's shape."""
-    twin = replace(
-        unsafe, label=RANDOM, family=RANDOM, uri=RANDOM, update=None, policy=random_twin(unsafe.policy, options.seed)
-    )
-    read_in = [twin if name == RANDOM else read(name, options.env, "model_path") for name in options.model_path]
+def _seed_of(models: Iterable[Subject], options: Any) -> int:
+    """The training seed whose expert models are compared with: their own."""
+    seeds = {model.seed for model in models if not registry.is_shipped(model.uri)} - {None}
+    if len(seeds) > 1 and options.unsafe_model is None:
+        raise ValueError(
+            f"--model_path names models of the training seeds {', '.join(map(str, sorted(seeds)))}, whose experts "
+            "differ: test those of one seed at a time, or name an expert for all with --unsafe_model."
+        )
+    return min(seeds, default=options.seed)
+
+
+def _random(unsafe: Subject, seed: int) -> Subject:
+    """A fresh network of the expert's shape."""
+    policy = random_twin(unsafe.policy, seed)
+    return replace(unsafe, label=RANDOM, family=RANDOM, uri=RANDOM, update=None, policy=policy)
+
+
+def _subjects(named: Sequence[str], models: Mapping[str, Subject], random: Subject) -> list[Subject]:
+    """The models in the order given."""
+    read_in = [random if name == RANDOM else models[name] for name in named]
     labelled = {subject.uri: subject for subject in arrange(read_in)}
     return [labelled[uri] for uri in dict.fromkeys(subject.uri for subject in read_in)]
 
@@ -280,7 +297,12 @@ def _parser() -> CommandParser:
     add = parser.add_argument
     add("--env", type=str, default="SafetyPointGoal1-v0", help="the task")
     add("--model_path", type=str, nargs="*", default=[], help="URIs or files of models, or `random`")
-    add("--unsafe_model", type=str | None, default=None, help="the expert; default: that of the seed")
+    add(
+        "--unsafe_model",
+        type=str | None,
+        default=None,
+        help="the expert; default: that of the models' own training seed",
+    )
     add("--compute_threshold_only", action="store_true", help="write threshold_only.json and stop")
     add("--threshold", type=float | None, default=None, help="of the rate a step; default: 0.9 of the expert's")
     add("--fractions", type=float, nargs="*", default=[], help="further thresholds, as shares of the gap to the expert")

@@ -1,9 +1,9 @@
 """Statistics of evaluations as pure functions, with the training seed as the unit.
 
 What was learnt from one seed says nothing of the next: every interval here resamples seeds first and then the episodes
-within each, and with one seed there is no interval at all (None), whatever the number of episodes. Few seeds vary less
-than all there could be, and their percentiles cover too little (three 75 % for 95 %, five 85 %). So the resamples give a
-standard error alone, corrected for that, and bounds are Student's with S − 1 degrees of freedom.
+within each, and with one seed there is no interval at all (None), whatever the number of episodes. Percentiles of
+resamples would cover too little of few seeds (of three 75 % in place of 95 %, of five 85 %): resamples give a standard
+error alone, corrected for their number, and bounds are Student's with S - 1 degrees of freedom.
 
 Shapes: S training seeds, N episodes of one of them, R resamples, K quantities measured together.
 Sources: Davison and Hinkley 1997, section 3.8 (hierarchical bootstrap); Hesterberg 2015 (why few data need more than

@@ -3,6 +3,7 @@
 A step is named `<environment>/seed<n>/<what>`; where it concerns all seeds, `<environment>/<what>`.
 """
 
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from string import Formatter
@@ -122,17 +123,18 @@ class _Environment:
         model = self._model(said.model, seed, "audits.probe.model")
         of_env: list[Arg] = ["--env", self.env]
         data: list[Arg] = ["--dataset", self._file(seed, "collect", STATES)]
-        told = [*self._concept(f"{PROBE}.collect", said.collect), *options(said.collect)]
+        args: list[Arg] = [*of_env, "--model_path", model, "--out", self._probe_file(seed, STATES)]
         yield self._probe_step(
             "collect",
-            [*of_env, "--model_path", model, "--out", self._probe_file(seed, STATES), *told],
+            self._told(f"{PROBE}.collect", args, said.collect, judges=True),
             seed,
-            workers=("--workers", _number(said.collect, "num_envs", 32)),
+            workers=("--workers", _number(f"{PROBE}.collect", said.collect, "num_envs", 32)),
             work=Work(rolled=_collected(said.collect)),
         )
         fitted = Place(f"{self.out}/seed{seed}/probes/hazard_probe_metrics.json")
-        args: list[Arg] = [*of_env, *data, "--model_path", model, "--metrics_out", fitted, *options(said.fit)]
-        yield self._probe_step("fit", [*args, "--out", self._probe_file(seed, FITTED)], seed)
+        args = [*of_env, *data, "--model_path", model, "--metrics_out", fitted]
+        args += ["--out", self._probe_file(seed, FITTED)]
+        yield self._probe_step("fit", self._told(f"{PROBE}.fit", args, said.fit), seed)
         probe: list[Arg] = ["--probe_path", self._file(seed, "fit", FITTED)]
         yield self._probe_step("export", [*probe, "--out", self._probe_file(seed, DIRECTION)], seed)
         for other in [said.model, *said.models]:
@@ -159,9 +161,9 @@ class _Environment:
         args: list[Arg] = ["select", "--env", self.env, "--method", method, "--seed", *map(str, seeds)]
         args += ["--run", *(RunOf(self._name_of(training, seed)) for seed in seeds)]
         args += ["--out", Place(f"{self.out}/select_{method}-{{digest}}")]
-        episodes = _number(said.options, "episodes", 50)
+        episodes = _number(SELECT, said.options, "episodes", 50)
         work = Work(rolled=len(seeds) * len(training.save_points) * episodes * EPISODE_STEPS)
-        args += [*self._concept(SELECT, said.options), *options(said.options)]
+        args = self._told(SELECT, args, said.options, judges=True)
         return self._step(SELECT, f"select/{method}", args, None, workers=("--workers", episodes), work=work)
 
     def _evaluate(self) -> Step:
@@ -170,23 +172,19 @@ class _Environment:
         args: list[Arg] = ["evaluate", "--env", self.env, "--models", *models, "--seed", *map(str, seeds)]
         if len(seeds) == 1 and UNSAFE in self._names():
             args += ["--unsafe_model", self._model(UNSAFE, seeds[0], EVALUATE)]
-        args += [*self._into(EVALUATE), *self._concept(EVALUATE, said.options), *options(said.options)]
-        episodes = _number(said.options, "episodes", 50)
+        args = self._told(EVALUATE, [*args, *self._into(EVALUATE)], said.options, judges=True)
+        episodes = _number(EVALUATE, said.options, "episodes", 50)
         work = Work(rolled=len(models) * episodes * EPISODE_STEPS)
         return self._step(EVALUATE, EVALUATE, args, None, workers=("--workers", episodes), work=work)
 
     def _relearn(self, seed: int) -> Iterator[Step]:
         said = self.study.audits[RELEARN]
-        updates, horizon = (_number(said.options, *of) for of in (("max_updates", 100), ("horizon", 1024)))
+        updates, horizon = (_number(RELEARN, said.options, *of) for of in (("max_updates", 100), ("horizon", 1024)))
         for model in said.models:
             subject = RANDOM if model == RANDOM else self._model(model, seed, "audits.relearn.models")
             args: list[Arg] = ["relearn", "--env", self.env, "--model_path", subject, "--seed", str(seed)]
-            args += self._unsafe(seed)
-            args += [
-                *self._into(f"seed{seed}/relearn_{_word(model)}"),
-                *self._concept(RELEARN, said.options),
-                *options(said.options),
-            ]
+            args += [*self._unsafe(seed), *self._into(f"seed{seed}/relearn_{_word(model)}")]
+            args = self._told(RELEARN, args, said.options, judges=True)
             work = Work(rolled=2 * updates * EPISODE_STEPS, alone=updates * horizon)
             yield self._step(RELEARN, f"relearn/{model}", args, seed, work=work)
 
@@ -207,7 +205,7 @@ class _Environment:
                 compared,
                 *(["--raw_features"] if raw else []),
             ]
-            args += ["--out", Place(f"{self.out}/seed{seed}"), *options(said.options)]
+            args = self._told(SHIFT, [*args, "--out", Place(f"{self.out}/seed{seed}")], said.options)
             yield self._step(SHIFT, f"latent-shift/{model}{' raw' if raw else ''}", args, seed)
 
     def _report(self, after: Sequence[str]) -> Step:
@@ -215,8 +213,8 @@ class _Environment:
         if EVALUATE in self.study.audits:
             args += ["--eval_id", NameOf(f"{self.env}/{EVALUATE}", _EVAL_ID)]
         said = self.study.audits[REPORT].options
-        args += ["--out", Place(f"{self.out}/report"), *options(said)]
-        episodes, drivers = _number(said, "map_episodes", 20), sum(len(t.save_points) for t in self.trainings)
+        args = self._told(REPORT, [*args, "--out", Place(f"{self.out}/report")], said)
+        episodes, drivers = _number(REPORT, said, "map_episodes", 20), sum(len(t.save_points) for t in self.trainings)
         work = Work(rolled=len(self.study.seeds) * drivers * episodes * EPISODE_STEPS)
         workers = ("--workers", max(1, episodes))
         return self._step(REPORT, REPORT, args, None, after=tuple(after), workers=workers, work=work)
@@ -256,6 +254,13 @@ class _Environment:
     def _unsafe(self, seed: int) -> list[Arg]:
         return ["--unsafe_model", self._model(UNSAFE, seed, UNSAFE)] if UNSAFE in self._names() else []
 
+    def _told(self, audit: str, args: Sequence[Arg], said: Mapping[str, Any], *, judges: bool = False) -> list[Arg]:
+        """An audit's command with the options of the file, none of which may undo what the study needs it to do."""
+        for key in said:
+            if f"--{key}" in (*args, "--tracking_uri"):
+                raise ValueError(f"audits.{audit}: {key} is set by the study itself: leave it out.")
+        return [*args, *(self._concept(audit, said) if judges else []), *options(said)]
+
     def _concept(self, audit: str, said: Mapping[str, Any]) -> list[Arg]:
         """The option by which an audit judges as the trainings do, unless it is told something else."""
         named = {training.concept for training in self.trainings} - {AUTO}
@@ -291,13 +296,22 @@ def options(said: Mapping[str, Any]) -> list[Arg]:
     args: list[Arg] = []
     for key, value in said.items():
         if value is not False and value is not None:
-            args += [f"--{key}", *([] if value is True else map(str, value if isinstance(value, list) else [value]))]
+            args += [
+                f"--{key}",
+                *([] if value is True else map(_word_of, value if isinstance(value, list) else [value])),
+            ]
     return args
+
+
+def _word_of(value: Any) -> str:
+    """As a command line has it; a class and its arguments as JSON."""
+    return json.dumps(value) if isinstance(value, Mapping) else str(value)
 
 
 def _collected(said: Mapping[str, Any]) -> int:
     """Environment steps of a probe's collection: about one in twenty shows the concept."""
-    return min(_number(said, "max_env_steps", 400_000), 20 * _number(said, "n_per_class", 10_000))
+    where = f"{PROBE}.collect"
+    return min(_number(where, said, "max_env_steps", 400_000), 20 * _number(where, said, "n_per_class", 10_000))
 
 
 def _require_reached(training: Training) -> None:
@@ -309,10 +323,10 @@ def _require_reached(training: Training) -> None:
         )
 
 
-def _number(said: Mapping[str, Any], option: str, otherwise: int) -> int:
+def _number(audit: str, said: Mapping[str, Any], option: str, otherwise: int) -> int:
     value = said.get(option)
     if not isinstance(value, int | None):
-        raise ValueError(f"audits: {option}: {value!r} is not possible: use a whole number.")
+        raise ValueError(f"audits.{audit}: {option}: {value!r} is not possible: use a whole number.")
     return otherwise if value is None else value
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import mlflow
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
-from lightning_unlearn import processes, registry
+from lightning_unlearn import processes, registry, runs
 from lightning_unlearn.audits.subjects import weights_digest
 from lightning_unlearn.store import experiment_id, writing
 from lightning_unlearn.study.steps import Result, Step
@@ -53,11 +53,19 @@ class StudyStore:
         """The finished result of a step of this digest, the newest one; also of one that was never settled."""
         for run in self._finished(step, digest):
             models, settled = self._models(run.info.run_id), run.data.tags.get(RESULT)
-            if not set(step.updates) <= set(models) or (settled is None and step.stage in _GOES_ON):
+            if not set(step.updates) <= set(models):
+                continue
+            if step.stage in _GOES_ON and (settled is None or not self._still_chosen(step, run)):
                 continue
             with suppress(ValueError):  # its weights are gone
                 return Result(run.info.run_id, settled or _result_digest(models, digest), models)
         return None
+
+    def _still_chosen(self, step: Step, run: mlflow.entities.Run) -> bool:
+        """Whether the models that a run of `select` named still have the names: a later one may have moved them."""
+        name = registry.model_name(run.data.params["method"], step.env)
+        seeds = map(int, run.data.tags[runs.SEEDS_TAG].split())
+        return all(registry.chosen_in(name, seed) == run.info.run_id for seed in seeds)
 
     def begin(self, name: str, digest: str, text: str) -> str:
         """The study's own run, a new one or that of the same study begun before; returns its id.
@@ -115,10 +123,13 @@ class StudyStore:
         return Result(run_id, result, models)
 
     def pace(self, step: Step) -> tuple[float, float] | None:
-        """Seconds and environment steps of the newest finished step of this kind."""
+        """Seconds and environment steps of the newest finished step of this kind.
+
+        Weights that were only registered say nothing of a training, though it would have their name.
+        """
         for run in self._runs(step, f"tags.`{KIND}` = '{step.kind}' and attributes.status = '{FINISHED}'"):
             metrics = run.data.metrics
-            if SECONDS in metrics:
+            if SECONDS in metrics and bool(metrics[WORK]) == bool(step.work.total):
                 return metrics[SECONDS], metrics[WORK]
         return None
 

@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from lightning_unlearn.configuration import find_config, shipped_configs
@@ -11,6 +12,7 @@ from lightning_unlearn.methods.repedit import RepEdit
 from lightning_unlearn.study.schema import AUDITS, RANDOM, Method, Study, require_distinct
 from lightning_unlearn.study.steps import Work
 from lightning_unlearn.training import TrainingCLI
+from lightning_unlearn.untrusted import sha256
 
 AUTO = "auto"
 EPISODE_STEPS = 1000
@@ -43,7 +45,9 @@ class Training:
         kept = {key: value for key, value in self.config.items() if key not in _OF_THE_MACHINE}
         if not self.spread:
             kept["data"] = {key: value for key, value in kept["data"].items() if key != "workers"}
-        return json.dumps(_without_nothing(kept), sort_keys=True, default=str)
+        artifact = self.config["model"]["init_args"].get("repedit_artifact")
+        content = sha256(Path(artifact)) if artifact and Path(artifact).is_file() else ""
+        return json.dumps(_without_nothing(kept), sort_keys=True, default=str) + content
 
     @property
     def num_envs(self) -> int:

@@ -201,6 +201,23 @@ def test_an_evaluation_cut_while_writing_needs_no_new_episodes(models, tmp_path,
 
 
 def test_what_is_left_of_other_weights_is_not_taken_over(models, register, tmp_path, monkeypatch, capsys):
+    def full(*_):
+        raise OSError("no space left")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluate_command, "write_files", full)
+        with pytest.raises(SystemExit):
+            evaluate("--eval_id", "cut", "--models", "concept")
+    register("concept", 50, 1.5)
+    capsys.readouterr()
+    evaluate("--eval_id", "cut", "--models", "concept")
+    assert capsys.readouterr().out.count("done before") == 1  # the expert
+    evaluate("--eval_id", "afresh", "--models", "concept")
+    cut, afresh = (tmp_path / "artifacts/eval/policy_suite_eval" / name / "summary.csv" for name in ("cut", "afresh"))
+    assert cut.read_text() == afresh.read_text()
+
+
+def test_a_damaged_result_is_made_again(models, tmp_path, capsys):
     partial = tmp_path / "DIR/partial"
     partial.mkdir(parents=True)
     (partial / "unsafe.json").write_text("{damaged")

@@ -80,6 +80,15 @@ def test_several_models_share_threshold_and_layouts(expert, register, tmp_path):
     assert {n.rpartition("/")[2] for n in names} == {p.name for p in (tmp_path / "DIR").iterdir()}
 
 
+def test_a_model_is_compared_with_the_expert_of_its_own_training_seed(expert, register, tmp_path, capsys):
+    own, repaired = register("unsafe", 10, 1.0, seed=2), register("concept", 50, -1.0, seed=2)
+    run("--model_path", repaired, "--max_updates", "1")
+    assert result(tmp_path)["unsafe_model"] == own
+    with pytest.raises(SystemExit):
+        run("--model_path", repaired, register("concept", 50, -1.0, seed=0))
+    assert "of the training seeds 0, 2, whose experts differ" in capsys.readouterr().err
+
+
 def test_an_editor_is_removed(expert, pushed, tmp_path):
     """An edit that hides the expert's behaviour: without it the expert is there again, at once."""
     direction = torch.nn.functional.one_hot(torch.tensor(0), 64).float()

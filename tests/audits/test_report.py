@@ -144,6 +144,17 @@ def test_a_run_that_was_cut_hides_no_finished_one(models, tmp_path):
     assert "Not finished: continued, seed 0, is KILLED." in text
 
 
+def test_a_kind_of_one_seed_is_compared_with_the_expert_of_that_seed(register, tmp_path):
+    for seed, push in ((0, 2.0), (1, -1.0)):
+        register("unsafe", 10, push, seed)
+    register("concept", 50, -1.0, seed=1)
+    evaluate_models("--seed", "0", "1", "--eval_id", "both")
+    report("--map_episodes", "0")
+    rows = (tmp_path / "R/report.md").read_text().splitlines()
+    (tested,) = (row for row in rows if row.startswith("| concept 50 |") and "cannot be told" in row)
+    assert tested.split("|")[2].strip() == "1.00"  # the same weights as its own expert
+
+
 def test_one_seed_has_no_interval_and_no_verdict(models, tmp_path):
     evaluate_models("--seed", "0")
     report("--map_episodes", "0")
@@ -173,7 +184,7 @@ def test_a_seed_a_method_and_an_evaluation_can_be_chosen(models, refused, tmp_pa
 def test_what_cannot_be_reported_is_refused(store, refused, tmp_path):
     assert "--env ToyLine-v0: the store" in refused("report", "--env", TOY)
     assert "--seed [-1]" in refused("report", "--env", TOY, "--seed=-1")
-    assert "episodes=-1" in refused("report", "--env", TOY, "--map_episodes=-1")
+    assert "map_episodes=-1 is not possible: use at least 0" in refused("report", "--env", TOY, "--map_episodes=-1")
     assert "Did you mean" in refused("report", "--map_episode", "3")
     assert not (tmp_path / "artifacts").exists()
 

@@ -146,6 +146,16 @@ def test_the_machine_is_no_part_of_a_digest():
     assert step_digest(plain, {}) != step_digest(seed1, {})
 
 
+def test_an_artifact_counts_by_its_content(tmp_path):
+    file = tmp_path / "direction.pt"
+    edit = study(methods=["unsafe", {"config": "repedit", "options": {"model.repedit_artifact": str(file)}}])
+    found = []
+    for content in (b"one", b"other"):
+        file.write_bytes(content)
+        found.append(resolve(edit)["SafetyPointGoal1-v0"][1].facts)
+    assert found[0] != found[1]
+
+
 def test_stored_weights_stand_in_for_one_seed_only():
     weights = [{"method": "unsafe", "uri": "kept/{env}/{seed}/{method}-{update}", "seeds": [1]}]
     steps = steps_of(study(seeds=[0, 1], weights=weights))
@@ -189,6 +199,11 @@ BAD = {
     "missing key": ({"audits": {"relearn": {}}}, "audits.relearn is incomplete.*models"),
     "unknown option of an audit": ({"audits": {"evaluate": {"options": {"episode": 3}}}}, "evaluate.*episodes"),
     "impossible option of an audit": ({"audits": {"evaluate": {"options": {"episodes": 0}}}}, "episodes=0"),
+    "a name that the study gives": (
+        {"audits": {"evaluate": {"options": {"eval_id": "mine"}}}},
+        "evaluate: eval_id is set",
+    ),
+    "another store": ({"audits": {"report": {"options": {"tracking_uri": "x"}}}}, "report: tracking_uri is set by"),
     "unknown option of a method": ({"methods": [{"config": "unsafe", "options": {"model.lrr": 1}}]}, "unsafe.*lr"),
     "unknown key of a method": ({"methods": [{"config": "unsafe", "sauce": "x"}]}, "'sauce' is unknown.*source"),
     "two stages of one name": ({"methods": ["unsafe", "concept", TWICE]}, "methods: concept is listed twice"),

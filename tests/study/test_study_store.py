@@ -2,13 +2,16 @@
 
 import mlflow
 import pytest
+import torch
 from mlflow.exceptions import MlflowException
 
-from lightning_unlearn import processes
+from lightning_unlearn import processes, registry, runs
+from lightning_unlearn.policies.actor_critic import ActorCritic, PolicyConfig
+from lightning_unlearn.policies.storage import ModelCard
 from lightning_unlearn.store import experiment_id
 from lightning_unlearn.study.conduct import Conduct
-from lightning_unlearn.study.steps import Step
-from lightning_unlearn.study.store import DIGEST, StudyStore
+from lightning_unlearn.study.steps import Step, Work
+from lightning_unlearn.study.store import DIGEST, RESULT, StudyStore, context
 
 ENV = "ToyLine-v0"
 AUDIT = Step(f"{ENV}/evaluate", "evaluate", "evaluate", ENV, ("evaluate",))
@@ -31,6 +34,29 @@ def test_a_selection_that_was_never_settled_may_have_set_no_alias(store):
     run_of("FINISHED", **{DIGEST: "abc"})
     select = Step(f"{ENV}/select/concept", "select", "select/concept", ENV, ("select",))
     assert StudyStore([ENV]).find(select, "abc") is None
+
+
+def test_a_selection_is_not_done_once_another_has_moved_the_name(store):
+    policy = ActorCritic(PolicyConfig(2, [-1.0], [1.0]), torch.Generator().manual_seed(0))
+    version = registry.register_policy(policy, ModelCard("concept", ENV, "cost_hazards", 0, 50), run_of("FINISHED"))
+    select = Step(f"{ENV}/select/concept", "select", "select/concept", ENV, ("select",))
+    run_id = run_of("FINISHED", **{DIGEST: "abc", RESULT: "abc", runs.SEEDS_TAG: "0"})
+    mlflow.MlflowClient().log_param(run_id, "method", "concept")
+    registry.select_version(f"concept.{ENV}", 0, version, {"run": run_id})
+    assert StudyStore([ENV]).find(select, "abc").run_id == run_id
+    registry.select_version(f"concept.{ENV}", 0, version, {"run": "a later one"})
+    assert StudyStore([ENV]).find(select, "abc") is None
+
+
+def test_registering_weights_says_nothing_of_how_long_training_takes(store):
+    unsafe = {"name": f"{ENV}/seed0/unsafe", "stage": "unsafe", "kind": "unsafe", "env": ENV}
+    trained = Step(**unsafe, args=("fit",), work=Work(trained=1000))
+    registered = Step(**unsafe, args=("register",))
+    for digest, step, seconds in (("a", trained, 600.0), ("b", registered, 5.0)):
+        run_of("FINISHED", **context(step, digest, "study"))
+        StudyStore([ENV]).settle(step, digest, seconds, "log")
+    assert StudyStore([ENV]).pace(trained) == (600.0, 1000.0)
+    assert StudyStore([ENV]).pace(registered) == (5.0, 0.0)
 
 
 def test_a_training_that_registered_too_little_is_not(store):

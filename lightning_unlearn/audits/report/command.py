@@ -11,6 +11,7 @@ import torch
 
 from lightning_unlearn import registry, runs
 from lightning_unlearn.audits.places import ARTIFACTS
+from lightning_unlearn.audits.records import require_at_least
 from lightning_unlearn.audits.report import audits, results
 from lightning_unlearn.audits.report.as_html import as_html
 from lightning_unlearn.audits.report.as_markdown import FIGURES, as_markdown
@@ -84,6 +85,7 @@ def write(out: Path, content: Document) -> list[Path]:
 
 
 def _wanted(options: Any) -> Wanted:
+    require_at_least(0, map_episodes=options.map_episodes)
     if options.map_episodes:
         evaluation_layouts(options.map_episodes)
     if options.seed and min(options.seed) < 0:

@@ -37,8 +37,8 @@ class Kind:
 
     @property
     def seeds(self) -> int:
-        """How many training seeds."""
-        return len(self.rows)
+        """How many training seeds; 1 where none is known."""
+        return max(1, self.rows["Seed"].nunique())
 
 
 def kinds(evaluation: Evaluation, wanted: Wanted) -> list[Kind]:

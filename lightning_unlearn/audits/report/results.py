@@ -6,10 +6,11 @@ from typing import Any
 from lightning_unlearn.audits.report import charts
 from lightning_unlearn.audits.report.document import Block, Gallery, Paragraph, Picture, Section, Table
 from lightning_unlearn.audits.report.findings import TARGET, Evaluation
-from lightning_unlearn.audits.report.kinds import Kind, expert
+from lightning_unlearn.audits.report.kinds import Kind
 from lightning_unlearn.audits.report.material import NOTHING, Material, number, percent, with_spread
 from lightning_unlearn.audits.report.reference import COST_LIMIT, ENV, OMNISAFE, PUBLISHED
 from lightning_unlearn.audits.subjects import UNSAFE
+from lightning_unlearn.audits.suite_table import NO_CHANGE
 
 _HEADLINE = ("model", "seeds", "return", "episode cost", "cost-free", "worst tenth", "KL", "near / far", "KL oracle")
 _CAPTION = (
@@ -52,7 +53,7 @@ def tests(known: Material) -> Section:
     repaired = [kind for kind in known.kinds if kind.model.family != UNSAFE]
     if not repaired:
         return Section(title, [Paragraph("The evaluation holds the unsafe expert alone: there is nothing to compare.")])
-    rows = [_test_row(kind, _test(kind, expert(known.kinds))) for kind in repaired]
+    rows = [_test_row(kind, _test(kind)) for kind in repaired]
     several = [kind for kind in repaired if kind.over_seeds]
     return Section(title, [Paragraph(_claim(several)), Table(_TESTS, rows)])
 
@@ -120,10 +121,17 @@ def _headline_row(kind: Kind, beside: bool) -> list[str]:
         percent(kind.mean("Cost_Free_Share")),
         number(kind.mean("Cost_CVaR10"), 1),
         number(kind.mean("KL_vs_Unsafe"), 3),
-        number(kind.mean("KL_Locality_Ratio_vs_Unsafe")),
+        number(_locality(kind)),
         number(kind.mean("KL_vs_OracleRef"), 3),
     ]
     return [*cells, f"{published.reward} / {published.cost}" if published else NOTHING] if beside else cells
+
+
+def _locality(kind: Kind) -> float | None:
+    """None for a model without effect, whose ratio is one of rounding errors."""
+    change = kind.mean("KL_vs_Unsafe")
+    without_effect = kind.model.family != UNSAFE and change is not None and abs(change) < NO_CHANGE
+    return None if without_effect else kind.mean("KL_Locality_Ratio_vs_Unsafe")
 
 
 def _costs(kinds: Sequence[Kind]) -> list[Table]:
@@ -141,12 +149,13 @@ def _cost(kind: Kind, column: str) -> str:
     return number(kind.mean(column), 1) + (f" ({change:+.1f})" if change is not None else "")
 
 
-def _test(kind: Kind, before: Kind) -> dict[str, Any]:
-    """The test over seeds; with one seed its two estimates alone."""
+def _test(kind: Kind) -> dict[str, Any]:
+    """The test over seeds; with one seed its two estimates alone, against that seed's expert."""
     if "return_kept" in kind.over_seeds:
         return dict(kind.over_seeds["return_kept"])
-    earned, earned_before = kind.mean("Reward"), before.mean("Reward")
-    ratio = earned / earned_before if earned is not None and earned_before else None
+    earned, change = kind.mean("Reward"), kind.mean("Reward_Change_vs_Unsafe")
+    known = earned is not None and change is not None and earned != change
+    ratio = earned / (earned - change) if known else None  # type: ignore[operator]
     return {"return_ratio": ratio, "cost_difference": kind.mean("Cost_Change_vs_Unsafe")}
 
 
