@@ -115,7 +115,7 @@ def _checked(options: Any, concept: str | Concept) -> RelearnOptions:
 
 def _seed_of(models: Iterable[Subject], options: Any) -> int:
     """The training seed whose expert models are compared with: their own."""
-    seeds = {model.seed for model in models if not registry.is_shipped(model.uri)} - {None}
+    seeds = {m.seed for m in models if m.seed is not None and not registry.is_shipped(m.uri)}
     if len(seeds) > 1 and options.unsafe_model is None:
         raise ValueError(
             f"--model_path names models of the training seeds {', '.join(map(str, sorted(seeds)))}, whose experts "
