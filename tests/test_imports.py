@@ -68,7 +68,7 @@ ROOMS = {
         "runs",
         "policies",
     }
-    | {"checkpoints", "cli", "options", "processes", "store", "untrusted"},
+    | {"checkpoints", "cli", "options", "processes", "store", "untrusted", "envs"},
     "bench": {"training", "audits", "methods", "collection", "envs", "policies", "objectives", "options"}
     | {"keys", "seeds"},
     "cli": {"quickstart", "training"},

@@ -15,7 +15,7 @@ from lightning_unlearn import registry
 from lightning_unlearn.configuration import find_config
 from lightning_unlearn.options import CommandParser
 from lightning_unlearn.store import patiently
-from lightning_unlearn.study.check import require_possible
+from lightning_unlearn.study.check import require_known_there, require_possible
 from lightning_unlearn.study.conduct import Conduct
 from lightning_unlearn.study.estimate import Speeds, in_words, step_seconds, wall_seconds
 from lightning_unlearn.study.execute import Executor, Progress, State, execute, initial
@@ -58,6 +58,7 @@ def main(args: Sequence[str]) -> None:
     trainings = resolve(study)
     steps = plan(study, trainings, out, stored_digest)
     require_possible(steps)
+    require_known_there(trainings, steps)
     executor, store = _executor(options, out), StudyStore(list(trainings))
     jobs = options.jobs or executor.cores
     workers, done = max(1, executor.cores // jobs), done_steps(steps, store.find)

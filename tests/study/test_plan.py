@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from lightning_unlearn.configuration import find_config
-from lightning_unlearn.study.check import require_possible
+from lightning_unlearn.study.check import require_known_there, require_possible
 from lightning_unlearn.study.jobs import make_job
 from lightning_unlearn.study.plan import plan, stages
 from lightning_unlearn.study.schema import read_study
@@ -242,6 +242,33 @@ BAD = {
 def test_bad_input_is_refused_while_planning(changes, message):
     with pytest.raises(ValueError, match=f"(?s){message}"):
         require_possible(list(steps_of(study(**changes)).values()))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"audits": {"evaluate": {"options": {"concept": "cost_gremlin"}}}},
+            "audits.evaluate in SafetyPointGoal1-v0: concept='cost_gremlin' is never reported",
+        ),
+        (
+            {"methods": ["unsafe", {"config": "concept", "options": {"data.concept": "cost_gremlin"}}]},
+            "methods: concept in SafetyPointGoal1-v0: concept='cost_gremlin' is never reported",
+        ),
+        (
+            {
+                "methods": [{"config": "unsafe", "options": {"data.env": "SafetyHalfCheetahVelocity-v1"}}],
+                "audits": {"evaluate": {"options": {"record_videos": True}}},
+            },
+            "audits.evaluate: record_videos: SafetyHalfCheetahVelocity-v1 has no map to draw",
+        ),
+    ],
+)
+def test_what_an_environment_does_not_have_is_refused_before_anything_is_trained(changes, message):
+    a_study = study(**changes)
+    trainings = resolve(a_study)
+    with pytest.raises(ValueError, match=message):
+        require_known_there(trainings, plan(a_study, trainings, "out", str))
 
 
 DISC = {"class_path": "Disc", "init_args": {"centre": [0.0, 0.0], "radius": 1.0}}
