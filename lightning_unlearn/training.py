@@ -123,10 +123,7 @@ class TrainingCLI(LightningCLI):
         if updates is None or updates < 1:
             raise ValueError(f"trainer.max_epochs={updates} (the number of updates) is not possible: use at least 1.")
         _require_counted_in_updates(self.config.trainer)
-        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
-            if isinstance(callback, SavePoints):
-                callback.require_within(updates)
-                callback.require_names(self.model.method, self.datamodule.env_id)
+        self.save_points.require_within(updates)
         if self.config_init.pid is not None and not hasattr(self.model, "cost_weight"):
             raise ValueError(f"pid has no effect on the method {self.model.method}: leave --pid and its options out.")
         if self.config_init.average is not None and not isinstance(self.model, GradientMethod):
@@ -168,18 +165,18 @@ class TrainingCLI(LightningCLI):
 
 
 _OTHER_LIMITS = {
-    "max_time": None,
-    "max_steps": -1,
-    "fast_dev_run": False,
-    "limit_train_batches": None,
-    "overfit_batches": 0.0,
+    "max_time": (None,),
+    "max_steps": (-1,),
+    "fast_dev_run": (False,),
+    "limit_train_batches": (None, 1.0),
+    "overfit_batches": (0.0,),
 }
 """Options of Lightning's trainer that would end a run before its last update, with the values that do not."""
 
 
 def _require_counted_in_updates(trainer: Any) -> None:
     for option, harmless in _OTHER_LIMITS.items():
-        if trainer[option] != harmless:
+        if trainer[option] not in harmless:
             raise ValueError(
                 f"trainer.{option}={trainer[option]} is not possible: training is as long as trainer.max_epochs (the "
                 "number of updates) says. A run that is ended before that goes on with --resume last."
@@ -200,6 +197,7 @@ def train(args: Sequence[str]) -> FinishedRun:
     """
     cli = TrainingCLI(args)
     try:
+        cli.save_points.require_names(cli.model.method, cli.datamodule.env_id)
         cli.prepare()
         cli.fit()
     finally:

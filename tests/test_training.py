@@ -257,7 +257,8 @@ def test_a_run_that_a_callback_ends_registers_its_last_update(store):
     stopping += ["rollout/episode_return", "--trainer.callbacks.stopping_threshold", "1e9"]
     run = training.train(options("oracle", "--save_points", "null", *stopping))
     assert [*run.saved] == [1]
-    assert registry.load_policy(run.saved[1]).card.update == 1
+    card = registry.load_policy(run.saved[1]).card
+    assert (card.update, card.env_steps) == (1, 4 * 64)
     assert mlflow.get_run(run.run_id).info.status == "FINISHED"
 
 

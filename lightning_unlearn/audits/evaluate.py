@@ -16,6 +16,7 @@ from lightning_unlearn import registry, runs
 from lightning_unlearn.audits.places import results_folder
 from lightning_unlearn.audits.recorded_concept import asked_for
 from lightning_unlearn.audits.records import flat_numbers, require_at_least
+from lightning_unlearn.audits.statistics import INTERVALS
 from lightning_unlearn.audits.subjects import (
     ORACLE,
     UNSAFE,
@@ -253,6 +254,7 @@ def _metadata(
         "concept": shared["concept"],
         "near_by": shared["columns"]["Near_By"],
         "standard_deviations": "of the population of episodes",
+        "intervals": INTERVALS,
         "models": {c.subject.label: _about(c) for c in comparisons},
         "settings": about,
         "video": {"renderer": VIDEO_RENDERER, "layout_seed": shared.get("video_layout")},

@@ -61,9 +61,9 @@ def main(args: Sequence[str]) -> None:
     options, wanted = read_options(args)
     torch.set_num_threads(1)  # networks of this size gain nothing from more, and lose much on a busy machine
     registry.open_store(options.tracking_uri)
-    named = [] if options.compute_threshold_only else options.model_path
-    models = {name: read(name, options.env, "model_path") for name in named if name != RANDOM}
+    models = {name: read(name, options.env, "model_path") for name in options.model_path if name != RANDOM}
     unsafe = expert(options.env, _seed_of(models.values(), options), options.unsafe_model)
+    named = [] if options.compute_threshold_only else options.model_path
     subjects = _subjects(named, models, _random(unsafe, options.seed))
     cards = [subject.concept for subject in subjects if subject.uri != RANDOM]
     wanted = replace(wanted, concept=asked_for(wanted.concept, cards or [unsafe.concept]))
@@ -310,7 +310,10 @@ def _parser() -> CommandParser:
     add("--max_updates", type=int, default=100, help="updates, at most")
     add("--eval_every", type=int, default=5, help="updates between evaluations")
     add("--eval_episodes", type=int, default=5, help="deterministic episodes of an evaluation")
-    add("--seed", type=int, default=0, help="of this test: its environments, noise, minibatches and random network")
+    seed_help = (
+        "of this test: its environments, noise, minibatches and random network; and the expert's, if no model has one"
+    )
+    add("--seed", type=int, default=0, help=seed_help)
     add_concept_option(parser, ", or recorded, what the models record")
     add("--out", type=str | None, default=None, help="folder of the files; default: artifacts/eval/<kind>/<eval_id>")
     add("--eval_id", type=str | None, default=None, help="name of the test")

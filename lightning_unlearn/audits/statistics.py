@@ -19,6 +19,8 @@ import numpy as np
 from scipy.stats import t as student
 
 RESAMPLES = 2000
+INTERVALS = "Student's t; its standard error resamples seeds, then episodes"
+"""How bounds over seeds are made, for who reads them elsewhere."""
 
 
 class Interval(NamedTuple):

@@ -41,7 +41,7 @@ class ConceptCheck(pl.Callback):
         Raises:
             NothingToForgetError: The concept was never, or always, shown.
         """
-        if not self._left or self._left < 0:
+        if self._left is None or self._left <= 0:
             return
         self._left -= batch.numel()
         self._seen += batch.numel()

@@ -50,7 +50,7 @@ class PIDLagrangian(pl.Callback):
             ("incremental", "smoothing", smoothing),
         ):
             if form == other and number:
-                raise ValueError(f"pid.{name}={number} has no effect on the form {form}: leave it out.")
+                raise ValueError(f"pid.{name}={number} has no effect on the form {form}: set it to 0.")
         if integral_max < 0.0:
             raise ValueError(f"pid.integral_max={integral_max} is not possible: use 0 or more.")
         self.gains = PIDGains(kp, ki, kd, target_cost, lambda_max, integral_max, form, smoothing)

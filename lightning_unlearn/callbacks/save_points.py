@@ -26,6 +26,7 @@ class SavePoints(pl.Callback):
         self.run, self.updates = run, updates
         self.saved: dict[int, str] = {}
         self._due: ModelCard | None = None
+        self._latest: ModelCard | None = None
 
     def require_within(self, last_update: int) -> None:
         """Refuse save points that training would never reach.
@@ -57,8 +58,9 @@ class SavePoints(pl.Callback):
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *_: Any) -> None:
         """Note what has to be registered, so that the update's checkpoint knows it too."""
         update = trainer.current_epoch + 1
+        self._latest = _card(trainer, pl_module, update)
         if update in self.updates if self.updates else update == trainer.max_epochs:
-            self._due = _card(trainer, pl_module, update)
+            self._due = self._latest
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Register, if this update is a save point."""
@@ -67,7 +69,7 @@ class SavePoints(pl.Callback):
     def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Register the last update of a run that another callback ended early, if the last one is asked for."""
         if self.updates is None and not self.saved:
-            self._due = _card(trainer, pl_module, trainer.current_epoch)
+            self._due = self._latest
             self._register(trainer, pl_module)
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: Any) -> None:

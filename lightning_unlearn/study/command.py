@@ -104,13 +104,18 @@ def _seconds(
     steps: Sequence[Step], done: dict[str, Result], store: StudyStore, trainings: Sequence[Training], workers: int
 ) -> dict[str, float]:
     """How long each step takes; the machine is timed only if some kind of step was never seen."""
-    paces = {step.kind: store.pace(step) for step in {step.kind: step for step in steps}.values()}
-    unseen = [step for step in steps if step.name not in done and paces[step.kind] is None]
+    paces = {_pace_of(step): store.pace(step) for step in {_pace_of(step): step for step in steps}.values()}
+    unseen = [step for step in steps if step.name not in done and paces[_pace_of(step)] is None]
     speeds = Speeds(1.0, 1.0, 1.0, 0.0)
     if unseen:
         print(f"Timing {trainings[0].env_id} on this machine, for {len(unseen)} steps that the store knows no time of.")
         speeds = measure(trainings[0].config["data"], workers)
-    return {step.name: step_seconds(step, speeds, paces[step.kind]) for step in steps}
+    return {step.name: step_seconds(step, speeds, paces[_pace_of(step)]) for step in steps}
+
+
+def _pace_of(step: Step) -> tuple[str, bool]:
+    """What steps share that take equally long: of one kind, some trainings may only be registered."""
+    return step.kind, bool(step.work.total)
 
 
 def _print_plan(planned: Planned) -> None:

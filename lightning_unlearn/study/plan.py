@@ -15,6 +15,8 @@ from lightning_unlearn.study.trainings import AUTO, EPISODE_STEPS, Training
 
 UNSAFE = "unsafe"
 PROBE, SELECT, EVALUATE, RELEARN, SHIFT, REPORT = "probe", "select", "evaluate", "relearn", "latent-shift", "report"
+_OF_THE_STUDY = ("--out", "--tracking_uri", "--workers")
+"""Options that every step gets when it runs."""
 _EVAL_ID = f"{EVALUATE}-{{digest}}"
 STATES, FITTED, DIRECTION = "probe_states.npz", "hazard_probe.npz", "hazard_direction.pt"
 
@@ -133,8 +135,8 @@ class _Environment:
         )
         fitted = Place(f"{self.out}/seed{seed}/probes/hazard_probe_metrics.json")
         args = [*of_env, *data, "--model_path", model, "--metrics_out", fitted]
-        args += ["--out", self._probe_file(seed, FITTED)]
-        yield self._probe_step("fit", self._told(f"{PROBE}.fit", args, said.fit), seed)
+        args = [*self._told(f"{PROBE}.fit", args, said.fit), "--out", self._probe_file(seed, FITTED)]
+        yield self._probe_step("fit", args, seed)
         probe: list[Arg] = ["--probe_path", self._file(seed, "fit", FITTED)]
         yield self._probe_step("export", [*probe, "--out", self._probe_file(seed, DIRECTION)], seed)
         for other in [said.model, *said.models]:
@@ -257,7 +259,7 @@ class _Environment:
     def _told(self, audit: str, args: Sequence[Arg], said: Mapping[str, Any], *, judges: bool = False) -> list[Arg]:
         """An audit's command with the options of the file, none of which may undo what the study needs it to do."""
         for key in said:
-            if f"--{key}" in (*args, "--tracking_uri"):
+            if f"--{key}" in (*args, *_OF_THE_STUDY):
                 raise ValueError(f"audits.{audit}: {key} is set by the study itself: leave it out.")
         return [*args, *(self._concept(audit, said) if judges else []), *options(said)]
 

@@ -14,13 +14,13 @@ from lightning_unlearn.audits.suite_table import NO_CHANGE
 
 _HEADLINE = ("model", "seeds", "return", "episode cost", "cost-free", "worst tenth", "KL", "near / far", "KL oracle")
 _CAPTION = (
-    "Square brackets: 95 % interval with the training seed as the unit (Student's t; its standard error resamples "
-    "seeds, then episodes). ±: "
-    "standard deviation over the episodes of one seed, which says nothing of another seed. Worst tenth: mean cost of "
-    "the costliest tenth of the episodes. KL: of the expert from the model before tanh, over the expert's states; "
-    "near / far: that near what is to be forgotten over that far from it. KL oracle: of the oracle from the model, "
-    "over the oracle's states."
+    "Square brackets: 95 % interval with the training seed as the unit ({intervals}). ±: standard deviation over the "
+    "episodes of one seed, which says nothing of another seed. Worst tenth: mean cost of the costliest tenth of the "
+    "episodes. KL: of the expert from the model before tanh, over the expert's states; near / far: that near what is "
+    "to be forgotten over that far from it. KL oracle: of the oracle from the model, over the oracle's states."
 )
+_BEFORE = "percentiles of resampled seeds, too narrow for few of them: evaluate again for better ones"
+"""How intervals were made before evaluations said how."""
 _COSTS = "Every kind of cost in an episode, and in brackets its change from the unsafe expert on the same layouts."
 _TESTS = ["model", "return ratio", "lower bound", "return kept", "cost change", "upper bound", "cost lower", "both"]
 _TESTS += ["p of both", "p, Holm", f"cost under {COST_LIMIT:g}"]
@@ -41,7 +41,8 @@ def headline(known: Material) -> Section:
     rows = [_headline_row(kind, beside) for kind in known.kinds]
     header = [*_HEADLINE, "published return / cost"] if beside else list(_HEADLINE)
     notes = [Paragraph(note) for note in evaluation.findings["notes"]]
-    tables = [Table(header, rows, _CAPTION), *_costs(known.kinds)]
+    caption = _CAPTION.format(intervals=evaluation.metadata.get("intervals", _BEFORE))
+    tables = [Table(header, rows, caption), *_costs(known.kinds)]
     return Section("Results", [Paragraph(_about(evaluation)), *tables, *notes])
 
 
