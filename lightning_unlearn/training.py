@@ -25,6 +25,15 @@ from lightning_unlearn.configuration import ConfigParser, expand, flatten
 from lightning_unlearn.envs.concept_option import working_directory_importable
 from lightning_unlearn.methods.gradient import GradientMethod
 
+_OTHER_LIMITS = {
+    "max_time": (None,),
+    "max_steps": (-1,),
+    "fast_dev_run": (False,),
+    "limit_train_batches": (None, 1.0),
+    "overfit_batches": (0.0,),
+}
+"""Options of Lightning's trainer that would end a run before its last update, with the values that do not."""
+
 
 @dataclass(frozen=True)
 class FinishedRun:
@@ -162,16 +171,6 @@ class TrainingCLI(LightningCLI):
         config = self.config.clone()
         config.pop("resume")
         return str(self.parser.dump(config, skip_none=False, skip_validation=True))
-
-
-_OTHER_LIMITS = {
-    "max_time": (None,),
-    "max_steps": (-1,),
-    "fast_dev_run": (False,),
-    "limit_train_batches": (None, 1.0),
-    "overfit_batches": (0.0,),
-}
-"""Options of Lightning's trainer that would end a run before its last update, with the values that do not."""
 
 
 def _require_counted_in_updates(trainer: Any) -> None:

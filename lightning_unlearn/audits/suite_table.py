@@ -244,7 +244,7 @@ def _intervals(seeds: Sequence[pd.DataFrame], rng: np.random.Generator) -> dict[
         low, high = interval or (None, None)
         bounds |= {f"{name}_Seeds_Low": low, f"{name}_Seeds_High": high}
     if bounds["Cost_Seeds_Low"] is not None and all((seed["cost_sum"] >= 0).all() for seed in seeds):
-        bounds["Cost_Seeds_Low"] = max(0.0, bounds["Cost_Seeds_Low"])
+        bounds["Cost_Seeds_Low"] = max(0.0, bounds["Cost_Seeds_Low"])  # a mean of these is never less
     return bounds
 
 

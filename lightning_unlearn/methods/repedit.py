@@ -22,6 +22,11 @@ from lightning_unlearn.policies.editor import GatedEditor
 SMALLEST_OPEN_SHARE = 1e-3
 SMALLEST_ACTION_MOVE = 1e-6
 """An edit below either of these does next to nothing, and says so."""
+_LOUDER: dict[Mode, str] = {
+    "static": "lower model.repedit_tau (or model.repedit_tau_quantile), or raise model.repedit_alpha",
+    "trained": "name another model.direction, or raise model.buffer_steps",
+}
+"""What makes an edit do more."""
 
 
 class RepEdit(RolloutMethod):
@@ -143,13 +148,6 @@ class RepEdit(RolloutMethod):
         if message:
             warnings.warn(message, stacklevel=2)
             self._told = True
-
-
-_LOUDER: dict[Mode, str] = {
-    "static": "lower model.repedit_tau (or model.repedit_tau_quantile), or raise model.repedit_alpha",
-    "trained": "name another model.direction, or raise model.buffer_steps",
-}
-"""What makes an edit do more."""
 
 
 @torch.no_grad()

@@ -298,10 +298,8 @@ def options(said: Mapping[str, Any]) -> list[Arg]:
     args: list[Arg] = []
     for key, value in said.items():
         if value is not False and value is not None:
-            args += [
-                f"--{key}",
-                *([] if value is True else map(_word_of, value if isinstance(value, list) else [value])),
-            ]
+            values = value if isinstance(value, list) else [value]
+            args += [f"--{key}", *([] if value is True else map(_word_of, values))]
     return args
 
 
