@@ -11,10 +11,11 @@ ROOMS = {
     "seeds": set(),
     "options": set(),
     "untrusted": set(),
-    "envs": {"keys", "seeds"},
+    "children": set(),
+    "envs": {"keys", "seeds", "children"},
     "policies": {"keys", "untrusted"},
     "objectives": {"keys"},
-    "collection": {"envs", "policies", "keys", "seeds", "untrusted"},
+    "collection": {"envs", "policies", "keys", "seeds", "untrusted", "children"},
     "processes": set(),
     "store": {"processes"},
     "model_files": {"policies", "untrusted"},
@@ -68,7 +69,7 @@ ROOMS = {
         "runs",
         "policies",
     }
-    | {"checkpoints", "cli", "options", "processes", "store", "untrusted", "envs"},
+    | {"checkpoints", "cli", "options", "processes", "store", "untrusted", "envs", "children"},
     "bench": {"training", "audits", "methods", "collection", "envs", "policies", "objectives", "options"}
     | {"keys", "seeds"},
     "cli": {"quickstart", "training"},

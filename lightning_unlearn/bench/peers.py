@@ -5,6 +5,7 @@ Shapes: E environments, O observation size, A action size.
 """
 
 import multiprocessing
+import os
 import resource
 import time
 import warnings
@@ -67,6 +68,7 @@ def _children() -> list[str]:
 
 
 def _in_own_process(function: Callable[[Plan], list[Measurement]], plan: Plan) -> list[Measurement]:
+    os.environ.setdefault("PYTHONSAFEPATH", "1")  # a spawned process imports from the working directory otherwise
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         return pool.submit(function, plan).result()
 

@@ -17,6 +17,7 @@ from tensordict.nn import TensorDictModuleBase
 from torchrl.envs import TransformedEnv
 
 from lightning_unlearn import keys
+from lightning_unlearn.children import ray_runtime
 from lightning_unlearn.collection.acting import ActingPolicy
 from lightning_unlearn.collection.stock import kept_keys, with_sums
 from lightning_unlearn.envs.batched import make_env
@@ -94,17 +95,19 @@ class SpreadCollector:
         seeds, share = training_seeds(environments, self._num_envs), self._num_envs // self._collectors
         shares = [seeds[first : first + share] for first in range(0, self._num_envs, share)]
         streams, config = noise.spawn(self._collectors), self._acting.current().config
-        return RayCollector(
-            [partial(self._make, some) for some in shares],
-            policy_factory=[partial(_remote_actor, config, stream) for stream in streams],
-            frames_per_batch=self._num_envs * self._horizon,
-            total_frames=ENDLESS,
-            sync=True,
-            remote_configs={"num_cpus": 1},
-            # one dictionary each: TorchRL writes every collector's own factory into it
-            collector_kwargs=[{"auto_register_policy_transforms": False} for _ in shares],
-            num_collectors=self._collectors,
-        )
+        with ray_runtime() as runtime:
+            return RayCollector(
+                [partial(self._make, some) for some in shares],
+                policy_factory=[partial(_remote_actor, config, stream) for stream in streams],
+                frames_per_batch=self._num_envs * self._horizon,
+                total_frames=ENDLESS,
+                sync=True,
+                remote_configs={"num_cpus": 1},
+                # one dictionary each: TorchRL writes every collector's own factory into it
+                collector_kwargs=[{"auto_register_policy_transforms": False} for _ in shares],
+                num_collectors=self._collectors,
+                ray_init_config={"runtime_env": runtime},  # of no effect in a session that has begun
+            )
 
 
 def require_possible(num_envs: int, collectors: int) -> None:

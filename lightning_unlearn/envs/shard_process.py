@@ -1,4 +1,4 @@
-"""A simulator in a process of its own, and that process: `python -m lightning_unlearn.envs.shard_process`.
+"""A simulator in a process of its own, and the program of that process.
 
 The two talk through a socket: an empty message asks for a step, whose numbers lie in shared memory, or says that it
 is done; any other is a pickled call, or its answer. Who waits watches a counter in shared memory for a moment before it
@@ -19,6 +19,7 @@ from socket import MSG_WAITALL, socket, socketpair
 from struct import Struct
 from typing import Any
 
+from lightning_unlearn.children import python_command
 from lightning_unlearn.envs.navigation import NavigationSimulator
 from lightning_unlearn.envs.shared_steps import SharedSteps, open_memory
 
@@ -45,7 +46,7 @@ class Shard:
         self._socket, there = socketpair()
         counters = open_memory()
         self._line = _Line(self._socket, counters, sends=0)
-        command = [sys.executable, "-m", __name__, str(there.fileno()), str(counters), str(steps)]
+        command = python_command(__name__, str(there.fileno()), str(counters), str(steps))
         environment = os.environ | {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
         self._process = subprocess.Popen(command, env=environment, pass_fds=[there.fileno(), counters, steps])
         there.close()

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
+from lightning_unlearn.children import python_command
 from lightning_unlearn.study.attempts import resume_options
 from lightning_unlearn.study.steps import Arg, Config, FileOf, ModelOf, NameOf, Place, Result, RunOf, Step
 from lightning_unlearn.study.store import fetch
@@ -87,7 +88,7 @@ def prepare(job: Job) -> Job:
 
 def command(job: Job) -> list[str]:
     """Its command line on this machine."""
-    return [sys.executable, "-m", "lightning_unlearn", *job.args]
+    return python_command("lightning_unlearn", *job.args)
 
 
 def environment(job: Job, bytecode: Path) -> dict[str, str]:

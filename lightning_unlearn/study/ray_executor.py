@@ -6,6 +6,7 @@ A task runs the step inside Ray's own worker process, so that whatever ends the 
 from pathlib import Path
 from typing import Any
 
+from lightning_unlearn.children import ray_runtime
 from lightning_unlearn.study.jobs import Job
 from lightning_unlearn.study.local import GRACE_S, LocalExecutor, LocalProcess
 from lightning_unlearn.study.ray_worker import Ended, work
@@ -84,7 +85,10 @@ class RayExecutor:
                 "its http address."
             )
         try:
-            ray.init(address=address, ignore_reinit_error=True, log_to_driver=False, logging_level="ERROR")
+            with ray_runtime() as runtime:
+                ray.init(
+                    address, ignore_reinit_error=True, log_to_driver=False, logging_level="ERROR", runtime_env=runtime
+                )
         except (ConnectionError, ValueError, RuntimeError) as error:
             raise ValueError(f"--ray_address {address}: no Ray cluster answers there: {error}") from error
         self._here = LocalExecutor(out)
