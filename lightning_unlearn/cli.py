@@ -4,8 +4,11 @@ import importlib
 import logging
 import os
 import sys
+import traceback
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from opcode import opmap
+from types import FrameType
 
 COMMANDS = {
     "quickstart": ("lightning_unlearn.quickstart", "repair the shipped unsafe expert and show before and after"),
@@ -32,6 +35,28 @@ COMMANDS = {
 """Name → the module whose `main(args)` runs it, and what it does."""
 
 HELP_FLAGS = ("-h", "--help")
+
+_OURS = "lightning_unlearn"
+_CHECK_OPTIONS = sys.stdlib_module_names | {"jsonargparse", "lightning", "mlflow"}
+"""Whose errors are about what was given."""
+_LIBRARIES = _CHECK_OPTIONS | {
+    *(
+        "PIL",
+        "alembic",
+        "gymnasium",
+        "imageio",
+        "matplotlib",
+        "mujoco",
+        "numpy",
+        "pandas",
+        "pydantic",
+        "ray",
+        "requests",
+    ),
+    *("safetensors", "safety_gymnasium", "scipy", "sklearn", "sqlalchemy", "tensordict", "torch", "torchrl", "tqdm"),
+    *("urllib3", "yaml"),
+}
+"""Below which an error is that of the code that called them."""
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -64,10 +89,43 @@ def main(args: Sequence[str] | None = None) -> None:
 def _is_explained(error: Exception) -> bool:
     """Whether an error's message says all: what was asked for is impossible, or the disk, the store or numbers failed.
 
-    Errors of libraries go by their names, so that the libraries need not be imported for that.
+    What comes out of somebody else's code (an environment, a concept, a callback), also as the cause, keeps its
+    traceback, and so does a mistake of this package. Errors of libraries go by their names, so that the libraries need
+    not be imported for that.
     """
-    ours = isinstance(error, ValueError | OSError | FloatingPointError)
-    return ours or type(error).__name__ in ("MisconfigurationException", "MlflowException")
+    if any(_is_foreign(link) for link in _chain(error)):
+        return False
+    if isinstance(error, OSError) or type(error).__name__ in ("MisconfigurationException", "MlflowException"):
+        return True
+    return isinstance(error, ValueError | FloatingPointError) and _is_deliberate(error)
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """An error, its cause, and so on."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+
+
+def _is_foreign(error: BaseException) -> bool:
+    """Whether an error comes out of code that is neither this package's nor that of Python or a library below it."""
+    owners = (_owner(frame) for frame, _ in reversed([*traceback.walk_tb(error.__traceback__)]))
+    return next((owner for owner in owners if owner not in _LIBRARIES), _OURS) != _OURS
+
+
+def _is_deliberate(error: BaseException) -> bool:
+    """Whether this package's own `raise`, or a library's check of options, made an error."""
+    last = error.__traceback__
+    while last is not None and last.tb_next is not None:
+        last = last.tb_next
+    if last is None or (owner := _owner(last.tb_frame)) != _OURS:
+        return last is None or owner in _CHECK_OPTIONS
+    return last.tb_frame.f_code.co_code[last.tb_lasti] == opmap["RAISE_VARARGS"]
+
+
+def _owner(frame: FrameType) -> str:
+    """The top-level package of a frame's code."""
+    return str(frame.f_globals.get("__name__")).partition(".")[0]
 
 
 def _notes(error: BaseException) -> list[str]:

@@ -159,7 +159,7 @@ def is_shipped(uri: str) -> bool:
 
 def shipped_models(env_id: str) -> list[str]:
     """URIs of the models of an environment that the package ships."""
-    return [f"zoo:{folder.name}" for folder in sorted(ZOO.glob(f"*.{env_id}")) if folder.is_dir()]
+    return [f"zoo:{folder.name}" for folder in sorted(ZOO.glob(model_name("*", env_id))) if folder.is_dir()]
 
 
 class PyfuncPolicy:

@@ -26,7 +26,7 @@ def main(args: Sequence[str]) -> None:
     options = _parser().parse_args(args)
     registry.open_store(options.tracking_uri)
     run = _finished(options.run)
-    _require_known(run, options.concept)
+    _require_known(run, options.concept, options.module)
     weights, metrics = _digests(_versions(run.info.run_id)), _metrics(run)
     with tempfile.TemporaryDirectory() as scratch:
         again = training.train(_arguments(run, Path(scratch)))
@@ -45,6 +45,8 @@ def _parser() -> CommandParser:
     parser.add_argument("run", type=str, help="id of a finished run")
     known = "classes of your own that the run's concept names: they are run, so read them first"
     parser.add_argument("--concept", type=str, nargs="*", default=[], help=known)
+    module = "module that the run's environment is registered by, as in module:Id-v0: importing it runs its code"
+    parser.add_argument("--module", type=str | None, default=None, help=module)
     parser.add_argument("--tracking_uri", type=str, default=registry.DEFAULT_TRACKING_URI, help="MLflow store")
     return parser
 
@@ -59,10 +61,16 @@ def _finished(run_id: str) -> Run:
     return run
 
 
-def _require_known(run: Run, classes: Sequence[str]) -> None:
-    """A stored config may be anybody's: no class that only it names is imported."""
+def _require_known(run: Run, classes: Sequence[str], module: str | None) -> None:
+    """A stored config may be anybody's: no class and no module that only it names is imported."""
     options = resumption.stored_options(run.info.run_id)
     named = classes_of_their_own([value for key, value in options.items() if key.startswith("data.concept")])
+    env_id = str(options.get("data.env", ""))
+    if (needed := env_id.rpartition(":")[0]) not in ("", module):
+        raise ValueError(
+            f"run={run.info.run_id} was trained in {env_id}, which importing {needed} registers: if you know the "
+            f"module and have it here, name it by --module {needed}."
+        )
     unknown = sorted(named - set(classes))
     if unknown:
         raise ValueError(

@@ -14,6 +14,7 @@ from mlflow.types import Schema, TensorSpec
 
 from lightning_unlearn.model_files import POLICY, digest_tag
 from lightning_unlearn.policies.actor_critic import ActorCritic
+from lightning_unlearn.policies.description import as_file_name
 from lightning_unlearn.policies.storage import ModelCard, save_policy
 from lightning_unlearn.store import writing
 
@@ -23,7 +24,7 @@ SELECTED = "selected"
 
 def model_name(method: str, env_id: str) -> str:
     """Name of a registered model."""
-    return f"{method}.{env_id}"
+    return f"{method}.{as_file_name(env_id)}"
 
 
 def register_policy(policy: ActorCritic, card: ModelCard, run_id: str) -> str:

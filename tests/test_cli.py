@@ -1,5 +1,6 @@
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
@@ -26,3 +27,47 @@ def test_top_level_help_loads_nothing_heavy():
     )
     printed = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
     assert printed.splitlines()[-1] == "[]"
+
+
+OTHERS = """
+import lightning.pytorch as pl
+from lightning_unlearn.envs.concepts import Concept
+
+
+class Failing(pl.Callback):
+    def on_train_start(self, trainer, pl_module):
+        open("/nowhere/at/all")
+
+
+class Doubtful(Concept):
+    def __call__(self, transitions):
+        raise ValueError("a doubt of my own")
+"""
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (["--trainer.callbacks", "[{class_path: others.Failing}]"], FileNotFoundError),
+        (["--data.concept", "others.Doubtful"], ValueError),
+    ],
+)
+def test_errors_of_others_code_keep_their_traceback(store, tmp_path, monkeypatch, capsys, options, expected):
+    (tmp_path / "others.py").write_text(OTHERS)
+    monkeypatch.delitem(sys.modules, "others", raising=False)
+    chain = [part for file in ("base", "method/unsafe", "smoke") for part in ("-c", f"{file}.yaml")]
+    with pytest.raises(expected) as caught:
+        cli.main(["fit", *chain, *options])
+    assert "lightning-unlearn: error" not in capsys.readouterr().err
+    links = [caught.value, caught.value.__cause__]
+    files = {frame.path.name for link in links if link for frame in pytest.ExceptionInfo.from_exception(link).traceback}
+    assert "others.py" in files
+
+
+def test_a_mistake_of_this_package_keeps_its_traceback(monkeypatch):
+    namespace = {"__name__": "lightning_unlearn.mistaken"}
+    exec("import numpy as np\ndef main(options): np.zeros(2) + np.zeros(3)", namespace)
+    monkeypatch.setitem(sys.modules, "lightning_unlearn.mistaken", SimpleNamespace(main=namespace["main"]))
+    monkeypatch.setitem(cli.COMMANDS, "mistaken", ("lightning_unlearn.mistaken", ""))
+    with pytest.raises(ValueError, match="operands could not be broadcast"):
+        cli.main(["mistaken"])

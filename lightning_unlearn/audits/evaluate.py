@@ -47,6 +47,7 @@ from lightning_unlearn.audits.suite_table import (
     Found,
     columns,
     cost_keys,
+    fill_costs,
     notes,
     other_concepts,
     over_training_seeds,
@@ -196,6 +197,7 @@ def _examine(
         suite = Suite(env, wanted, videos)
         for number, comparison in enumerate(comparisons, start=1):
             found.append((comparison, _result(suite, partial, wanted, comparison, f"{number}/{len(comparisons)}")))
+        fill_costs(found)
         shared: dict[str, Any] = {"columns": {"Near_By": suite.distance_measure}, "concept": env.concept}
         if videos is not None:
             shared["video_layout"] = suite.video_layout(comparisons[0].unsafe)

@@ -110,6 +110,14 @@ def cost_keys(found: Found) -> list[str]:
     return list(dict.fromkeys(key for _, result in found for key in result.episodes if _is_cost_key(key)))
 
 
+def fill_costs(found: Found) -> None:
+    """Give every model a column of every kind of cost: one that none of its steps reported was 0."""
+    for key in cost_keys(found):
+        for _, result in found:
+            if key not in result.episodes:
+                result.episodes[key] = 0.0
+
+
 def columns(found: Found) -> dict[str, str]:
     """`COLUMNS`, and after them those of every kind of cost."""
     return COLUMNS | {f"{key}{suffix}": what for key in cost_keys(found) for suffix, what in _OF_EACH_COST.items()}

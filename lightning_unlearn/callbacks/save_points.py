@@ -52,7 +52,7 @@ class SavePoints(pl.Callback):
         except ValueError as error:
             raise ValueError(
                 f"model.method={method} and data.env={env_id} name the models, as {method}.{env_id}: {error} "
-                "(Environments may have dots and hyphens, too; register one of a namespace under another id.)"
+                "(Environments may have dots and hyphens, too.)"
             ) from error
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *_: Any) -> None:

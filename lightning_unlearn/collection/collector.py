@@ -185,6 +185,8 @@ class _RolloutBuffer:
         """Add the log-probabilities and return the rollout."""
         with torch.no_grad():
             self._log_prob[..., 0] = policy.log_prob(torch.from_numpy(self._mean), torch.from_numpy(self._pre_tanh))
+        if len(self._costs) > len(self._rollout[keys.NEXT, keys.COSTS].keys()):
+            self._rollout = self._views()
         return self._rollout
 
     def _write_signals(self, t: int, step: Step, c_forget: np.ndarray) -> None:
@@ -206,6 +208,8 @@ class _RolloutBuffer:
             keys.FAILED: step.failed,
             keys.GOAL_MET: step.goal_met,
         }
+        if len(step.costs) > len(self._costs):  # one was reported for the first time: it was 0 until here
+            self._costs = {key: self._costs.get(key, np.zeros_like(self._log_prob)) for key in step.costs}
         for arrays, news in ((self._scalars, values), (self._flags, flags), (self._costs, step.costs)):
             for key, array in arrays.items():
                 array[t, :, 0] = news[key]

@@ -46,7 +46,7 @@ class StockCollector:
         policy = self._acting.current()
         noise = torch.randn(self.horizon, self.env.num_envs, self._action_size, generator=self.generator)
         self._actor.begin(policy, noise)
-        return next(self._rollouts).select(*kept_keys(self.env.simulator.cost_keys))
+        return next(self._rollouts).select(*kept_keys(self.env.cost_keys))
 
     def state_dict(self) -> dict[str, Any]:
         """All that the next rollout depends on besides the policy; TorchRL's own state holds only the policy."""

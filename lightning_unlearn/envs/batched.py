@@ -1,5 +1,6 @@
 """E environments as one TorchRL environment."""
 
+import warnings
 from collections.abc import Sequence
 
 import numpy as np
@@ -19,7 +20,8 @@ def make_env(env_id: str, num_envs: int, concept: str | Concept = concepts.AUTO,
     """E copies of a task.
 
     Args:
-        env_id: A Safety-Gymnasium task, an environment of Gymnasium that reports `info["cost"]`, or `ToyLine-v0`.
+        env_id: A Safety-Gymnasium task, an environment of Gymnasium that reports `info["cost"]` (`Id-v0`,
+            or `module:Id-v0` to import the module first), or `ToyLine-v0`.
         num_envs: E.
         concept: The behaviour to forget: `auto`, an info key or a concept, see `concepts`.
         workers: Processes that step the environments; results do not depend on it.
@@ -39,9 +41,11 @@ def _simulator(env_id: str, num_envs: int, workers: int) -> Simulator:
     if env_id == toy.ENV_ID:
         return toy.ToySimulator(num_envs)
     from lightning_unlearn.envs import gymnasium_batch, navigation, sharded  # MuJoCo waits until a task needs it
+    from lightning_unlearn.envs.compat import registered_spec
 
     if gymnasium_batch.serves(env_id):
         return gymnasium_batch.GymnasiumSimulator(env_id, num_envs, workers)
+    registered_spec(env_id)  # an unknown task is refused before its processes are started
     if workers > 1:
         return sharded.ShardedNavigation(env_id, num_envs, workers)
     return navigation.NavigationSimulator(env_id, num_envs)
@@ -63,6 +67,9 @@ class BatchedEnv(EnvBase):
         require_sound(self._concept, simulator)
         self.concept = concepts.recorded_as(self._concept)
         """The behaviour to forget as runs and models record it."""
+        self.cost_keys = simulator.cost_keys
+        """Costs in TorchRL's steps, whose specs are fixed: later ones are in the simulator's steps only."""
+        self._may_overlook = concept == concepts.AUTO and concepts.HAZARDS not in simulator.cost_keys
         self._seeds: Sequence[int] | None = None
         self._make_specs()
 
@@ -103,7 +110,7 @@ class BatchedEnv(EnvBase):
                 keys.C_FORGET: column.clone(),
                 keys.GOAL_MET: _flag(shape),
                 keys.FAILED: _flag(shape),
-                keys.COSTS: Composite({key: column.clone() for key in sim.cost_keys}, shape=shape),
+                keys.COSTS: Composite({key: column.clone() for key in self.cost_keys}, shape=shape),
             },
             shape=shape,
         )
@@ -151,6 +158,13 @@ class BatchedEnv(EnvBase):
         Raises:
             ValueError: The concept raises, or gives something else.
         """
+        if self._may_overlook and concepts.HAZARDS in step.costs:
+            self._may_overlook = False
+            warnings.warn(
+                f"concept=auto was taken as {self.concept}, and only now {self.simulator.env_id} has reported "
+                f"{concepts.HAZARDS}: name the concept, or report every cost in every step.",
+                stacklevel=2,
+            )
         transitions = Transitions(observation, action, step.observation, step.costs, self.simulator)
         return judged(self._concept, transitions, step.failed)
 
@@ -160,7 +174,7 @@ class BatchedEnv(EnvBase):
             keys.OBSERVATION: _float32(step.observation),
             keys.REWARD: _column(step.reward),
             keys.COST: _column(step.costs[concepts.COST_SUM]),
-            keys.COSTS: {key: _column(step.costs[key]) for key in self.simulator.cost_keys},
+            keys.COSTS: {key: _column(step.costs[key]) for key in self.cost_keys},
             keys.C_FORGET: _column(c_forget),
             keys.GOAL_MET: torch.from_numpy(step.goal_met).unsqueeze(-1),
             keys.FAILED: torch.from_numpy(step.failed).unsqueeze(-1),

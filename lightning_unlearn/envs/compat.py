@@ -22,6 +22,8 @@ from typing import Any
 
 import numpy as np
 
+from lightning_unlearn.envs.concept_option import working_directory_importable
+
 _BANNER = "PYGAME_HIDE_SUPPORT_PROMPT"
 _SUPPORTED = re.compile(r"Safety(Point|Car|Racecar|Doggo|Ant)((Goal|Button|Push|Circle)[012]|Run0)-v0")
 _VELOCITY = re.compile(r"Safety(HalfCheetah|Ant|Humanoid)Velocity-v[01]")
@@ -120,10 +122,36 @@ __all__ = [
     "navigation_ids",
     "original_vector",
     "refused_as_value_error",
+    "registered_id",
     "registered_spec",
     "safety_gymnasium",
     "swapped",
 ]
+
+
+def registered_id(env_id: str) -> str:
+    """The id that Gymnasium's registry has, without the module before a colon, which is imported.
+
+    As in `gymnasium.make`, importing the module of `module:Id-v0` registers the environment. Modules of the working
+    directory are found, too.
+
+    Raises:
+        ValueError: There is no such module.
+    """
+    module, _, name = env_id.rpartition(":")
+    if module and env_id not in registry:
+        with working_directory_importable():
+            _import_module(module, env_id)
+    return name if module and env_id not in registry else env_id
+
+
+def _import_module(module: str, env_id: str) -> None:
+    try:
+        importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module}.".startswith(f"{error.name}."):
+            raise  # the module is there, and imports another one that is not
+        raise ValueError(f"environment {env_id!r}: there is no module {module!r} here") from None
 
 
 def navigation_ids() -> list[str]:
@@ -133,6 +161,7 @@ def navigation_ids() -> list[str]:
 
 def is_navigation(env_id: str) -> bool:
     """Whether an id is registered as a task of safety_gymnasium's builder, supported or not."""
+    env_id = registered_id(env_id)
     return env_id in registry and "task_id" in registry[env_id].kwargs
 
 
@@ -142,10 +171,14 @@ def registered_spec(env_id: str) -> Any:
     Raises:
         ValueError: the id is unknown (the nearest ones are named), or it is none of the supported tasks.
     """
+    env_id = registered_id(env_id)
     if env_id not in registry:
         known = navigation_ids() + [name for name in registry if _VELOCITY.fullmatch(name)]
         near = difflib.get_close_matches(env_id, known, n=3, cutoff=0.0)
-        raise ValueError(f"unknown environment {env_id!r}; the nearest are {', '.join(near)}")
+        raise ValueError(
+            f"unknown environment {env_id!r}; the nearest are {', '.join(near)}. Name one of your own module:Id-v0, "
+            "where importing the module registers it."
+        )
     if not _SUPPORTED.fullmatch(env_id):
         raise ValueError(f"{env_id} is not supported; supported are {_SUPPORTED_IN_WORDS}, without pictures or keys")
     return registry[env_id]
@@ -173,10 +206,12 @@ def make_original(env_id: str) -> gymnasium.Env:
     Raises:
         ValueError: The installed MuJoCo refuses its XML.
     """
-    maker = safety_gymnasium if env_id in safe_registry else gymnasium
-    with refused_as_value_error(env_id), warnings.catch_warnings():
+    known = registered_id(env_id)
+    maker = safety_gymnasium if known in safe_registry else gymnasium
+    refusal = refused_as_value_error(env_id) if known in safe_registry else contextlib.nullcontext()
+    with refusal, working_directory_importable(), warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # some of the versions have a successor
-        return maker.make(env_id, autoreset=False, disable_env_checker=True)
+        return maker.make(known, autoreset=False, disable_env_checker=True)
 
 
 def original_vector(env_id: str, num_envs: int) -> Any:

@@ -13,6 +13,7 @@ Everything is judged on what a step led to, but for the action, which is the one
 """
 
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -62,15 +63,20 @@ class InfoKey(Concept):
 
     def __call__(self, transitions: Transitions) -> np.ndarray:
         """See `Concept`."""
-        return transitions.costs[self.key] > 0
+        return transitions.costs.get(self.key, np.zeros(len(transitions.action))) > 0
 
     def require_possible(self, simulator: Simulator) -> None:
-        """Refuse a key that the environment never reports."""
-        if self.key not in simulator.cost_keys:
-            raise ValueError(
-                f"concept={self.key!r} is never reported by this environment. "
-                f"Choose one of {', '.join(simulator.cost_keys)}, or {AUTO!r}."
-            )
+        """Refuse a key that the environment never reports; warn of one that may come later."""
+        if self.key in simulator.cost_keys:
+            return
+        known = f"Choose one of {', '.join(simulator.cost_keys)}, or {AUTO!r}"
+        if not (simulator.late_costs and self.key.startswith("cost_")):
+            raise ValueError(f"concept={self.key!r} is never reported by this environment. {known}.")
+        warnings.warn(
+            f"concept={self.key!r}: {simulator.env_id} has not reported it in random steps. It counts as 0 until a "
+            f"step reports it. {known}, if that is no name of a cost.",
+            stacklevel=2,
+        )
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,29 @@
-"""When a simulator that fails is no longer an accident."""
+"""What is said of an environment whose own code fails, and when a failing simulator is no longer an accident."""
+
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 MOST_IN_A_ROW = 10
+
+
+def blame(error: Exception, env: Any, what: str) -> None:
+    """Add a note to an exception that an environment raised: what happened, and the environment's line."""
+    lines = traceback.extract_tb(error.__traceback__)
+    written = sys.modules[type(env.unwrapped).__module__].__dict__.get("__file__")
+    line = next((line for line in reversed(lines) if line.filename == written), lines[-1])
+    error.add_note(f"{what}, at {line.filename}:{line.lineno}, in {line.name}")
+
+
+def written_at(env: Any, method: str) -> str:
+    """Where a method of an environment, below all wrappers, is written."""
+    inner = type(env.unwrapped)
+    code = getattr(getattr(inner, method), "__code__", None)
+    place = "" if code is None else f" at {code.co_filename}:{code.co_firstlineno}"
+    return f"see {inner.__qualname__}.{method}{place}"
 
 
 class FailureCount:
@@ -17,8 +38,13 @@ class FailureCount:
         self._env_id = env_id
         self.in_a_row = np.zeros(num_envs, dtype=np.int64)  # (E,)
 
-    def add(self, failed: np.ndarray, ended: np.ndarray) -> None:
-        """Take one step into account. Shapes: (E,), (E,) bool.
+    def add(self, failed: np.ndarray, ended: np.ndarray, reasons: Sequence[str] | None = None) -> None:
+        """Take one step into account.
+
+        Args:
+            failed: Where the simulation failed. Shape: (E,), bool.
+            ended: Where an episode ended. Shape: (E,), bool.
+            reasons: What failed in each environment, if that is known.
 
         Raises:
             RuntimeError: An environment failed again and again.
@@ -29,6 +55,6 @@ class FailureCount:
         self.in_a_row += failed
         if (self.in_a_row > MOST_IN_A_ROW).any():
             row = int(self.in_a_row.argmax())
-            raise RuntimeError(
-                f"{self._env_id}: the simulation of environment {row} failed {self.in_a_row[row]} times in a row"
-            )
+            what = f"the simulation of environment {row} failed {self.in_a_row[row]} times in a row"
+            why = f", the last time {reasons[row]}" if reasons is not None else ""
+            raise RuntimeError(f"{self._env_id}: {what}{why}")

@@ -12,19 +12,23 @@ from typing import Any
 import mujoco
 import numpy as np
 
-from lightning_unlearn.envs.compat import gymnasium, is_navigation, make_original
+from lightning_unlearn.envs.compat import gymnasium, is_navigation, make_original, registered_id
 from lightning_unlearn.envs.concepts import COST_SUM
-from lightning_unlearn.envs.failures import FailureCount
+from lightning_unlearn.envs.failures import FailureCount, blame, written_at
 from lightning_unlearn.envs.simulator import NoPlane, Step, TopView, require_actions
 from lightning_unlearn.envs.workers import Workers
 
 _NO_TIME_LIMIT = 1_000_000
 """`max_episode_steps` of an environment that has none of its own."""
+_PROBE, _LONGEST_PROBE = 100, 1000
+"""Random steps that a new environment is tried with, and at most if none of them reports a cost."""
+_LARGEST_BOUND, _MOST_ACTIONS, _MOST_OBSERVATIONS = 1e30, 1 << 12, 1 << 16
+"""What a stored policy can describe."""
 
 
 def serves(env_id: str) -> bool:
     """Whether an id is registered, and none of the navigation tasks, which have a faster simulator."""
-    return env_id in gymnasium.registry and not is_navigation(env_id)
+    return registered_id(env_id) in gymnasium.registry and not is_navigation(env_id)
 
 
 @dataclass(slots=True)
@@ -36,7 +40,8 @@ class _Outcome:
     costs: dict[str, float]
     terminated: bool
     truncated: bool
-    failed: bool
+    failure: str
+    """What failed; empty if nothing did."""
     goal_met: bool
 
 
@@ -54,7 +59,9 @@ class GymnasiumSimulator(NoPlane):
     """E original environments, stepped together; see `Simulator` for the contract.
 
     A failure of MuJoCo, or numbers that are not finite, truncate the episode and mark it failed, with no reward, no
-    cost and the last finite observation. Any other exception of an environment is raised by `step`.
+    cost and the last finite observation. Any other exception of an environment is raised by `step`, with a note that
+    names environment, step and line. A cost that a step does not report is 0; `cost_keys` grows with the first report
+    of another one.
 
     Args:
         env_id: A registered id with one-dimensional, continuous observations and bounded actions, and a cost.
@@ -62,8 +69,11 @@ class GymnasiumSimulator(NoPlane):
         workers: Threads that step the environments; they do not influence the results.
 
     Raises:
-        ValueError: the environment is of another kind, reports no cost, or is refused by the installed MuJoCo.
+        ValueError: the environment is of another kind, reports no cost in its first random steps, or is refused by
+            the installed MuJoCo.
     """
+
+    late_costs = True
 
     def __init__(self, env_id: str, num_envs: int, workers: int = 1) -> None:
         if num_envs < 1:
@@ -100,7 +110,7 @@ class GymnasiumSimulator(NoPlane):
         """Advance every environment by one action, clipped to the bounds. Shape: (E, A).
 
         Raises:
-            ValueError: The actions have the wrong shape.
+            ValueError: The actions have the wrong shape, or an environment returned an observation of another one.
             RuntimeError: An environment failed again and again.
         """
         require_actions(actions, (self.num_envs, len(self.action_low)))
@@ -120,6 +130,7 @@ class GymnasiumSimulator(NoPlane):
             "episodes": [{"start": e.start, "actions": np.reshape(e.actions, shape)} for e in self._episodes],
             "failures": self._failures.in_a_row.copy(),
             "observation": self._observation.copy(),
+            "cost_keys": list(self.cost_keys),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -128,6 +139,7 @@ class GymnasiumSimulator(NoPlane):
             self._replay(row, episode["start"], episode["actions"])
         self._failures.in_a_row[:] = state["failures"]
         self._observation = state["observation"].copy()
+        self.cost_keys = tuple(state.get("cost_keys") or self.cost_keys)  # older checkpoints have none
 
     def close(self) -> None:
         """End the threads and close the environments."""
@@ -140,12 +152,16 @@ class GymnasiumSimulator(NoPlane):
             _require_vector(self.env_id, part, getattr(sample, f"{part}_space")) for part in ("observation", "action")
         )
         self.observation_size = int(observation.shape[0])
+        if self.observation_size > _MOST_OBSERVATIONS:
+            raise ValueError(
+                f"{self.env_id} has {self.observation_size} observations: use at most {_MOST_OBSERVATIONS}"
+            )
         self.observation_layout = {"observation": slice(0, self.observation_size)}
         self._action_dtype = action.dtype
         self.action_low, self.action_high = action.low.astype(np.float64), action.high.astype(np.float64)
-        if not np.isfinite([self.action_low, self.action_high]).all():
-            raise ValueError(f"{self.env_id} has unbounded actions: wrap it so that every bound is a finite number")
-        self.cost_keys = _reported_costs(self.env_id, sample)
+        _require_bounds(self.env_id, self.action_low, self.action_high)
+        self.cost_keys: tuple[str, ...] = (COST_SUM,)
+        self._probe(sample)
         spec = sample.spec
         self.max_episode_steps = (spec.max_episode_steps if spec else None) or _NO_TIME_LIMIT
 
@@ -154,9 +170,10 @@ class GymnasiumSimulator(NoPlane):
             raise ValueError(
                 f"environment {row} of {self.env_id} has no random stream yet: pass seeds to its first reset"
             )
-        stream = self._envs[row].unwrapped.np_random.bit_generator
+        env = self._envs[row]
+        stream = env.unwrapped.np_random.bit_generator
         self._episodes[row] = _Episode(dict(stream.state) if seed is None else seed)
-        self._observation[row] = self._envs[row].reset(seed=seed)[0]
+        self._observation[row] = self._begin(env, seed, row)
 
     def _replay(self, row: int, start: int | dict[str, Any], actions: np.ndarray) -> None:
         self._reset_one(row, start if isinstance(start, int) else 0)
@@ -167,46 +184,154 @@ class GymnasiumSimulator(NoPlane):
             self._advance(row, action)
 
     def _advance(self, row: int, action: np.ndarray) -> tuple[Any, ...]:
-        self._episodes[row].actions.append(action.copy())
-        return self._envs[row].step(action.astype(self._action_dtype))
+        env, taken = self._envs[row], self._episodes[row].actions
+        taken.append(action.copy())
+        return self._stepped(env, action, row, len(taken))
+
+    def _begin(self, env: gymnasium.Env, seed: int | None, row: int) -> np.ndarray:
+        """Reset one environment. Shape: (O,)."""
+        try:
+            result = env.reset(seed=seed)
+        except Exception as error:
+            blame(error, env, f"{self.env_id}: environment {row} raised this in a reset")
+            raise
+        return self._require_shape(result[0], env, "reset", f"the reset of environment {row}")
+
+    def _stepped(self, env: gymnasium.Env, action: np.ndarray, row: int, number: int) -> tuple[Any, ...]:
+        """What one environment returns, its observation of the right shape."""
+        try:
+            observation, *rest = env.step(action.astype(self._action_dtype))
+        except mujoco.FatalError:
+            raise
+        except Exception as error:
+            blame(error, env, f"{self.env_id}: environment {row} raised this in step {number} of its episode")
+            raise
+        where = f"step {number} of an episode of environment {row}"
+        return self._require_shape(observation, env, "step", where), *rest
+
+    def _require_shape(self, observation: Any, env: gymnasium.Env, method: str, where: str) -> np.ndarray:
+        shape = np.shape(observation) if not isinstance(observation, dict) else type(observation).__name__
+        if shape != (self.observation_size,):
+            raise ValueError(
+                f"{self.env_id}: {where} returned an observation of shape {shape}, but its observation_space has shape "
+                f"({self.observation_size},): {written_at(env, method)}"
+            )
+        return np.asarray(observation, dtype=np.float64)
+
+    def _probe(self, sample: gymnasium.Env) -> None:
+        """Learn the first costs from random steps.
+
+        Raises:
+            ValueError: None of them reports `cost`.
+        """
+        sample.action_space.seed(0)
+        reported, ended, number = False, True, 0
+        for taken in range(_LONGEST_PROBE):
+            if reported and taken >= _PROBE:
+                return
+            if ended:
+                self._begin(sample, taken, 0)
+                number = 0
+            number += 1
+            try:
+                result = self._stepped(sample, sample.action_space.sample(), 0, number)
+            except mujoco.FatalError:
+                ended = True
+                continue
+            *_, terminated, truncated, costs, info = self._unpacked(result, sample)
+            reported |= len(result) == 6 or "cost" in info
+            self._add_cost_keys(costs)
+            ended = bool(terminated or truncated)
+        if not reported:
+            raise ValueError(
+                f'{self.env_id} reports no cost: its steps must give info["cost"], but none of {_LONGEST_PROBE} random '
+                "ones did"
+            )
+
+    def _add_cost_keys(self, costs: dict[str, float]) -> None:
+        """Keep names that were not reported before; the whole cost stays last."""
+        new = [key for key in costs if key not in self.cost_keys]
+        if new:
+            self.cost_keys = (*self.cost_keys[:-1], *new, COST_SUM)
 
     def _step_one(self, controls: np.ndarray, outcomes: list[_Outcome | None], row: int) -> None:
+        env = self._envs[row]
         try:
             result = self._advance(row, controls[row])
-        except mujoco.FatalError:
-            outcomes[row] = self._failure(row)
+        except mujoco.FatalError as error:
+            outcomes[row] = self._failure(row, f"MuJoCo: {error}")
             return
-        observation, reward, terminated, truncated, costs, info = _unpacked(result)
-        if not (np.isfinite(observation).all() and np.isfinite(reward)):
-            outcomes[row] = self._failure(row)
-            return
-        outcomes[row] = _Outcome(
-            np.asarray(observation, dtype=np.float64),
-            float(reward),
-            {key: costs.get(key, 0.0) for key in self.cost_keys},
-            bool(terminated),
-            bool(truncated),
-            failed=False,
-            goal_met=bool(info.get("goal_met", False)),
-        )
+        observation, reward, terminated, truncated, costs, info = self._unpacked(result, env)
+        for name, numbers in (("observation", observation), ("reward", reward), ("cost", [*costs.values()])):
+            if not np.isfinite(numbers).all():
+                outcomes[row] = self._failure(row, f"the {name} is not finite: {written_at(env, 'step')}")
+                return
+        goal_met = bool(info.get("goal_met", False))
+        outcomes[row] = _Outcome(observation, reward, costs, bool(terminated), bool(truncated), "", goal_met)
 
-    def _failure(self, row: int) -> _Outcome:
-        return _Outcome(self._observation[row], 0.0, dict.fromkeys(self.cost_keys, 0.0), False, True, True, False)
+    def _failure(self, row: int, what: str) -> _Outcome:
+        what = f"in step {len(self._episodes[row].actions)} of its episode, {what}"
+        return _Outcome(self._observation[row], 0.0, {}, False, True, what, False)
+
+    def _unpacked(
+        self, result: tuple[Any, ...], env: gymnasium.Env
+    ) -> tuple[np.ndarray, float, Any, Any, dict[str, float], dict[str, Any]]:
+        """A step of either kind as observation, reward, terminated, truncated, costs by name, and info."""
+        *before, terminated, truncated, info = result
+        observation, reward, cost = before if len(before) == 3 else (*before, info.get("cost", 0.0))
+        gained, whole = (self._one_number(name, value, env) for name, value in (("reward", reward), ("cost", cost)))
+        named = {key: _number(value) for key, value in info.items() if key.startswith("cost_") and key != COST_SUM}
+        costs = {key: value for key, value in named.items() if value is not None}
+        return observation, gained, terminated, truncated, costs | {COST_SUM: whole}, info
+
+    def _one_number(self, name: str, value: Any, env: gymnasium.Env) -> float:
+        number = _number(value)
+        if number is None:
+            raise ValueError(f"{self.env_id}: the {name} must be one number, not {value!r}: {written_at(env, 'step')}")
+        return number
 
     def _gathered(self, outcomes: list[_Outcome]) -> Step:
         self._observation = np.stack([outcome.observation for outcome in outcomes])
-        flags = ("terminated", "truncated", "failed", "goal_met")
-        terminated, truncated, failed, met = (np.array([getattr(o, flag) for o in outcomes]) for flag in flags)
-        self._failures.add(failed, terminated | truncated)
+        for outcome in outcomes:
+            self._add_cost_keys(outcome.costs)
+        terminated, truncated, met = (
+            np.array([getattr(o, flag) for o in outcomes]) for flag in ("terminated", "truncated", "goal_met")
+        )
+        failures = [outcome.failure for outcome in outcomes]
+        failed = np.array([failure != "" for failure in failures])
+        self._failures.add(failed, terminated | truncated, failures)
         return Step(
             observation=self._observation.copy(),
             reward=np.array([outcome.reward for outcome in outcomes]),
-            costs={key: np.array([outcome.costs[key] for outcome in outcomes]) for key in self.cost_keys},
+            costs={key: np.array([outcome.costs.get(key, 0.0) for outcome in outcomes]) for key in self.cost_keys},
             terminated=terminated,
             truncated=truncated,
             failed=failed,
             goal_met=met,
         )
+
+
+def _number(value: Any) -> float | None:
+    """A cost as a number, also one in an array; None if it is something else."""
+    array = np.asarray(value)
+    return float(array.reshape(-1)[0]) if array.size == 1 and array.dtype.kind in "biuf" else None
+
+
+def _require_bounds(env_id: str, low: np.ndarray, high: np.ndarray) -> None:
+    """Refuse actions that no stored policy could describe.
+
+    Raises:
+        ValueError: They are unbounded, locked, or too many.
+    """
+    if not (np.abs([low, high]) <= _LARGEST_BOUND).all():
+        raise ValueError(f"{env_id} has unbounded actions: wrap it so that every bound is a finite number")
+    if (locked := np.flatnonzero(low >= high)).size:
+        raise ValueError(
+            f"{env_id}: component {locked[0]} of its actions is locked (low {low[locked[0]]:g}, high "
+            f"{high[locked[0]]:g}): wrap it so that the action space has only components that can be chosen"
+        )
+    if len(low) > _MOST_ACTIONS:
+        raise ValueError(f"{env_id} has {len(low)} actions: use at most {_MOST_ACTIONS}")
 
 
 def _require_vector(env_id: str, part: str, space: gymnasium.Space) -> gymnasium.spaces.Box:
@@ -217,21 +342,3 @@ def _require_vector(env_id: str, part: str, space: gymnasium.Space) -> gymnasium
             "no images, discrete or composite ones"
         )
     return space
-
-
-def _reported_costs(env_id: str, sample: gymnasium.Env) -> tuple[str, ...]:
-    """Every `cost_*` key of a step's info, and the step's whole cost last."""
-    sample.reset(seed=0)
-    result = sample.step(sample.action_space.sample())
-    if len(result) == 5 and "cost" not in result[-1]:
-        raise ValueError(f'{env_id} reports no cost: its steps must give info["cost"]')
-    *_, costs, _ = _unpacked(result)
-    return (*(key for key in costs if key != COST_SUM), COST_SUM)
-
-
-def _unpacked(result: tuple[Any, ...]) -> tuple[Any, Any, Any, Any, dict[str, float], dict[str, Any]]:
-    """A step of either kind as observation, reward, terminated, truncated, costs by name, and info."""
-    *before, terminated, truncated, info = result
-    observation, reward, cost = before if len(before) == 3 else (*before, info.get("cost", 0.0))
-    costs = {key: float(value) for key, value in info.items() if key.startswith("cost_") and np.ndim(value) == 0}
-    return observation, reward, terminated, truncated, costs | {COST_SUM: float(cost)}, info

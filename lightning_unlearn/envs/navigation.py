@@ -31,6 +31,7 @@ class NavigationSimulator:
     """
 
     in_plane = True
+    late_costs = False
 
     def __init__(self, env_id: str, num_envs: int) -> None:
         if num_envs < 1:

@@ -30,6 +30,7 @@ class ShardedNavigation:
     """
 
     in_plane = True
+    late_costs = False
 
     def __init__(self, env_id: str, num_envs: int, workers: int) -> None:
         self.env_id, self.num_envs = env_id, num_envs

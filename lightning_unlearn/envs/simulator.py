@@ -70,7 +70,9 @@ class Simulator(Protocol):
     action_high: np.ndarray
     """Shape: (A,), float64."""
     cost_keys: tuple[str, ...]
-    """Names in `Step.costs`, in a fixed order; `cost_sum` is the step's cost."""
+    """Names in `Step.costs`; `cost_sum` is the step's cost, and the last one."""
+    late_costs: bool
+    """Whether `cost_keys` may grow, because costs are known only once a step reports them."""
     max_episode_steps: int
     in_plane: bool
     """Whether agents have a place in a plane, and a velocity there."""

@@ -24,6 +24,7 @@ class ToySimulator(NoPlane):
     env_id = ENV_ID
     observation_size = 2
     cost_keys: tuple[str, ...] = ("cost_hazards", "cost_sum")
+    late_costs = False
     max_episode_steps = EPISODE
 
     def __init__(self, num_envs: int) -> None:

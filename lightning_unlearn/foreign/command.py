@@ -37,7 +37,6 @@ def main(args: Sequence[str]) -> None:
     _require_possible(options)
     torch.set_num_threads(1)  # networks of this size gain nothing from more, and lose much on a busy machine
     started = time.perf_counter()
-    registry.open_store(options.tracking_uri)
     data = RolloutData(options.env, options.num_envs, options.horizon, concept, options.workers, options.seed)
     try:
         _import(library, options, data, started)
@@ -46,7 +45,8 @@ def main(args: Sequence[str]) -> None:
 
 
 def _import(library: str, options: Any, data: RolloutData, started: float) -> None:
-    simulator = data.env.simulator
+    simulator = data.env.simulator  # an impossible environment is refused before a store is made
+    registry.open_store(options.tracking_uri)
     agent = _read(library, options, data)
     policy = as_policy(agent, simulator, torch_generator(SeedStreams.of(options.seed).weights))
     read_s = time.perf_counter() - started

@@ -23,7 +23,8 @@ _CHOICES = {
     "editor": ("none", *EDITORS),
     "normaliser_dtype": ("float32", "float64"),
 }
-_NAMES = {"method": r"\w*", "env": r"(\w[\w.-]*)?"}
+_NAMES = {"method": r"\w*", "env": r"((\w[\w.]*:)?(\w[\w-]*/)?\w[\w.-]*)?"}
+"""An environment may have a module that registers it, and a namespace: `module:namespace/Id-v0`."""
 
 
 @dataclass(frozen=True)
@@ -41,10 +42,15 @@ class ModelCard:
     """What else has to be known of it, such as how its editor was made."""
 
     def __post_init__(self) -> None:
-        """Refuse names that could not be part of a file's name, which audits make them."""
+        """Refuse names that could not be part of a file's name, which audits make them (see `as_file_name`)."""
         for name, pattern in _NAMES.items():
             if not re.fullmatch(pattern, getattr(self, name), re.ASCII):
                 raise ValueError(f"{name}={getattr(self, name)!r} is no name: use letters, digits and underscores.")
+
+
+def as_file_name(env_id: str) -> str:
+    """An environment's id where slashes and colons are not possible: in names of files and of registered models."""
+    return env_id.replace("/", "+").replace(":", "~")
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from lightning_unlearn.policies.actor_critic import ActorCritic, PolicyConfig
+from lightning_unlearn.policies.description import as_file_name
 from lightning_unlearn.policies.editor import GatedEditor
 from lightning_unlearn.policies.weights_file import read_pt
 
@@ -25,6 +26,7 @@ _EDITOR_PARTS = ("direction", "alpha", "tau", "beta")
 
 def file_name(method: str, env: str, update: int) -> str:
     """Name of a model's file, such as `safe_concept_SafetyPointGoal1-v0_50.pt`."""
+    env = as_file_name(env)
     if method == "unsafe":
         return f"unsafe_expert_{env}.pt"
     return f"{'' if method == 'oracle' else 'safe_'}{method}_{env}_{update}.pt"
