@@ -74,6 +74,7 @@ class GymnasiumSimulator(NoPlane):
     """
 
     late_costs = True
+    cost_keys: tuple[str, ...]
 
     def __init__(self, env_id: str, num_envs: int, workers: int = 1) -> None:
         if num_envs < 1:
@@ -160,7 +161,7 @@ class GymnasiumSimulator(NoPlane):
         self._action_dtype = action.dtype
         self.action_low, self.action_high = action.low.astype(np.float64), action.high.astype(np.float64)
         _require_bounds(self.env_id, self.action_low, self.action_high)
-        self.cost_keys: tuple[str, ...] = (COST_SUM,)
+        self.cost_keys = (COST_SUM,)
         self._probe(sample)
         spec = sample.spec
         self.max_episode_steps = (spec.max_episode_steps if spec else None) or _NO_TIME_LIMIT
