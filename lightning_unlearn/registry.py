@@ -163,7 +163,7 @@ def shipped_models(env_id: str) -> list[str]:
 
 
 class PyfuncPolicy:
-    """The deterministic policy as MLflow's generic model: observations (N, O) float32 in, actions (N, A) out."""
+    """The deterministic policy as MLflow's generic model: observations (N, O) in, actions (N, A) out."""
 
     def __init__(self, policy: ActorCritic) -> None:
         self._policy = policy
@@ -171,7 +171,7 @@ class PyfuncPolicy:
     def predict(self, model_input: np.ndarray, params: dict[str, Any] | None = None) -> np.ndarray:
         """Deterministic actions, inside the environment's bounds. Shape: (N, O) → (N, A)."""
         with torch.inference_mode():
-            return self._policy.act(torch.as_tensor(np.asarray(model_input, np.float32))).numpy()
+            return self._policy.act(torch.as_tensor(model_input)).numpy()
 
 
 def _load_pyfunc(path: str) -> PyfuncPolicy:

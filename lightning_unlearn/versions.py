@@ -8,6 +8,7 @@ from pathlib import Path
 
 import mlflow
 import numpy as np
+import torch
 from mlflow.exceptions import MlflowException
 from mlflow.models import Model, ModelSignature
 from mlflow.types import Schema, TensorSpec
@@ -179,6 +180,8 @@ def _point(name: str, alias: str, version: str) -> None:
 
 
 def _signature(policy: ActorCritic) -> ModelSignature:
-    size = policy.config.observation_size, policy.config.action_size
-    observations, actions = (Schema([TensorSpec(np.dtype(np.float32), (-1, n))]) for n in size)
-    return ModelSignature(inputs=observations, outputs=actions)
+    """The observations' dtype is what the policy reads: MLflow refuses float64 for float32, which would round it."""
+    wide = policy.observation_dtype == torch.float64
+    observations = TensorSpec(np.dtype(np.float64 if wide else np.float32), (-1, policy.config.observation_size))
+    actions = TensorSpec(np.dtype(np.float32), (-1, policy.config.action_size))
+    return ModelSignature(inputs=Schema([observations]), outputs=Schema([actions]))

@@ -8,9 +8,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tensordict import TensorDict
 from tensordict.nn import NormalParamExtractor, TensorDictModule
 from torch import nn
-from torchrl.modules import ProbabilisticActor, TanhNormal
+from torchrl.envs import ExplorationType, set_exploration_type
+from torchrl.modules import (
+    Actor,
+    Delta,
+    IndependentNormal,
+    ProbabilisticActor,
+    TanhDelta,
+    TanhNormal,
+    TruncatedNormal,
+)
 
 import lightning_unlearn as lu
 from lightning_unlearn import registry
@@ -153,6 +163,60 @@ def test_a_torchrl_actor_acts_by_its_loc(toy_simulator):
     states = torch.randn(9, 2)
     expected = network(states)[0].tanh()
     torch.testing.assert_close(policy.act(states), expected)
+
+
+def torchrl_actor(width, distribution, keys=("loc", "scale"), **options):
+    """A TorchRL actor and its network."""
+    layers = [nn.Linear(2, 8), nn.Tanh(), nn.Linear(8, width)] + ([NormalParamExtractor()] if width == 2 else [])
+    module = TensorDictModule(nn.Sequential(*layers), in_keys=["observation"], out_keys=list(keys))
+    with torch.no_grad():
+        layers[2].weight.mul_(4.0)
+    return ProbabilisticActor(module, in_keys=list(keys), distribution_class=distribution, distribution_kwargs=options)
+
+
+ACTORS = {
+    "tanh": (torchrl_actor(2, TanhNormal), "tanh"),
+    "tanh of a bounded loc": (torchrl_actor(2, TanhNormal, tanh_loc=True, upscale=0.3), "tanh"),
+    "bounded loc": (torchrl_actor(2, IndependentNormal, tanh_loc=True, upscale=0.5), "none"),
+    "normal": (torchrl_actor(2, torch.distributions.Normal), "none"),
+    "deterministic": (torchrl_actor(1, Delta, ["param"]), "none"),
+    "deterministic tanh": (torchrl_actor(1, TanhDelta, ["param"]), "tanh"),
+    "without distribution": (Actor(nn.Linear(2, 1)), "none"),
+}
+
+
+@pytest.mark.parametrize(("actor", "squash"), ACTORS.values(), ids=ACTORS)
+def test_a_torchrl_actor_does_what_it_did(toy_simulator, actor, squash):
+    states = 2.0 * torch.randn(50, 2)
+    with torch.no_grad(), set_exploration_type(ExplorationType.DETERMINISTIC):
+        own = actor(TensorDict({"observation": states}, [50]))["action"].clamp(-1, 1)
+    policy = around(actor, toy_simulator, std=0.2, squash=squash)
+    torch.testing.assert_close(policy.act(states), own, rtol=0, atol=1e-5)
+
+
+def recurrent_actor():
+    return TensorDictModule(nn.Linear(4, 1), in_keys=["observation", "hidden"], out_keys=["action"])
+
+
+OTHER_ACTORS = {
+    "another squash": (torchrl_actor(2, TanhNormal), "none", r"off the actor's own .*TanhNormal, squash='none'"),
+    "other bounds": (torchrl_actor(2, TanhNormal, low=-2.0, high=2.0), "tanh", "off the actor's own"),
+    "other clipping": (torchrl_actor(2, TruncatedNormal, low=-1.0, high=1.0), "none", "TruncatedNormal: supported are"),
+    "more inputs": (recurrent_actor(), "none", r"reads \['observation', 'hidden'\]"),
+    "dropout": (
+        nn.Sequential(nn.Linear(2, 64), nn.Dropout(), nn.Linear(64, 1)),
+        "none",
+        "while it is trained.*Dropout",
+    ),
+    "batch normalisation": (nn.Sequential(nn.BatchNorm1d(2), nn.Linear(2, 1)), "none", "BatchNorm1d"),
+    "float64": (nn.Linear(2, 1).double(), "none", r"torch.float64.*actor.float\(\)"),
+}
+
+
+@pytest.mark.parametrize(("actor", "squash", "message"), OTHER_ACTORS.values(), ids=OTHER_ACTORS)
+def test_an_actor_that_would_act_otherwise_is_refused(toy_simulator, actor, squash, message):
+    with pytest.raises(ValueError, match=message):
+        around(actor, toy_simulator, std=0.2, squash=squash)
 
 
 BAD = {

@@ -78,15 +78,15 @@ def collect(policy: ActorCritic, wanted: Collection, label: str | None = None) -
 def _transitions(
     env: BatchedEnv, policy: ActorCritic, seeds: list[int], steps: int
 ) -> Iterator[tuple[np.ndarray, Step, np.ndarray]]:
-    """What the policy saw, (E, O) float32, what came of its action, and whether that showed the concept, (E,) bool."""
-    observation = env.simulator.reset(None, seeds).astype(np.float32)
+    """What the policy saw, (E, O), what came of its action, and whether that showed the concept, (E,) bool."""
+    observation = torch.from_numpy(env.simulator.reset(None, seeds)).to(policy.observation_dtype)
     for _ in range(steps):
-        action = policy.act(torch.from_numpy(observation)).numpy().astype(np.float64)
+        action = policy.act(observation).numpy().astype(np.float64)
         step = env.simulator.step(action)
-        yield observation, step, env.c_forget(observation, action, step) > 0
+        yield observation.numpy(), step, env.c_forget(observation.numpy(), action, step) > 0
         done = step.terminated | step.truncated
         following = env.simulator.reset(done) if done.any() else step.observation
-        observation = following.astype(np.float32)
+        observation = torch.from_numpy(following).to(policy.observation_dtype)
 
 
 def _require_fit(policy: ActorCritic, env: BatchedEnv, wanted: Collection) -> None:
@@ -135,7 +135,8 @@ class _Kept:
 
     def data(self, hazards: slice | None, concept: str) -> ProbeData:
         """The dataset."""
-        states, (step, env, label, episode) = np.concatenate(self._states), np.concatenate(self._rows).T
+        states = np.concatenate(self._states).astype(np.float32, copy=False)
+        step, env, label, episode = np.concatenate(self._rows).T
         for value, name in enumerate(CLASSES):
             if value not in label:
                 raise ValueError(

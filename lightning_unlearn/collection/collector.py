@@ -41,8 +41,10 @@ class RolloutCollector(BaseCollector):
             raise ValueError(f"hold={hold} is not possible: use at least 1.")
         self.env, self.horizon, self.generator, self.hold = env, horizon, generator, hold
         self._acting = ActingPolicy(policy)
-        self._buffer = _RolloutBuffer(env, policy.config.action_size, horizon)
-        self._observation = env.reset()[keys.OBSERVATION].clone()
+        self._dtype = policy.observation_dtype
+        self._buffer = _RolloutBuffer(env, policy, horizon)
+        env.reset()
+        self._observation = env.observation(self._dtype)
 
     def rollout(self) -> TensorDict:
         """Collect one rollout. Batch shape: (E, T); keys and shapes in `lightning_unlearn.keys`."""
@@ -68,7 +70,8 @@ class RolloutCollector(BaseCollector):
         """Seed environments and policy noise, and start new episodes."""
         self.env.set_seed(seed)
         self.generator.manual_seed(seed)
-        self._observation = self.env.reset()[keys.OBSERVATION].clone()
+        self.env.reset()
+        self._observation = self.env.observation(self._dtype)
         return seed if static_seed else seed + 1
 
     def shutdown(self, timeout: float | None = None, close_env: bool = True, raise_on_error: bool = True) -> None:
@@ -102,7 +105,7 @@ class RolloutCollector(BaseCollector):
         self._buffer.write(t, observation, mean, pre_tanh, action, step, c_forget)
         done = step.terminated | step.truncated
         following = self.env.simulator.reset(done) if done.any() else step.observation
-        self._observation = torch.from_numpy(following.astype(np.float32))
+        self._observation = torch.from_numpy(following).to(self._dtype)
 
     def _decide(self, policy: ActorCritic, t: int) -> tuple[torch.Tensor, torch.Tensor]:
         """The mean and the draw of a step: new ones where it is time or an episode begins. Shape of each: (E, A)."""
@@ -122,15 +125,15 @@ class RolloutCollector(BaseCollector):
 class _RolloutBuffer:
     """Arrays of shape (T, E, ...), written row by row, and the (E, T) TensorDict that views them."""
 
-    def __init__(self, env: BatchedEnv, action_size: int, horizon: int) -> None:
-        self.env, self.action_size = env, action_size
+    def __init__(self, env: BatchedEnv, policy: ActorCritic, horizon: int) -> None:
+        self.env, self.action_size = env, policy.config.action_size
         shape, sim = (horizon, env.num_envs), env.simulator
-        self.deviation = np.empty((*shape, action_size), np.float32)
-        self._mean = np.empty((*shape, action_size), np.float32)
+        self.deviation = np.empty((*shape, self.action_size), np.float32)
+        self._mean = np.empty((*shape, self.action_size), np.float32)
         self._observation, self._next_observation = (
-            np.empty((*shape, sim.observation_size), np.float32) for _ in range(2)
+            torch.empty((*shape, sim.observation_size), dtype=policy.observation_dtype).numpy() for _ in range(2)
         )
-        self._pre_tanh, self._action = (np.empty((*shape, action_size), np.float32) for _ in range(2))
+        self._pre_tanh, self._action = (np.empty((*shape, self.action_size), np.float32) for _ in range(2))
         self._log_prob = np.empty((*shape, 1), np.float32)
         self._scalars = {k: np.empty((*shape, 1), np.float32) for k in _SCALARS}
         self._flags = {k: np.empty((*shape, 1), bool) for k in _FLAGS}

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 import lightning.pytorch as pl
+import torch
 from tensordict import TensorDict
 from torch.utils.data import IterableDataset
 
@@ -105,6 +106,11 @@ class RolloutData(pl.LightningDataModule):
 
     def collector(self, policy: ActorCritic, hold: int = 1) -> AnyCollector:
         """The collector of a policy that holds each action for some steps, built at first use."""
+        if self._kind != "lean" and policy.observation_dtype == torch.float64:
+            raise ValueError(
+                f"data.collector={self._kind} hands over float32 observations, but the policy normalises float64 "
+                "ones: use lean."
+            )
         if self._collector is None:
             self._collector = self._spread(policy) if self._kind == "ray" else self._here(policy, hold)
             if self._restored is not None:

@@ -22,7 +22,7 @@ class Episodes:
     layout_seeds: list[int]
     """The seed each episode's environment was reset with, length N."""
     observation: np.ndarray
-    """What the policy saw before each step. Shape: (N, L, O), float32."""
+    """What the policy saw before each step. Shape: (N, L, O), in the policy's `observation_dtype`."""
     pre_tanh: np.ndarray
     """The Gaussian draw (its mean, of a deterministic policy) before squashing. Shape: (N, L, A), float32."""
     reward: np.ndarray
@@ -36,7 +36,7 @@ class Episodes:
     length: np.ndarray
     """Steps of each episode. Shape: (N,), int64."""
     final_observation: np.ndarray
-    """What each episode's last step led to. Shape: (N, O), float32."""
+    """What each episode's last step led to. Shape: (N, O), of the same dtype."""
     terminated: np.ndarray
     """The task itself ended the episode; without it, it was cut. Shape: (N,), bool."""
     failed: np.ndarray
@@ -93,8 +93,9 @@ def run_episodes(
         ValueError: The policy gives actions that are not finite.
     """
     env.seed_environments(layout_seeds)
-    sim, recorder = env.simulator, _Recorder(layout_seeds, env.simulator.observation_size)
-    observation = env.reset()["observation"]
+    env.reset()
+    sim, observation = env.simulator, env.observation(policy.observation_dtype)
+    recorder = _Recorder(layout_seeds, observation.numpy())
     steps = min(max_steps, sim.max_episode_steps)
     for _ in tqdm(range(steps), desc=label, unit="step", disable=label is None, leave=False):
         scene = sim.top_view() if keep_scenes else None
@@ -109,7 +110,7 @@ def run_episodes(
             break
         done = step.terminated | step.truncated
         following = sim.reset(done) if done.any() else step.observation
-        observation = torch.from_numpy(following.astype(np.float32))
+        observation = torch.from_numpy(following).to(policy.observation_dtype)
     return recorder.episodes()
 
 
@@ -121,11 +122,11 @@ def _draw(policy: ActorCritic, observation: torch.Tensor, noise: torch.Generator
 class _Recorder:
     """Collects steps until every episode has ended once; an environment that goes on after its end is ignored."""
 
-    def __init__(self, layout_seeds: list[int], observation_size: int) -> None:
+    def __init__(self, layout_seeds: list[int], observation: np.ndarray) -> None:
         self.layout_seeds, n = layout_seeds, len(layout_seeds)
         self.ended, self._terminated, self._failed = (np.zeros(n, dtype=bool) for _ in range(3))
         self._length = np.zeros(n, dtype=np.int64)
-        self._final = np.zeros((n, observation_size), dtype=np.float32)
+        self._final = np.zeros_like(observation)
         self._inputs: list[tuple[np.ndarray, np.ndarray]] = []
         self._signals: list[tuple[np.ndarray, ...]] = []
         self._costs: dict[str, np.ndarray] = {}

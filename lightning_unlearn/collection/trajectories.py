@@ -162,14 +162,12 @@ def _require_made_as(path: Path, made: Mapping[str, Any], facts: Mapping[str, An
 
 def _part(path: Path, tensors: Mapping[str, torch.Tensor], part: str, expected: dict[str, torch.dtype]) -> TensorDict:
     found = {name.removeprefix(f"{part}."): t for name, t in tensors.items() if name.startswith(f"{part}.")}
+    kinds = {name: tensor.dtype for name, tensor in found.items()}
+    for key in {keys.OBSERVATION, keys.FINAL_OBSERVATION} & kinds.keys():  # a policy may read float64
+        kinds[key] = torch.float32 if kinds[key] == torch.float64 else kinds[key]
     lengths = {len(tensor) if tensor.ndim == 2 else -1 for tensor in found.values()}
     finite = all(tensor.isfinite().all() for tensor in found.values())
-    if (
-        {name: tensor.dtype for name, tensor in found.items()} != expected
-        or len(lengths) != 1
-        or -1 in lengths
-        or not finite
-    ):
+    if kinds != expected or len(lengths) != 1 or -1 in lengths or not finite:
         raise ValueError(f"{path} does not hold {part} as it should. Remove it, and it is collected anew.")
     return TensorDict(found, batch_size=list(lengths))
 

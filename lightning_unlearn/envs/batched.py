@@ -90,6 +90,10 @@ class BatchedEnv(EnvBase):
             self.simulator.close()
         super().close(raise_if_closed=raise_if_closed)
 
+    def observation(self, dtype: torch.dtype) -> torch.Tensor:
+        """Return the current observations, without a step. Shape: (E, O)."""
+        return torch.from_numpy(self.simulator.reset(np.zeros(self.num_envs, dtype=bool))).to(dtype)
+
     def _make_specs(self) -> None:
         sim, shape = self.simulator, (self.num_envs,)
         low, high = (

@@ -1,4 +1,4 @@
-"""An agent as its file has it, the policy it becomes here, and how far the two's actions are apart.
+"""An agent as its file has it, and the policy it becomes here.
 
 Shapes: N observations, O observation size, A action size.
 """
@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal, NamedTuple
 
+import numpy as np
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 from lightning_unlearn.envs.simulator import Simulator
-from lightning_unlearn.policies.actor_critic import ACTIVATIONS, ActorCritic, PolicyConfig
+from lightning_unlearn.policies.actor_critic import ActorCritic, PolicyConfig
+from lightning_unlearn.policies.description import MAX_NUMBER
 
 Weights = Mapping[str, torch.Tensor]
 
@@ -29,7 +30,7 @@ class Layer(NamedTuple):
 
 @dataclass(frozen=True)
 class Normaliser:
-    """(observation − mean) / √(variance + epsilon), clipped to ±clip."""
+    """(observation − mean) / √(variance + epsilon), clipped to ±clip, which may be infinite."""
 
     mean: torch.Tensor
     """Shape: (O,), float64."""
@@ -39,6 +40,8 @@ class Normaliser:
     clip: float
     dtype: Literal["float32", "float64"] = "float64"
     """What the library normalises in."""
+    observation_dtype: Literal["float32", "float64"] = "float64"
+    """What the library's normaliser is handed."""
 
     def __post_init__(self) -> None:
         """Refuse what cannot be statistics."""
@@ -46,7 +49,7 @@ class Normaliser:
             raise ValueError(f"mean {tuple(self.mean.shape)} and variance {tuple(self.variance.shape)} do not pair up")
         if not (self.mean.isfinite().all() and self.variance.isfinite().all() and (self.variance >= 0).all()):
             raise ValueError("its mean and variance must be finite, and the variance not negative")
-        if not (0 <= self.epsilon < 1 and 0 < self.clip < float("inf")):
+        if not (0 <= self.epsilon < 1 and self.clip > 0):
             raise ValueError(f"epsilon={self.epsilon} or clip={self.clip} is out of range")
 
 
@@ -125,21 +128,28 @@ def as_policy(agent: ForeignAgent, simulator: Simulator, generator: torch.Genera
     return policy
 
 
-@torch.no_grad()
-def original_action(agent: ForeignAgent, simulator: Simulator, observation: torch.Tensor) -> torch.Tensor:
-    """The deterministic action as the other library computes it, in float64. Shape: (N, O) → (N, A), float64."""
-    x = observation.double()
-    if (normaliser := agent.normaliser) is not None:
-        scale = (normaliser.variance + normaliser.epsilon).sqrt()
-        x = ((x - normaliser.mean) / scale).clamp(-normaliser.clip, normaliser.clip)
-    activation = ACTIVATIONS[agent.activation]()
-    for weight, bias in agent.actor[:-1]:
-        x = activation(F.linear(x, weight.double(), bias.double()))
-    action = F.linear(x, *(part.double() for part in agent.actor[-1]))
-    low, high = torch.from_numpy(simulator.action_low), torch.from_numpy(simulator.action_high)
-    if agent.unit_actions:
-        action = low + (action + 1.0) * (high - low) / 2.0
-    return action.clamp(low, high)
+@torch.inference_mode()
+def raw_states(
+    policy: ActorCritic, simulator: Simulator, count: int, seeds: Sequence[int] | None = None
+) -> torch.Tensor:
+    """Collect states that the policy meets while it acts deterministically, as the environment computes them.
+
+    Args:
+        policy: Acts.
+        simulator: Is reset first.
+        count: N.
+        seeds: One an environment; without them, their random streams go on.
+
+    Returns:
+        Observations, (N, O) float64.
+    """
+    states, observation = [], simulator.reset(None, seeds)
+    while len(states) * simulator.num_envs < count:
+        states.append(observation)
+        step = simulator.step(policy.act(torch.from_numpy(observation)).numpy().astype(np.float64))
+        done = step.terminated | step.truncated
+        observation = simulator.reset(done) if done.any() else step.observation
+    return torch.from_numpy(np.concatenate(states)[:count])
 
 
 def _require_fit(agent: ForeignAgent, simulator: Simulator) -> None:
@@ -184,8 +194,9 @@ def _config(agent: ForeignAgent, simulator: Simulator) -> PolicyConfig:
         critic_hidden_sizes=None if agent.shared else _critic_sizes(agent),
         normalise_observation=normaliser is not None,
         normaliser_epsilon=1e-8 if normaliser is None else normaliser.epsilon,
-        normaliser_clip=10.0 if normaliser is None else normaliser.clip,
+        normaliser_clip=10.0 if normaliser is None else min(normaliser.clip, MAX_NUMBER),
         normaliser_dtype="float32" if normaliser is None else normaliser.dtype,
+        observation_dtype="float32" if normaliser is None else normaliser.observation_dtype,
         log_std_range=[min(-5.0, float(agent.log_std.min())), max(1.0, float(agent.log_std.max()))],
     )
 

@@ -13,9 +13,11 @@ import torch
 from lightning_unlearn import registry, runs
 from lightning_unlearn.collection.data import RolloutData
 from lightning_unlearn.envs.concept_option import add_concept_option, parse_with_concept
-from lightning_unlearn.foreign import cleanrl, omnisafe, sb3
-from lightning_unlearn.foreign.agent import ForeignAgent, as_policy, original_action
+from lightning_unlearn.envs.simulator import Simulator
+from lightning_unlearn.foreign import cleanrl, omnisafe, rl_zoo, sb3
+from lightning_unlearn.foreign.agent import ForeignAgent, as_policy, raw_states
 from lightning_unlearn.foreign.normaliser import read_normaliser
+from lightning_unlearn.foreign.reference import REFERENCES, Reference
 from lightning_unlearn.foreign.warm_up import WarmUp, warm_up
 from lightning_unlearn.options import CommandParser, choose
 from lightning_unlearn.policies.actor_critic import ActorCritic
@@ -24,7 +26,7 @@ from lightning_unlearn.seeds import SeedStreams, torch_generator
 
 READERS = {"sb3": sb3.read, "omnisafe": omnisafe.read, "cleanrl": cleanrl.read}
 STATES = 10_000
-"""States of the agent's own rollouts that its actions are compared on, before and after."""
+"""Most states of the agent's own episodes that its library's actions and the policy's are compared on."""
 LARGEST_DIFFERENCE = 1e-3
 """Of an action; beyond it something else than rounding is at work."""
 NONE = "none"
@@ -47,32 +49,47 @@ def main(args: Sequence[str]) -> None:
 def _import(library: str, options: Any, data: RolloutData, started: float) -> None:
     simulator = data.env.simulator  # an impossible environment is refused before a store is made
     registry.open_store(options.tracking_uri)
-    agent = _read(library, options, data)
+    agent, reference = _read(library, options, simulator)
     policy = as_policy(agent, simulator, torch_generator(SeedStreams.of(options.seed).weights))
     read_s = time.perf_counter() - started
     print(f"Read {options.agent} of {agent.library} in {read_s:.1f} s. Warming up its critics.", flush=True)
     warmth = warm_up(policy, data, options.warm_up_rollouts)
-    difference = largest_difference(agent, policy, data, warmth.observations[:STATES])
+    states = raw_states(policy, simulator, min(STATES, len(warmth.observations)))
+    difference = largest_difference(reference, policy, states)
     run_id, uri = _record(library, options, agent, policy, data, _figures(warmth, difference, read_s))
     print(_summary(warmth, difference, uri, run_id, options))
 
 
-def _read(library: str, options: Any, data: RolloutData) -> ForeignAgent:
-    bare = options.normalizer == NONE
-    given = None if options.normalizer is None or bare else read_normaliser(Path(options.normalizer))
-    bare = bare or (given is None and options.normalizer is not None)
-    return READERS[library](Path(options.agent), data.env.simulator, given, bare=bare)
+def _read(library: str, options: Any, simulator: Simulator) -> tuple[ForeignAgent, Reference]:
+    agent, statistics = _files(library, options)
+    given = None if statistics is None else read_normaliser(statistics)
+    bare = options.normalizer == NONE or (given is None and statistics is not None)
+    read = READERS[library](agent, simulator, given, bare=bare)
+    return read, REFERENCES[library](agent, statistics, simulator)
+
+
+def _files(library: str, options: Any) -> tuple[Path, Path | None]:
+    """The files of the agent and of its observation statistics; those given are preferred to those found."""
+    agent, statistics = Path(options.agent), None
+    if library == "sb3":
+        agent, statistics = rl_zoo.find(agent)
+    elif library == "omnisafe":
+        agent = omnisafe.find(agent)
+    if options.normalizer is not None:
+        statistics = None if options.normalizer == NONE else Path(options.normalizer)
+    if agent != Path(options.agent) or (statistics and options.normalizer is None):
+        print(f"Found {agent}" + (f" with {statistics}." if statistics else "."))
+    return agent, statistics
 
 
 @torch.no_grad()
-def largest_difference(agent: ForeignAgent, policy: ActorCritic, data: RolloutData, observation: torch.Tensor) -> float:
-    """Between the agent's actions, computed in float64 as its library does, and the policy's. Observation: (N, O).
+def largest_difference(reference: Reference, policy: ActorCritic, observation: torch.Tensor) -> float:
+    """Between the actions of the agent's library and the policy's. Observation: (N, O), float64.
 
     Raises:
         ValueError: It is more than rounding.
     """
-    original = original_action(agent, data.env.simulator, observation)
-    difference = float((policy.act(observation).double() - original).abs().max())
+    difference = float((policy.act(observation).double() - reference(observation)).abs().max())
     if not difference < LARGEST_DIFFERENCE:
         raise ValueError(
             f"the imported policy's actions are up to {difference:.3g} off the agent's: nothing was stored."

@@ -24,14 +24,24 @@ class Record:
     name: str
     args: tuple[Any, ...]
     state: Any
+    items: list[Any]
+    """What was appended or set: of a list its elements, of a dict its keys."""
 
     def __new__(cls, *args: Any, **_: Any) -> "Record":
         """Remember the arguments."""
         record = super().__new__(cls)
-        record.args, record.state = args, None
+        record.args, record.state, record.items = args, None, []
         return record
 
     def __init__(self, *_: Any, **__: Any) -> None: ...
+
+    def __setitem__(self, key: Any, _: Any) -> None:
+        """Remember the key, as of an OrderedDict."""
+        self.items.append(key)
+
+    def append(self, item: Any) -> None:
+        """Remember an element, as of a deque."""
+        self.items.append(item)
 
     def __setstate__(self, state: Any) -> None:
         """Remember the state."""

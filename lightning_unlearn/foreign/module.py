@@ -7,17 +7,25 @@ from typing import Literal
 import torch
 from tensordict import TensorDict
 from tensordict.nn import TensorDictModuleBase
-from torch import nn
+from torch import distributions, nn
+from torchrl.envs import ExplorationType, set_exploration_type
+from torchrl.modules import Delta, IndependentNormal, TanhDelta, TanhNormal
 
 from lightning_unlearn.collection.data import RolloutData
 from lightning_unlearn.envs.concepts import Concept
 from lightning_unlearn.envs.simulator import Simulator
+from lightning_unlearn.foreign.agent import raw_states
 from lightning_unlearn.foreign.warm_up import warm_up
 from lightning_unlearn.policies.actor_critic import ActorCritic, PolicyConfig
 from lightning_unlearn.seeds import SeedStreams, torch_generator
 
 NUM_ENVS, HORIZON = 8, 1024
 """Of the rollouts that critics are fitted to."""
+STATES = 256
+"""States that an actor's own actions and the policy's are compared on."""
+LARGEST_DIFFERENCE = 1e-3
+"""Of an action; beyond it something else than rounding is at work."""
+_GAUSSIANS = (distributions.Normal, distributions.Independent, IndependentNormal, TanhNormal, Delta, TanhDelta)
 
 
 def wrap(
@@ -35,7 +43,8 @@ def wrap(
     as a policy is, since nobody else knows its code: keep `policy.trunk.state_dict()`.
 
     Args:
-        actor: Maps observations (N, O) to the means of actions (N, A); or a TorchRL actor, whose `loc` it is.
+        actor: Maps observations (N, O) to the means of actions (N, A); or a TorchRL actor that reads `observation`,
+            with the distribution Normal, IndependentNormal, TanhNormal, Delta, TanhDelta or none.
         env: The task it acts in.
         std: Of its Gaussian, one number or one an action; it does not depend on the state here.
         squash: `none` if draws are clipped to the bounds, `tanh` if they go through tanh (TorchRL's TanhNormal).
@@ -44,7 +53,8 @@ def wrap(
         concept: The behaviour to forget, which the cost critic is fitted to: auto, an info key or a concept.
 
     Raises:
-        ValueError: The network does not fit the environment, or gives something else than means.
+        ValueError: The network does not fit the environment, gives something else than means, or acts otherwise while
+            it is trained; or an actor's own deterministic actions are not the policy's.
     """
     if warm_up_rollouts < 2:
         raise ValueError(f"warm_up_rollouts={warm_up_rollouts} is not possible: use at least 2.")
@@ -64,8 +74,9 @@ def around(
     squash: Literal["tanh", "none"] = "none",
     seed: int = 0,
 ) -> ActorCritic:
-    """The same with critics that know nothing yet."""
+    """The same with critics that know nothing yet. The simulator is reset and stepped for a comparison of actions."""
     network = MeanOf(actor) if isinstance(actor, TensorDictModuleBase) else actor
+    _require_float32(network)
     _require_means(network, simulator)
     size = len(simulator.action_low)
     low, high = simulator.action_low.tolist(), simulator.action_high.tolist()
@@ -81,11 +92,15 @@ def around(
     policy = ActorCritic(config, torch_generator(SeedStreams.of(seed).weights))
     policy.trunk, policy.action_mean = deepcopy(network), nn.Identity()  # type: ignore[assignment]
     policy.log_std.data.copy_(_log_std(std, size))
+    states = raw_states(policy, simulator, STATES, range(simulator.num_envs)).float()
+    _require_same_in_training(network, states)
+    if isinstance(actor, TensorDictModuleBase):
+        _require_own_actions(actor, policy, states)
     return policy
 
 
 class MeanOf(nn.Module):
-    """The mean (`loc`) that a TorchRL actor gives its distribution, nothing drawn.
+    """The mean of the Gaussian that a TorchRL actor draws from, before tanh; of an actor without one, its action.
 
     Args:
         actor: Reads `observation`.
@@ -93,13 +108,78 @@ class MeanOf(nn.Module):
 
     def __init__(self, actor: TensorDictModuleBase) -> None:
         super().__init__()
+        if list(actor.in_keys) != ["observation"]:
+            raise ValueError(
+                f"actor reads {list(actor.in_keys)}: only actors that read observation alone can be wrapped"
+            )
         self.actor = actor
 
     def forward(self, observation: torch.Tensor) -> torch.Tensor:
         """Shape: (N, O) → (N, A)."""
-        given = TensorDict({"observation": observation}, batch_size=observation.shape[:-1])
-        parameters = self.actor.get_dist_params if hasattr(self.actor, "get_dist_params") else self.actor
-        return parameters(given)["loc"]
+        given = _as_input(observation)
+        if hasattr(self.actor, "get_dist"):
+            return _mean(self.actor.get_dist(given))
+        output = self.actor(given)
+        return output["loc"] if "loc" in output.keys() else output["action"]  # noqa: SIM118 (a TensorDict)
+
+
+def _as_input(observation: torch.Tensor) -> TensorDict:
+    return TensorDict({"observation": observation}, batch_size=observation.shape[:-1])
+
+
+def _mean(distribution: distributions.Distribution) -> torch.Tensor:
+    """With the distribution's own options, such as `tanh_loc`, counted in."""
+    root = distribution
+    while hasattr(root, "base_dist"):
+        root = root.base_dist
+    if type(distribution) not in _GAUSSIANS or type(root) not in (distributions.Normal, Delta):
+        raise ValueError(
+            f"actor's distribution is {type(distribution).__name__}: supported are "
+            f"{', '.join(kind.__name__ for kind in _GAUSSIANS)} of a Gaussian. Give the network of the means instead, "
+            "if draws may be clipped to the bounds (squash='none') or go through tanh (squash='tanh')."
+        )
+    return root.mean
+
+
+def _require_float32(network: nn.Module) -> None:
+    odd = {str(t.dtype) for t in (*network.parameters(), *network.buffers()) if t.is_floating_point()}
+    if odd - {"torch.float32"}:
+        raise ValueError(f"actor has weights of {', '.join(sorted(odd))}: convert it with actor.float()")
+
+
+@torch.no_grad()
+def _require_same_in_training(network: nn.Module, observation: torch.Tensor) -> None:
+    """Methods act with the network in training mode and evaluate it in the other."""
+    evaluated, trained = (deepcopy(network).train(mode) for mode in (False, True))
+    means = evaluated(observation)
+    others = trained(observation), trained(observation), torch.cat([evaluated(one) for one in observation[:4].split(1)])
+    if not all(torch.allclose(means[: len(other)], other, rtol=1e-3, atol=1e-4) for other in others):
+        kinds = (nn.modules.dropout._DropoutNd, nn.modules.batchnorm._NormBase)
+        layers = sorted({type(module).__name__ for module in network.modules() if isinstance(module, kinds)})
+        raise ValueError(
+            "actor gives other means while it is trained, or when it is called again or on one state alone"
+            f"{' (it has ' + ', '.join(layers) + ')' if layers else ''}: only a fixed function of the observation can "
+            "be wrapped. Remove dropout, batch normalisation, noise and inner state."
+        )
+
+
+def _require_own_actions(actor: TensorDictModuleBase, policy: ActorCritic, observation: torch.Tensor) -> None:
+    with torch.no_grad(), set_exploration_type(ExplorationType.DETERMINISTIC):
+        output = deepcopy(actor).eval()(_as_input(observation))
+    if "action" not in output.keys():  # noqa: SIM118 (a TensorDict)
+        if hasattr(actor, "get_dist"):
+            raise ValueError(f"actor writes {list(actor.out_keys)}: its action must be called action")
+        return
+    own = output["action"].clamp(policy.action_low, policy.action_high)
+    difference = float((policy.act(observation) - own).abs().max())
+    if not difference < LARGEST_DIFFERENCE:
+        kind = type(actor.get_dist(_as_input(observation))).__name__ if hasattr(actor, "get_dist") else "none"
+        raise ValueError(
+            f"the policy's deterministic actions would be up to {difference:.3g} off the actor's own (distribution "
+            f"{kind}, squash={policy.config.squash!r}): use squash='tanh' for TanhNormal and TanhDelta, whose low and "
+            f"high must be the environment's, {policy.config.action_low} and {policy.config.action_high}, and 'none' "
+            "for the others."
+        )
 
 
 def _require_means(network: nn.Module, simulator: Simulator) -> None:

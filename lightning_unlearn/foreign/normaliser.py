@@ -21,6 +21,8 @@ _BROKEN = (
     *(zipfile.BadZipFile, struct.error, OSError, EOFError, KeyError, NotImplementedError),  # the archive's
     *(tokenize.TokenError, SyntaxError, TypeError, MemoryError, OverflowError, RecursionError),  # numpy's
 )
+_VECNORMALIZE = "stable_baselines3.common.vec_env.vec_normalize.VecNormalize"
+"""A class derived from it may normalise otherwise."""
 _ARRAYS = {"mean", "var", "epsilon", "clip", "count"}
 
 
@@ -59,13 +61,19 @@ def _from_npz(path: Path) -> Normaliser:
 def _from_vecnormalize(path: Path) -> Normaliser | None:
     record = inert_pickle.read(path)
     state = getattr(record, "state", None)
-    if not str(getattr(record, "name", "")).endswith(".VecNormalize") or not isinstance(state, dict):
+    if getattr(record, "name", "") != _VECNORMALIZE or not isinstance(state, dict):
         raise ValueError("it is no pickle of a VecNormalize")
     if state.get("norm_obs") is False:
         return None
-    statistics = getattr(state.get("obs_rms"), "state", None)
+    kept = state.get("obs_rms")
+    if isinstance(kept, dict):
+        raise ValueError(
+            f"it holds statistics of dict observations ({', '.join(map(str, kept))[:200]}), and only those of one "
+            "observation vector are supported: export one part with rms = vec_normalize.obs_rms[KEY]"
+        )
+    statistics = getattr(kept, "state", None)
     if not isinstance(statistics, dict):
-        raise ValueError("it has no statistics of one observation vector; those of dict observations are not supported")
+        raise ValueError("it has no statistics of observations")
     mean, variance = (inert_pickle.array(statistics.get(name)) for name in ("mean", "var"))
     return _normaliser(mean, variance, state.get("epsilon"), state.get("clip_obs"))
 

@@ -31,25 +31,29 @@ def read(path: Path, simulator: Simulator, normaliser: Normaliser | None, *, bar
     try:
         if normaliser is not None or bare:
             raise ValueError("OmniSafe keeps the observation normaliser beside the weights: leave --normalizer out")
-        folder, file = _places(path)
-        config = _config(folder / "config.json")
+        file = find(path)
+        config = _config(file.parent.parent / "config.json")
         content = read_torch(file, str(file))
         return _agent(config, content)
     except ValueError as error:
         raise ValueError(f"{path} cannot be imported: {error}; {SUPPORTED}.") from error
 
 
-def _places(path: Path) -> tuple[Path, Path]:
-    """The run's folder, and the file of weights."""
+def find(path: Path) -> Path:
+    """Return the file of weights of a run's newest epoch; a file stands for itself.
+
+    Raises:
+        ValueError: The folder has none.
+    """
     if not path.is_dir():
-        return path.parent.parent, path
+        return path
     folder = path.parent if path.name == "torch_save" else path
     epochs = {
         int(m[1]): file for file in folder.glob("torch_save/*.pt") if (m := re.fullmatch(r"epoch-(\d+)", file.stem))
     }
     if not epochs:
         raise ValueError(f"there is no torch_save/epoch-<n>.pt in {folder}")
-    return folder, epochs[max(epochs)]
+    return epochs[max(epochs)]
 
 
 def _config(path: Path) -> dict[str, Any]:
@@ -103,12 +107,12 @@ def _normaliser(config: Mapping[str, Any], content: Mapping[str, Any]) -> Normal
     """OmniSafe divides by the standard deviation, which it keeps at 0.01 or above, and adds nothing."""
     algorithm = config.get("algo_cfgs")
     wanted = algorithm.get("obs_normalize") if isinstance(algorithm, dict) else None
+    if not wanted:
+        return None
     stored = content.get("obs_normalizer")
     if stored is None:
-        if wanted:
-            raise ValueError("it was trained with obs_normalize, but its file has no obs_normalizer")
-        return None
+        raise ValueError("it was trained with obs_normalize, but its file has no obs_normalizer")
     if not isinstance(stored, Mapping) or not {"_mean", "_std", "_clip"} <= set(stored):
         raise ValueError("its obs_normalizer is of another version")
     mean, std, clip = (tensors(stored, "obs_normalizer")[name].double() for name in ("_mean", "_std", "_clip"))
-    return Normaliser(mean, std.square(), 0.0, float(clip.flatten()[0]), "float32")
+    return Normaliser(mean, std.square(), 0.0, float(clip.flatten()[0]), "float32", "float32")

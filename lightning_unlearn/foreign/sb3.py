@@ -4,8 +4,9 @@ import io
 import json
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from lightning_unlearn.envs.simulator import Simulator
 from lightning_unlearn.foreign.agent import ForeignAgent, Normaliser, Weights, layer, layers
@@ -26,6 +27,21 @@ ACTIVATIONS = {
     "Sigmoid": "sigmoid",
 }
 """PyTorch's class → the name here."""
+FLATTEN = "<class 'stable_baselines3.common.torch_layers.FlattenExtractor'>"
+_WITHOUT_EFFECT = {
+    "ortho_init",
+    "log_std_init",
+    "full_std",
+    "use_expln",
+    "normalize_images",
+    "share_features_extractor",
+}
+"""Options of a policy that weights hold, or that only gSDE or pictures have."""
+OPTIONS = {
+    *("activation_fn", "net_arch", "squash_output", "features_extractor_class", "features_extractor_kwargs"),
+    *("optimizer_class", "optimizer_kwargs", "sde_net_arch", "device", *_WITHOUT_EFFECT),
+}
+"""All options of ActorCriticPolicy."""
 
 
 def read(path: Path, simulator: Simulator, normaliser: Normaliser | None, *, bare: bool) -> ForeignAgent:
@@ -76,15 +92,29 @@ def _agent(data: Mapping[str, Any], weights: Weights, version: str, normaliser: 
         critic=[*shared, *vf, layer(weights, "value_net")],
         log_std=weights["log_std"],
         activation=_activation(data),
-        normaliser=normaliser,
+        normaliser=normaliser and replace(normaliser, observation_dtype=_observation_dtype(data)),
         shared=not pi and not vf,
+        unit_actions=str(_kwargs(data).get("squash_output")) == "True",
     )
+
+
+def _kwargs(data: Mapping[str, Any]) -> dict[str, Any]:
+    """The policy's options; where one of them is no plain value, all of them are texts."""
+    kwargs = data.get("policy_kwargs") or {}
+    if not isinstance(kwargs, dict):
+        raise ValueError(f"its policy_kwargs are {str(kwargs)[:80]}")
+    return {name: value for name, value in kwargs.items() if name not in (":type:", ":serialized:")}
+
+
+def _observation_dtype(data: Mapping[str, Any]) -> Literal["float32", "float64"]:
+    """What Stable-Baselines3 rounds observations to before its VecNormalize sees them."""
+    space = data.get("observation_space")
+    return "float32" if isinstance(space, dict) and space.get("dtype") == "float32" else "float64"
 
 
 def _activation(data: Mapping[str, Any]) -> str:
     """From the text that stands beside the pickled class."""
-    kwargs = data.get("policy_kwargs")
-    text = str(kwargs.get("activation_fn", "Tanh")) if isinstance(kwargs, dict) else "Tanh"
+    text = str(_kwargs(data).get("activation_fn", "Tanh"))
     name = re.sub(r"^<class '(?:torch\.nn\.modules\.activation\.)|'>$", "", text)
     if name not in ACTIVATIONS:
         raise ValueError(f"its activation is {text}, not one of {', '.join(ACTIVATIONS)}")
@@ -92,8 +122,8 @@ def _activation(data: Mapping[str, Any]) -> str:
 
 
 def _require_supported(data: Mapping[str, Any], weights: Weights) -> None:
-    kwargs = data.get("policy_kwargs")
-    extractor = str(kwargs.get("features_extractor_class", "Flatten")) if isinstance(kwargs, dict) else "Flatten"
+    kwargs = _kwargs(data)
+    unknown = sorted(set(kwargs) - OPTIONS)
     refused = {
         "it is recurrent": any("lstm" in name for name in weights),
         "it sees pictures or several observations": any(".cnn." in n or ".extractors." in n for n in weights)
@@ -102,8 +132,12 @@ def _require_supported(data: Mapping[str, Any], weights: Weights) -> None:
         "it is of another algorithm than PPO": not {"clip_range", "n_epochs"} <= set(data)
         or not any(name.startswith("action_net.") for name in weights),
         "it uses gSDE": data.get("use_sde") is not False,
-        "it has a feature extractor of its own": "Flatten" not in extractor
+        "it has a feature extractor of its own": str(kwargs.get("features_extractor_class", FLATTEN)) != FLATTEN
         or any("features_extractor" in name for name in weights),
+        f"its policy_kwargs hold {', '.join(unknown)}, which this package does not know": bool(unknown),
+        f"its squash_output is {kwargs.get('squash_output')}": str(kwargs.get("squash_output", False))
+        not in ("True", "False"),
+        "its observations are no vector of numbers": ".box.Box" not in _kind(data, "observation_space"),
         "its policy is a class of its own": _module(data) != "stable_baselines3.common.policies",
         "it has no log_std": "log_std" not in weights,
     }

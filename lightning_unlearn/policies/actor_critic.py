@@ -64,6 +64,8 @@ class PolicyConfig:
     """Normalised observations are clipped to ± this."""
     normaliser_dtype: Literal["float32", "float64"] = "float32"
     """What observations are normalised in; the network computes in float32 whatever it is."""
+    observation_dtype: Literal["float32", "float64"] = "float32"
+    """What observations are rounded to before they are normalised. A policy without normaliser reads float32."""
     log_std_range: list[float] = field(default_factory=lambda: [-5.0, 1.0])
     """What the log-std is clamped to."""
 
@@ -119,9 +121,9 @@ class ObservationNormaliser(nn.Module):
         self.register_buffer("variance", torch.ones(observation_size, dtype=dtype))
 
     def forward(self, observation: torch.Tensor) -> torch.Tensor:
-        """Normalise. Shape: (B, O) → (B, O)."""
+        """Normalise in the wider dtype of statistics and observation. Shape: (B, O) → (B, O), float32."""
         normalised = (observation - self.mean) / (self.variance + self.epsilon).sqrt()
-        return normalised.clamp(-self.clip, self.clip).to(observation.dtype)
+        return normalised.clamp(-self.clip, self.clip).float()
 
 
 class ActorCritic(nn.Module):
@@ -147,6 +149,12 @@ class ActorCritic(nn.Module):
         self.register_buffer("action_high", torch.tensor(config.action_high), persistent=False)
         if generator is not None:
             _initialise(self, generator)
+
+    @property
+    def observation_dtype(self) -> torch.dtype:
+        """What observations have to be handed over in, so that nothing the policy reads is lost."""
+        wide = self.normaliser is not None and self.config.observation_dtype == "float64"
+        return torch.float64 if wide else self.log_std.dtype
 
     @property
     def std(self) -> torch.Tensor:
@@ -235,7 +243,8 @@ class ActorCritic(nn.Module):
         return 2.0 * (math.log(2.0) - pre_tanh - F.softplus(-2.0 * pre_tanh)) + log_half_range
 
     def _normalised(self, observation: torch.Tensor) -> torch.Tensor:
-        return observation if self.normaliser is None else self.normaliser(observation)
+        observation = observation.to(self.observation_dtype)
+        return observation if self.normaliser is None else self.normaliser(observation).to(self.log_std.dtype)
 
 
 def _normaliser(config: PolicyConfig) -> ObservationNormaliser:

@@ -14,7 +14,7 @@ from lightning_unlearn.untrusted import read_json
 FORMAT = "lightning-unlearn/policy/1"
 _MAX_BYTES = 1 << 20
 _MAX_LAYERS = 32
-_MAX_NUMBER = 1e30
+MAX_NUMBER = 1e30
 """Numbers become float32, and so does the range between two bounds."""
 _CHOICES = {
     "activation": tuple(ACTIVATIONS),
@@ -22,6 +22,7 @@ _CHOICES = {
     "critics": ("shared", "separate"),
     "editor": ("none", *EDITORS),
     "normaliser_dtype": ("float32", "float64"),
+    "observation_dtype": ("float32", "float64"),
 }
 _NAMES = {"method": r"\w*", "env": r"((\w[\w.]*:)?(\w[\w-]*/)?\w[\w.-]*)?"}
 """An environment may have a module that registers it, and a namespace: `module:namespace/Id-v0`."""
@@ -121,7 +122,7 @@ def _config(policy: Mapping[str, Any]) -> PolicyConfig:
 def _require_bounds(low: list[float], high: list[float]) -> None:
     bounds = [*low, *high]
     if len(bounds) > 1 << 12 or not all(_is_finite(bound) for bound in bounds):
-        raise ValueError(f"action bounds must be finite numbers up to {_MAX_NUMBER:g}")
+        raise ValueError(f"action bounds must be finite numbers up to {MAX_NUMBER:g}")
     if not all(lower < upper for lower, upper in zip(low, high, strict=True)):
         raise ValueError("every lower action bound must be below its upper one")
 
@@ -140,7 +141,7 @@ def _require_numbers(config: PolicyConfig) -> None:
 
 def _is_finite(number: object) -> bool:
     """As float32, which a policy computes in."""
-    return type(number) in (int, float) and abs(number) <= _MAX_NUMBER  # type: ignore[arg-type]
+    return type(number) in (int, float) and abs(number) <= MAX_NUMBER  # type: ignore[arg-type]
 
 
 def _card(card: Any) -> ModelCard:

@@ -9,8 +9,12 @@ from torchrl.collectors import BaseCollector, Collector
 from lightning_unlearn import keys
 from lightning_unlearn.collection.acting import ActingPolicy
 from lightning_unlearn.collection.collector import RolloutCollector
+from lightning_unlearn.collection.data import RolloutData
+from lightning_unlearn.collection.episodes import run_episodes
 from lightning_unlearn.collection.stock import StockCollector
-from lightning_unlearn.envs.batched import make_env
+from lightning_unlearn.envs.batched import BatchedEnv, make_env
+from lightning_unlearn.envs.toy import ToySimulator
+from lightning_unlearn.policies.actor_critic import ActorCritic, PolicyConfig
 
 
 def collector(policy, seed=0, envs=3, horizon=50):
@@ -152,3 +156,56 @@ def test_the_copy_follows_the_learner_on_a_gpu(policy):
     assert gatherer.rollout().device in (None, torch.device("cpu"))
     policy.action_mean.bias.data.fill_(9.0)
     assert gatherer.rollout()[keys.ACTION].min() > 0.9
+
+
+OFFSET = 1e8
+"""float32 has steps of 8 there."""
+
+
+class Far(ToySimulator):
+    """The line, with observations that lie far from 0."""
+
+    def _observation(self):
+        return super()._observation() + OFFSET
+
+
+@pytest.fixture
+def normalising():
+    """A policy that subtracts the offset in float64."""
+    wide = {"normaliser_dtype": "float64", "observation_dtype": "float64"}
+    config = PolicyConfig(2, [-1.0], [1.0], normalise_observation=True, **wide)
+    policy = ActorCritic(config, torch.Generator().manual_seed(0))
+    policy.normaliser.mean.fill_(OFFSET)
+    return policy
+
+
+def test_a_policy_that_normalises_float64_acts_and_learns_on_float64(normalising):
+    env = BatchedEnv(Far(2))
+    env.set_seed(0)
+    rollout = RolloutCollector(env, normalising, 20, torch.Generator().manual_seed(0)).rollout()
+    observation = rollout[keys.OBSERVATION]
+    assert observation.dtype == rollout[keys.NEXT, keys.OBSERVATION].dtype == torch.float64
+    assert (observation - OFFSET)[..., 0].std() > 0.01  # float32 would make all of them equal
+    log_prob = normalising.log_prob(normalising.mean(observation), rollout[keys.PRE_TANH])
+    torch.testing.assert_close(log_prob, rollout[keys.LOG_PROB].squeeze(-1))
+
+
+def test_its_episodes_are_those_of_observations_near_zero(normalising):
+    far, near = (run_episodes(BatchedEnv(kind(2)), policy, [1, 2]) for kind, policy in pairs(normalising))
+    np.testing.assert_allclose(far.episode_return, near.episode_return, rtol=1e-5)
+    np.testing.assert_allclose(far.observation - OFFSET, near.observation, atol=1e-5)
+    assert (far.observation.dtype, near.observation.dtype) == (np.float64, np.float32)
+
+
+def pairs(normalising):
+    plain = ActorCritic(PolicyConfig(2, [-1.0], [1.0]))
+    plain.load_state_dict({k: v for k, v in normalising.state_dict().items() if "normaliser" not in k})
+    return [(Far, normalising), (ToySimulator, plain)]
+
+
+@pytest.mark.parametrize("kind", ["stock", "ray"])
+def test_torchrls_collectors_would_round_its_observations(normalising, kind):
+    data = RolloutData("ToyLine-v0", 2, 16, collector=kind)
+    with pytest.raises(ValueError, match=f"data.collector={kind} hands over float32.*use lean"):
+        data.collector(normalising)
+    data.teardown("fit")

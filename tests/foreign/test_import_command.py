@@ -2,7 +2,9 @@
 
 import re
 
+import gymnasium
 import mlflow
+import numpy as np
 import pytest
 import torch
 from fixture_agent import SB3, sb3_actions
@@ -35,6 +37,48 @@ def test_an_agent_becomes_an_expert_that_a_method_starts_from(store, capsys):
     printed = capsys.readouterr().out
     assert f"Starting from {URI}" in printed
     assert registry.load_policy("models:/concept.SafetyPointGoal1-v0@update-1").policy.config == stored.policy.config
+
+
+class FarLine(gymnasium.Env):
+    """What `offset.zip` of the fixtures was trained in, with a cost."""
+
+    observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (2,), np.float64)
+    action_space = gymnasium.spaces.Box(-2.0, 2.0, (1,))
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.state = self.np_random.uniform(-1, 1, 2)
+        return self.state + 1e6, {}
+
+    def step(self, action):
+        self.state[1] = 0.9 * self.state[1] + 0.1 * float(action[0])
+        self.state[0] += 0.1 * self.state[1]
+        return self.state + 1e6, -abs(self.state[0]), False, False, {"cost": float(self.state[0] > 0.5)}
+
+
+@pytest.fixture
+def far_line():
+    gymnasium.register("FarLine-v0", FarLine, max_episode_steps=50)
+    yield "FarLine-v0"
+    del gymnasium.registry["FarLine-v0"]
+
+
+def test_an_rl_zoo_folder_with_observations_far_from_zero(store, capsys, tmp_path, far_line):
+    """It is found as rl-zoo3 leaves it, and compared on observations as the environment computes them."""
+    settings, inner = SB3.parent / "sb3_settings", tmp_path / far_line
+    inner.mkdir()
+    (tmp_path / "best_model.zip").write_bytes((settings / "offset.zip").read_bytes())
+    (inner / "vecnormalize.pkl").write_bytes((settings / "offset.pkl").read_bytes())
+    cli.main(["import", "sb3", str(tmp_path), "--env", far_line, *SMALL])
+    printed = capsys.readouterr().out
+    assert "best_model.zip with" in printed
+    assert float(re.search(r"difference.*: (\S+)", printed)[1]) < 1e-5
+    policy = registry.load_policy(f"models:/unsafe.{far_line}/1").policy
+    recorded = np.load(settings / "actions.npz")
+    actions = policy.act(torch.from_numpy(recorded["states"] + 1e6))
+    np.testing.assert_allclose(actions.detach().numpy(), recorded["offset"], atol=1e-5)
+    served = mlflow.pyfunc.load_model(f"models:/unsafe.{far_line}/1")
+    np.testing.assert_allclose(served.predict(recorded["states"] + 1e6), recorded["offset"], atol=1e-5)
 
 
 @pytest.mark.parametrize("critics", ["shared", "separate"])

@@ -27,12 +27,34 @@ def test_an_npz_has_the_defaults_of_cleanrl(tmp_path):
     assert (found.epsilon, found.clip) == (1e-8, 10.0)
 
 
+@pytest.mark.parametrize("clip", [np.inf, 3.0])
+def test_observations_need_not_be_clipped(tmp_path, clip):
+    np.savez(tmp_path / "s.npz", mean=[0.0], var=[1.0], clip=clip)
+    assert read_normaliser(tmp_path / "s.npz").clip == clip
+    assert read_normaliser(SB3.parent / "sb3_settings" / "offset.pkl").clip == np.inf
+
+
+def test_statistics_of_dict_observations_are_called_that():
+    with pytest.raises(ValueError, match=r"dict observations \(place, speed\).*obs_rms\[KEY\].*np.savez"):
+        read_normaliser(SB3.parent / "sb3_settings" / "dict.pkl")
+
+
+def test_a_class_of_ones_own_is_no_vecnormalize(tmp_path):
+    content = (SB3 / "vecnormalize.pkl").read_bytes()
+    (tmp_path / "s.pkl").write_bytes(
+        content.replace(b"stable_baselines3.common.vec_env", b"my_own_baselines3.common.vec_env")
+    )
+    with pytest.raises(ValueError, match="no pickle of a VecNormalize"):
+        read_normaliser(tmp_path / "s.pkl")
+
+
 BAD = {
     "no var": ({"mean": [1.0]}, "mean and var"),
     "another array": ({"mean": [1.0], "var": [1.0], "code": [1.0]}, "mean and var"),
     "other lengths": ({"mean": [1.0], "var": [1.0, 2.0]}, "pair up"),
     "negative": ({"mean": [1.0], "var": [-1.0]}, "not negative"),
     "not a number": ({"mean": [np.nan], "var": [1.0]}, "finite"),
+    "a clip that is none": ({"mean": [1.0], "var": [1.0], "clip": np.nan}, "clip=nan"),
     "no clip": ({"mean": [1.0], "var": [1.0], "clip": 0.0}, "clip=0.0"),
     "objects": ({"mean": np.array([object()]), "var": [1.0]}, "damaged|cannot be loaded"),
 }

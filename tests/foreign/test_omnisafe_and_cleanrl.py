@@ -8,8 +8,10 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_unlearn.foreign import cleanrl, omnisafe
-from lightning_unlearn.foreign.agent import Normaliser, as_policy, original_action
+from lightning_unlearn.foreign import cleanrl, omnisafe, reference
+from lightning_unlearn.foreign.agent import Normaliser, as_policy
+from lightning_unlearn.foreign.command import largest_difference
+from lightning_unlearn.foreign.normaliser import read_normaliser
 
 CONFIG = {
     "algo": "PPO",
@@ -51,8 +53,18 @@ def test_an_omnisafe_agent_does_the_same(run, toy):
     scaled = -1.0 + 2.0 * (mean(normalised) + 1.0) / 2.0  # ActionScale's rounding is part of what the agent does
     expected = scaled.clamp(-1, 1).detach()
     assert torch.equal(policy.act(states), expected)
-    torch.testing.assert_close(original_action(agent, toy, states).float(), expected)
+    by_its_rules = reference.omnisafe(omnisafe.find(folder), None, toy)
+    torch.testing.assert_close(by_its_rules(states.double()).float(), expected)
     assert (policy.config.critic_hidden_sizes, policy.config.activation) == ([11], "relu")
+
+
+def test_statistics_that_omnisafe_would_not_use_are_not_used(run, toy):
+    folder, mean, _ = run
+    (folder / "config.json").write_text(json.dumps(CONFIG | {"algo_cfgs": {"obs_normalize": False}}))
+    policy = as_policy(omnisafe.read(folder, toy, None, bare=False), toy, torch.Generator())
+    states = torch.randn(20, 2)
+    torch.testing.assert_close(policy.act(states), mean(states).clamp(-1, 1).detach())
+    assert largest_difference(reference.omnisafe(omnisafe.find(folder), None, toy), policy, states.double()) < 1e-5
 
 
 def test_the_newest_epoch_or_the_one_named(run, toy):
@@ -134,6 +146,18 @@ def test_a_cleanrl_agent_does_the_same(cleanrl_agent, toy):
     assert torch.equal(policy.act(states), original.actor_mean(normalised).clamp(-1, 1).detach())
     torch.testing.assert_close(policy(states).reward_value, original.critic(normalised).squeeze(-1).detach())
     torch.testing.assert_close(policy.std, torch.tensor([-0.3]).exp())
+
+
+def test_a_cleanrl_agent_far_from_zero_does_the_same(cleanrl_agent, toy, tmp_path):
+    """Its wrapper computes in float64; near 10⁷, float32 has steps of 1."""
+    path, original = cleanrl_agent
+    np.savez(tmp_path / "s.npz", mean=[1e7, -1e7], var=[0.5, 2.0], clip=np.inf)
+    given = read_normaliser(tmp_path / "s.npz")
+    policy = as_policy(cleanrl.read(path, toy, given, bare=False), toy, torch.Generator())
+    states = torch.randn(50, 2).double() + given.mean
+    normalised = ((states - given.mean) / (given.variance + 1e-8).sqrt()).float()
+    torch.testing.assert_close(policy.act(states), original.actor_mean(normalised).clamp(-1, 1).detach())
+    assert largest_difference(reference.cleanrl(path, tmp_path / "s.npz", toy), policy, states) < 1e-5
 
 
 def test_cleanrls_statistics_are_asked_for_with_the_lines_that_save_them(cleanrl_agent, toy):

@@ -1,13 +1,16 @@
 """Reading agents of Stable-Baselines3, the shipped one and what becomes of it when it is changed."""
 
 import zipfile
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from fixture_agent import SB3, sb3_actions
 
-from lightning_unlearn.foreign import sb3
-from lightning_unlearn.foreign.agent import as_policy, original_action
+from lightning_unlearn.foreign import reference, sb3
+from lightning_unlearn.foreign.agent import as_policy
+from lightning_unlearn.foreign.command import largest_difference
 from lightning_unlearn.foreign.normaliser import read_normaliser
 
 
@@ -26,7 +29,8 @@ def test_the_policy_does_what_stable_baselines3_did(goal):
     policy = as_policy(agent, goal, torch.Generator())
     assert (expected.abs() < 1).float().mean() > 0.5
     torch.testing.assert_close(policy.act(states), expected, rtol=0, atol=1e-5)
-    torch.testing.assert_close(original_action(agent, goal, states).float(), expected, rtol=0, atol=1e-5)
+    by_its_rules = reference.sb3(SB3 / "agent.zip", SB3 / "vecnormalize.pkl", goal)(states.double())
+    torch.testing.assert_close(by_its_rules.float(), expected, rtol=0, atol=1e-5)
 
 
 def test_shape_normaliser_and_critic_are_the_agents(goal):
@@ -38,6 +42,52 @@ def test_shape_normaliser_and_critic_are_the_agents(goal):
     assert agent.library == "Stable-Baselines3 2.9.2"
     torch.testing.assert_close(policy.reward_value.weight, agent.critic[-1].weight)
     assert torch.equal(policy(torch.randn(3, 60)).cost_value, torch.zeros(3))
+
+
+SETTINGS = SB3.parent / "sb3_settings"
+OFFSET = 1e6
+"""Of the observations that `offset.zip` was trained on; float32 has steps of 0.06 there."""
+
+
+def with_settings(name, simulator, monkeypatch):
+    """An agent of the fixtures, its reference, its states (64, 2) and what Stable-Baselines3 2.1.0 did in them."""
+    low, high, shift = {"squash_output": (0.0, 4.0, 0.0), "offset": (-2.0, 2.0, OFFSET)}[name]
+    monkeypatch.setattr(simulator, "action_low", np.array([low]))
+    monkeypatch.setattr(simulator, "action_high", np.array([high]))
+    file, statistics = SETTINGS / f"{name}.zip", SETTINGS / "offset.pkl" if name == "offset" else None
+    agent = sb3.read(file, simulator, statistics and read_normaliser(statistics), bare=False)
+    recorded = np.load(SETTINGS / "actions.npz")
+    states, actions = (torch.from_numpy(recorded[key]) for key in ("states", name))
+    by_its_rules = reference.sb3(file, statistics, simulator)
+    return agent, by_its_rules, states + shift, actions.clamp(low, high)  # the environment clips what is beyond
+
+
+@pytest.mark.parametrize("name", ["squash_output", "offset"])
+def test_what_is_not_in_the_weights_is_part_of_the_policy(toy, monkeypatch, name):
+    agent, by_its_rules, states, expected = with_settings(name, toy, monkeypatch)
+    assert expected.std() > 0.3
+    policy = as_policy(agent, toy, torch.Generator())
+    torch.testing.assert_close(policy.act(states), expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(by_its_rules(states).float(), expected, rtol=0, atol=1e-5)
+    assert largest_difference(by_its_rules, policy, states) < 1e-5
+
+
+OVERLOOKED = {
+    "squash_output": lambda agent: replace(agent, unit_actions=False),
+    "offset": lambda agent: replace(agent, normaliser=replace(agent.normaliser, observation_dtype="float32")),
+}
+
+
+@pytest.mark.parametrize("name", OVERLOOKED)
+def test_a_setting_that_the_importer_overlooks_shows_as_a_difference(toy, monkeypatch, name):
+    agent, by_its_rules, states, _ = with_settings(name, toy, monkeypatch)
+    policy = as_policy(OVERLOOKED[name](agent), toy, torch.Generator())
+    with pytest.raises(ValueError, match="off the agent's: nothing was stored"):
+        largest_difference(by_its_rules, policy, states)
+
+
+def test_observations_are_rounded_where_stable_baselines3_rounds_them(goal):
+    assert imported(SB3 / "agent.zip", goal).config.observation_dtype == "float32"  # its space is
 
 
 def move_to_shared(weights):
@@ -94,6 +144,13 @@ UNSUPPORTED = {
     "no mean": ({"change_weights": drop("action_net")}, "another algorithm than PPO"),
     "gSDE": ({"change_data": lambda d: d.update(use_sde=True)}, "gSDE"),
     "own class": ({"change_data": lambda d: d["policy_class"].update(__module__="mine")}, "class of its own"),
+    "own extractor": (
+        {"change_data": lambda d: d["policy_kwargs"].update(features_extractor_class="<class 'mine.FlattenAndScale'>")},
+        "feature extractor of its own",
+    ),
+    "own option": ({"change_data": lambda d: d["policy_kwargs"].update(action_scale="2.0")}, "action_scale"),
+    "odd squashing": ({"change_data": lambda d: d["policy_kwargs"].update(squash_output="maybe")}, "maybe"),
+    "one-hot": ({"change_data": kind("observation_space", "<class 'gymnasium.spaces.discrete.Discrete'>")}, "vector"),
     "own activation": (
         {"change_data": lambda d: d["policy_kwargs"].update(activation_fn="<class 'mine.Act'>")},
         "mine.Act",

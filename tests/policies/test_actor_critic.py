@@ -119,6 +119,21 @@ def test_statistics_in_float64_are_used_as_such(generator):
     torch.testing.assert_close(normalised, torch.full((1, 3), -0.25))
 
 
+def test_float64_observations_reach_the_normaliser(generator):
+    policy = make(generator, normalise_observation=True, normaliser_dtype="float64", observation_dtype="float64")
+    policy.normaliser.mean.fill_(1e8)
+    near = torch.rand(5, 3, dtype=torch.float64)
+    assert policy.observation_dtype == torch.float64
+    expected = policy.trunk((near / (1.0 + 1e-8) ** 0.5).float())
+    torch.testing.assert_close(policy.latent(1e8 + near), expected, rtol=0, atol=1e-6)
+
+
+def test_other_policies_round_observations_to_float32(generator):
+    policy = make(generator)
+    states = torch.rand(5, 3, dtype=torch.float64)
+    assert torch.equal(policy.act(states), policy.act(states.float()))
+
+
 def test_normaliser_is_part_of_the_policy(generator):
     policy = make(generator, normalise_observation=True)
     policy.normaliser.mean.fill_(2.0)

@@ -26,7 +26,14 @@ def test_a_stored_policy_comes_back_the_same(policy, folder):
         assert torch.equal(stored.policy.state_dict()[name], weight)
 
 
-NEWER = ("critic_hidden_sizes", "normaliser_epsilon", "normaliser_clip", "normaliser_dtype", "log_std_range")
+NEWER = (
+    "critic_hidden_sizes",
+    "normaliser_epsilon",
+    "normaliser_clip",
+    "normaliser_dtype",
+    "observation_dtype",
+    "log_std_range",
+)
 
 
 def test_a_description_from_before_a_field_existed_is_read(policy, folder):
