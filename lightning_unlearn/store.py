@@ -18,10 +18,9 @@ from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import SQLAlchemyError
 
 from lightning_unlearn import processes
+from lightning_unlearn.relocation import ARTIFACTS, CHECKPOINTS, relocate
 
 DEFAULT_TRACKING_URI = "sqlite:///mlruns/mlflow.db"
-ARTIFACTS = "artifacts"
-"""Folder, beside a SQLite database, of the files of runs and models."""
 ANSWER_S, RETRY_S = 10.0, 5.0
 """Seconds that a server has to answer, and between two attempts while it does not."""
 _SQLITE, _SERVER = "sqlite:///", ("http://", "https://")
@@ -55,6 +54,8 @@ def open_store(tracking_uri: str = DEFAULT_TRACKING_URI) -> None:
     try:
         with writing():
             _make()
+            if (file := database_file()) is not None:
+                relocate(file)
             _mark_killed()
     except (MlflowException, SQLAlchemyError) as error:
         raise ValueError(f"tracking_uri={tracking_uri} cannot be opened: {error}") from error
@@ -109,7 +110,7 @@ def checkpoints_root() -> Path:
     These are apart, so that every folder belongs to the runs of one store.
     """
     folder = store_folder()
-    return (Path("mlruns/remote").resolve() if folder is None else folder) / "checkpoints"
+    return (Path("mlruns/remote").resolve() if folder is None else folder) / CHECKPOINTS
 
 
 def checkpoint_folder(run_id: str) -> Path:

@@ -1,7 +1,8 @@
 """The `gc` command: shows what nothing in the store points to, and deletes it with --yes.
 
 That is: files of runs that were deleted, checkpoints of finished runs (nothing resumes from them), models that never
-became a version, and what an interrupted write left. Nothing of a run that may still write is touched.
+became a version, and what an interrupted write left. Nothing of a run that may still write is touched. Files of runs
+and models that the database does not know are shown, and deleted only with --foreign: they may be another store's.
 """
 
 from collections.abc import Sequence
@@ -12,7 +13,7 @@ from mlflow.exceptions import MlflowException
 
 from lightning_unlearn import registry
 from lightning_unlearn.housekeeping.disk import Files, megabytes
-from lightning_unlearn.housekeeping.plan import MODELS, Waste, find_waste, other_databases
+from lightning_unlearn.housekeeping.plan import FOREIGN, MODELS, Waste, find_waste, other_databases
 from lightning_unlearn.options import CommandParser
 
 
@@ -23,13 +24,19 @@ def main(args: Sequence[str]) -> None:
     files = Files.of_store()
     waste = find_waste(files)
     print("\n".join([*_notes(files), *(_shown(waste, files) or [f"Nothing in {files.root} is to be cleared up."])]))
-    if not waste:
+    doomed = [one for one in waste if options.foreign or one.kind not in FOREIGN]
+    if len(doomed) < len(waste):
+        print(
+            "What the store does not know stays: it may belong to another store, such as a copy of this one. "
+            "Add --foreign if it does not."
+        )
+    if not doomed:
         return
     if not options.yes:
         print("Nothing was deleted. Add --yes to delete it.")
         return
-    kept = delete(waste, files)
-    print(f"Deleted {megabytes(sum(one.size for one in waste if one.path not in kept))} MB.")
+    kept = delete(doomed, files)
+    print(f"Deleted {megabytes(sum(one.size for one in doomed if one.path not in kept))} MB.")
     if kept:
         print("\n".join(f"NOT deleted: {path}: {why}" for path, why in kept.items()))
         raise SystemExit(1)
@@ -84,5 +91,8 @@ def _notes(files: Files) -> list[str]:
 def _parser() -> CommandParser:
     parser = CommandParser(prog="lightning-unlearn gc", description=__doc__)
     parser.add_argument("--yes", action="store_true", help="delete it; without this it is only shown")
+    parser.add_argument(
+        "--foreign", action="store_true", help="also files of runs and models that the store does not know"
+    )
     parser.add_argument("--tracking_uri", type=str, default=registry.DEFAULT_TRACKING_URI, help="MLflow store")
     return parser

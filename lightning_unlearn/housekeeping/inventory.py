@@ -1,7 +1,9 @@
 """All that the present store knows of: runs, models and versions, the deleted ones among them."""
 
 import re
+import sqlite3
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from typing import Any
 
 import mlflow
@@ -11,6 +13,7 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
 from lightning_unlearn import processes
+from lightning_unlearn.store import database_file
 
 _PAGE = 1000
 _MODEL_ID = re.compile(r"m-[0-9a-f]{32}")
@@ -59,6 +62,16 @@ def all_models() -> list[LoggedModel]:
         return mlflow.MlflowClient().search_logged_models(experiments, max_results=50, page_token=token)
 
     return list(_paged(page))
+
+
+def deleted_models() -> set[str]:
+    """Ids of the deleted models of a SQLite store, which no search of MLflow finds; none of another store."""
+    database = database_file()
+    if database is None:
+        return set()
+    with closing(sqlite3.connect(database)) as connection:
+        rows = connection.execute("SELECT model_id FROM logged_models WHERE lifecycle_stage = 'deleted'")
+        return {model_id for (model_id,) in rows}
 
 
 def all_experiments() -> list[Any]:

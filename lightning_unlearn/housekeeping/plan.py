@@ -20,6 +20,9 @@ FINISHED, DELETED, ABSENT = (
     f"checkpoints of {whose}" for whose in ("finished runs", "deleted runs", "runs that the store does not know")
 )
 MODELS, LEFTOVERS = "files of models that are no version", "what an interrupted write left"
+ABSENT_MODEL = "files of models that the store does not know"
+FOREIGN = (ABSENT_RUN, ABSENT, ABSENT_MODEL)
+"""They may belong to another store, such as a copy of this one."""
 _IDS = re.compile(r"\b(?:m-)?[0-9a-f]{32}\b")
 _SQLITE_MAGIC = b"SQLite format 3\0"
 _OWN_MODEL = re.compile(r"update-\d+")
@@ -44,6 +47,7 @@ class Known:
     runs: dict[str, Run]
     models: dict[str, LoggedModel]
     """By id; no deleted ones."""
+    deleted_models: set[str]
     pointed_to: set[str]
     """Ids of runs and models that versions come from, or that runs, deleted ones apart, name in options and tags."""
     is_complete: bool
@@ -56,7 +60,8 @@ class Known:
         models = {model.model_id: model for model in inventory.all_models()}
         texts = [text for run in runs.values() if not inventory.is_deleted(run) for text in _texts(run)]
         texts += [f"{v.source} {v.model_id} {v.run_id}" for v in inventory.all_versions()]
-        return cls(runs, models, {found for text in texts for found in _IDS.findall(text)}, is_complete)
+        pointed_to = {found for text in texts for found in _IDS.findall(text)}
+        return cls(runs, models, inventory.deleted_models(), pointed_to, is_complete)
 
     def is_deleted(self, run_id: str) -> bool:
         """Whether a run is deleted, and at rest."""
@@ -118,12 +123,14 @@ def _checkpoints(folder: Path, known: Known) -> Iterator[Waste]:
 
 
 def _model(folder: Path, known: Known) -> Iterator[Waste]:
-    """A model that this package made, or that the store does not know, and that is no version."""
+    """A model that this package made, that was deleted, or that the store does not know, and that is no version."""
     model = known.models.get(folder.name)
     if folder.name in known.pointed_to or not is_settled(folder) or (model is None and not known.is_complete):
         return
-    if model is None or (_OWN_MODEL.fullmatch(model.name or "") and not known.is_at_work(model.source_run_id or "")):
-        yield Waste(MODELS, folder, size(folder), "" if model is None else str(model.name))
+    if model is None:
+        yield Waste(MODELS if folder.name in known.deleted_models else ABSENT_MODEL, folder, size(folder))
+    elif _OWN_MODEL.fullmatch(model.name or "") and not known.is_at_work(model.source_run_id or ""):
+        yield Waste(MODELS, folder, size(folder), str(model.name))
 
 
 def _unfinished_database(files: Files) -> Iterator[Waste]:

@@ -91,6 +91,33 @@ def test_files_of_runs_that_no_longer_exist_go_when_they_are_old(files, put, sto
     assert found(files) == expected
 
 
+def test_files_that_the_store_does_not_know_go_only_with_foreign(files, begin, put, shown):
+    """They may be those of a copy's runs; what the store knows to be over goes without."""
+    foreign = [put(files.of_run(ABSENT)), put(files.checkpoints_of(ABSENT)), put(files.of_model(f"m-{ABSENT}"))]
+    printed = shown("gc", "--yes")
+    assert f"{plan.ABSENT_MODEL}: 1, 0.00 MB" in printed
+    assert "What the store does not know stays: it may belong to another store" in printed
+    assert "Deleted" not in printed
+    run_id = begin()
+    end(run_id)
+    own = put(files.checkpoints_of(run_id), 2_000_000)
+    assert "Deleted 2.00 MB." in shown("gc", "--yes")
+    assert not own.exists()
+    assert all((folder / "file").is_file() for folder in foreign)
+    printed = shown("gc", "--foreign")
+    assert "Nothing was deleted. Add --yes to delete it." in printed
+    assert all((folder / "file").is_file() for folder in foreign)
+    shown("gc", "--foreign", "--yes")
+    assert not any(folder.exists() for folder in foreign)
+
+
+def test_a_model_that_was_deleted_is_known(files, begin, old, policy_of):
+    cut_off = versions._log_model(policy_of(), CARD, begin())
+    old(files.of_model(cut_off))
+    client().delete_logged_model(cut_off)
+    assert found(files) == {(plan.MODELS, f"artifacts/models/{cut_off}")}
+
+
 def test_runs_of_another_database_in_the_same_folder_are_not_taken_for_absent(files, put, shown):
     put(files.of_run(ABSENT))
     put(files.checkpoints_of(ABSENT))
