@@ -10,6 +10,8 @@ from collections.abc import Iterator, Sequence
 from opcode import opmap
 from types import FrameType
 
+from lightning_unlearn.addresses import without_password
+
 COMMANDS = {
     "quickstart": ("lightning_unlearn.quickstart", "repair the shipped unsafe expert and show before and after"),
     "fit": ("lightning_unlearn.training", "train one method from a chain of config files"),
@@ -157,5 +159,5 @@ def _quieten() -> None:
 
 
 def _fail(message: str) -> None:
-    print(f"lightning-unlearn: error: {message}", file=sys.stderr)
+    print(f"lightning-unlearn: error: {without_password(message)}", file=sys.stderr)
     raise SystemExit(2)

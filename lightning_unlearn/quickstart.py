@@ -10,6 +10,7 @@ import pandas as pd
 from lightning_unlearn import registry, runs, training
 from lightning_unlearn.audits.drawing import save_png
 from lightning_unlearn.audits.figures import before_after
+from lightning_unlearn.audits.places import results_folder
 from lightning_unlearn.audits.policy_suite import Evaluation, evaluate, per_episode, policy_change, reference_states
 from lightning_unlearn.audits.top_view import write_gif
 from lightning_unlearn.options import CommandParser
@@ -36,8 +37,7 @@ class Subject:
 def main(args: Sequence[str]) -> None:
     """The `quickstart` command."""
     options = _parser().parse_args(args)
-    layouts, out = evaluation_layouts(options.episodes), Path(options.out)
-    out.mkdir(parents=True, exist_ok=True)
+    layouts, out = evaluation_layouts(options.episodes), results_folder(options.out, "quickstart", None)
     print(f"1/3  Repairing {SOURCE} by concept unlearning, {options.updates} updates")
     run = training.train(_training_options(options.updates, options.seed, options.tracking_uri))
     print(f"2/3  Evaluating both on the same {len(layouts)} layouts")

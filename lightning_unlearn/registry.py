@@ -29,6 +29,8 @@ from lightning_unlearn.policies.storage import load_policy as load_policy_files
 from lightning_unlearn.store import DEFAULT_TRACKING_URI as DEFAULT_TRACKING_URI
 from lightning_unlearn.store import artifact_location as artifact_location
 from lightning_unlearn.store import open_store as open_store
+from lightning_unlearn.store import require_recordable as require_recordable
+from lightning_unlearn.store import store_address as store_address
 from lightning_unlearn.store import tracking_uri as tracking_uri
 from lightning_unlearn.store import ui_command as ui_command
 from lightning_unlearn.versions import SELECTED as SELECTED

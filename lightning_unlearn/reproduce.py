@@ -55,7 +55,7 @@ def _finished(run_id: str) -> Run:
     try:
         run = mlflow.MlflowClient().get_run(run_id)
     except MlflowException as error:
-        raise ValueError(f"run={run_id}: there is no such run in {registry.tracking_uri()}.") from error
+        raise ValueError(f"run={run_id}: there is no such run in {registry.store_address()}.") from error
     if run.info.status != "FINISHED" or resumption.CONFIG_DIGEST not in run.data.tags:
         raise ValueError(f"run={run_id} is no finished training: it is {run.info.status}. Name another run.")
     return run

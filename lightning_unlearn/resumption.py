@@ -14,7 +14,7 @@ from mlflow.exceptions import MlflowException
 
 from lightning_unlearn import checkpoints
 from lightning_unlearn.configuration import flatten
-from lightning_unlearn.store import checkpoint_folder
+from lightning_unlearn.store import checkpoint_folder, store_address
 
 LAST = "last"
 CONFIG_DIGEST = "config.sha256"
@@ -93,7 +93,7 @@ def _named(run_id: str) -> Run:
     try:
         run = mlflow.MlflowClient().get_run(run_id)
     except MlflowException as error:
-        raise ValueError(f"--resume {run_id}: there is no such run in {mlflow.get_tracking_uri()}.") from error
+        raise ValueError(f"--resume {run_id}: there is no such run in {store_address()}.") from error
     if run.info.status in ("FINISHED", "RUNNING"):
         state = "finished already" if run.info.status == "FINISHED" else "still running"
         raise ValueError(f"--resume {run_id}: the run is {state}. Leave --resume out to start another.")

@@ -1,7 +1,10 @@
 """MLflow's runs beside the models: files of a run, audits as runs of their own, and what a run left as text."""
 
+import os
 import tempfile
-from collections.abc import Iterable, Mapping
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -9,8 +12,13 @@ from typing import Any
 
 import mlflow
 import numpy as np
+from mlflow.entities import Dataset, DatasetInput, InputTag, LifecycleStage, Metric, Param
+from mlflow.exceptions import MlflowException
+from mlflow.tracking.context.registry import resolve_tags
+from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT, MLFLOW_PARENT_RUN_ID
 
 from lightning_unlearn import processes
+from lightning_unlearn.addresses import without_password
 from lightning_unlearn.store import experiment_id, writing
 
 SEEDS_TAG = "training_seeds"
@@ -56,20 +64,58 @@ def record_audit(
     """
     known = sorted({seed for seed in seeds if seed is not None and seed >= 0})
     tags = {"audit": name, "env": env_id, SEEDS_TAG: " ".join(map(str, known)), **processes.owner()}
-    with writing(), mlflow.start_run(experiment_id=experiment_id(env_id), run_name=name, tags=tags) as run:
-        mlflow.log_params({key: value for key, value in params.items() if value is not None})
-        mlflow.log_metrics(dict(metrics))
+    given = [Param(key, without_password(str(value))) for key, value in params.items() if value is not None]
+    now = int(time.time() * 1000)
+    measured = [Metric(key, float(value), now, 0) for key, value in metrics.items()]
+    with writing(), _run_of_its_own(env_id, name, tags) as run_id:
+        client = mlflow.MlflowClient()
+        client.log_batch(run_id, metrics=measured, params=given)
         if data is not None:
-            mlflow.log_input(_as_dataset(data), context="probe")
+            client.log_inputs(run_id, [_as_input(data)])
         for file, folder in files.items():
-            mlflow.log_artifact(str(file), folder)
-    return str(run.info.run_id)
+            client.log_artifact(run_id, str(file), folder)
+    return run_id
 
 
 def record_training(env_id: str, name: str, tags: Mapping[str, str]) -> str:
     """A finished run for models that were trained elsewhere; returns its id."""
-    with writing(), mlflow.start_run(experiment_id=experiment_id(env_id), run_name=name, tags=dict(tags)) as run:
-        return str(run.info.run_id)
+    with writing(), _run_of_its_own(env_id, name, tags) as run_id:
+        return run_id
+
+
+def tags_of_new_run(tags: Mapping[str, str]) -> dict[str, str]:
+    """The tags given, those that MLflow takes from where a process runs, and the run around it as the parent.
+
+    That is the program's active run, or the one that `mlflow run` began for this process (MLFLOW_RUN_ID), if it is one
+    of this store. Nothing else comes of it: runs of ours are never logged into it, and stay in their own experiment.
+    """
+    active = mlflow.active_run()
+    outer = active.info.run_id if active else os.environ.get("MLFLOW_RUN_ID", "")
+    parent = {MLFLOW_PARENT_RUN_ID: outer} if outer and _is_stored(outer) else {}
+    return parent | resolve_tags(dict(tags))  # a study's steps name their parent in MLFLOW_RUN_CONTEXT
+
+
+def _is_stored(run_id: str) -> bool:
+    try:
+        run = mlflow.MlflowClient().get_run(run_id)
+    except MlflowException:
+        return False
+    return bool(run.info.lifecycle_stage == LifecycleStage.ACTIVE)
+
+
+@contextmanager
+def _run_of_its_own(env_id: str, name: str, tags: Mapping[str, str]) -> Iterator[str]:
+    """A new run in the environment's experiment; it ends FINISHED, or FAILED if an error does. Yields its id."""
+    client = mlflow.MlflowClient()
+    run = client.create_run(experiment_id(env_id), tags=tags_of_new_run(tags), run_name=name)
+    run_id = str(run.info.run_id)
+    try:
+        yield run_id
+    except BaseException:
+        with suppress(MlflowException, OSError):  # the error that stopped the record is the one to tell
+            client.set_terminated(run_id, "FAILED")
+        raise
+    client.set_terminated(run_id)
 
 
 def log_table(run_id: str, table: Any, artifact_file: str) -> None:
@@ -98,7 +144,8 @@ class StoredRun:
     @property
     def seeds(self) -> set[int]:
         """Of a training, or of the models of an audit as far as they are known."""
-        return {int(seed) for seed in self.tags.get(SEEDS_TAG if self.audit else "seed", "").split()}
+        named = self.tags.get(SEEDS_TAG if self.audit else "seed", "").split()
+        return {int(seed) for seed in named if seed.isdecimal()}  # anybody may store runs and set tags
 
 
 def stored_runs(env_id: str) -> list[StoredRun]:
@@ -155,14 +202,15 @@ def as_text(run: StoredRun) -> str:
 
 def _stored_run(run: Any) -> StoredRun:
     tags = {key: value for key, value in run.data.tags.items() if not key.startswith("mlflow.")}
-    started = datetime.fromtimestamp(run.info.start_time / 1000, UTC)
+    started = datetime.fromtimestamp((run.info.start_time or 0) / 1000, UTC)
     return StoredRun(run.info.run_id, run.info.run_name, run.info.status, started, dict(run.data.params), tags)
 
 
-def _as_dataset(data: AuditData) -> Any:
+def _as_input(data: AuditData) -> DatasetInput:
     from mlflow.data.numpy_dataset import from_numpy
     from mlflow.data.sources import LocalArtifactDatasetSource  # type: ignore[attr-defined]
 
     # given only the path, from_numpy finds two kinds of source that fit, and warns
     source = LocalArtifactDatasetSource(data.path.resolve().as_uri())
-    return from_numpy(data.states, source=source, targets=data.labels, name=data.name, digest=data.digest)
+    dataset = from_numpy(data.states, source=source, targets=data.labels, name=data.name, digest=data.digest)
+    return DatasetInput(Dataset(**dataset.to_dict()), [InputTag(MLFLOW_DATASET_CONTEXT, "probe")])

@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import shlex
 import sys
 import tempfile
 import threading
@@ -10,14 +11,16 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
-from urllib.error import HTTPError, URLError
-from urllib.request import urlopen
 
 import mlflow
+from mlflow.entities import LifecycleStage
 from mlflow.exceptions import MlflowException
+from mlflow.utils.credentials import get_default_host_creds
+from mlflow.utils.rest_utils import http_request
 from sqlalchemy.exc import SQLAlchemyError
 
-from lightning_unlearn import processes
+from lightning_unlearn import processes, schema
+from lightning_unlearn.addresses import sign_in, without_password
 from lightning_unlearn.relocation import ARTIFACTS, CHECKPOINTS, relocate
 
 DEFAULT_TRACKING_URI = "sqlite:///mlruns/mlflow.db"
@@ -38,19 +41,20 @@ def open_store(tracking_uri: str = DEFAULT_TRACKING_URI) -> None:
     """
     if not tracking_uri.startswith(_STORES):
         raise ValueError(
-            f"tracking_uri={tracking_uri!r} names no store: use sqlite:///FOLDER/mlflow.db, or the http:// address "
-            "of an MLflow server."
+            f"tracking_uri={without_password(tracking_uri)!r} names no store: use sqlite:///FOLDER/mlflow.db, or the "
+            "http:// address of an MLflow server."
         )
     if tracking_uri.startswith(_SQLITE):
         database = Path(tracking_uri.removeprefix(_SQLITE)).resolve()
         _require_writable(database)
+        schema.require_current(database)
         tracking_uri = f"{_SQLITE}{database}"  # MLflow keeps a connection per URI, wherever the process moves to
+    if tracking_uri.startswith(_SERVER):
+        tracking_uri = sign_in(tracking_uri)
     mlflow.set_tracking_uri(tracking_uri)
     mlflow.set_registry_uri(tracking_uri)
-    if not answers():
-        raise ValueError(
-            f"tracking_uri={tracking_uri} does not answer: start the server (`mlflow server`), or name another store."
-        )
+    if silence := _silence():
+        raise ValueError(f"tracking_uri={store_address()} does not answer ({silence}): {_remedy(silence)}.")
     try:
         with writing():
             _make()
@@ -58,21 +62,39 @@ def open_store(tracking_uri: str = DEFAULT_TRACKING_URI) -> None:
                 relocate(file)
             _mark_killed()
     except (MlflowException, SQLAlchemyError) as error:
-        raise ValueError(f"tracking_uri={tracking_uri} cannot be opened: {error}") from error
+        told = without_password(str(error))
+        raise ValueError(f"tracking_uri={store_address()} cannot be opened: {told}") from error
 
 
 def answers() -> bool:
     """Whether the present store is there to be asked; MLflow alone would try for minutes. Files always are."""
+    return not _silence()
+
+
+def _silence() -> str:
+    """Why the present server does not answer MLflow's client, with all its variables; empty if it does."""
     uri = tracking_uri()
     if not uri.startswith(_SERVER):
-        return True
+        return ""
+    once = {"max_retries": 0, "raise_on_status": False, "timeout": ANSWER_S}
     try:
-        with urlopen(f"{uri.rstrip('/')}/health", timeout=ANSWER_S):
-            return True
-    except HTTPError as error:
-        return error.code < 500  # it has no such page, or wants a password: it is there; a proxy without it is not
-    except (URLError, OSError):
-        return False
+        status = http_request(get_default_host_creds(uri), "/health", "GET", **once).status_code
+    except MlflowException as error:
+        return _root(error)
+    return f"HTTP status {status}" if status >= 500 else ""  # it has no such page, or wants a password: it is there
+
+
+def _root(error: BaseException) -> str:
+    """The first error of a chain, which says what happened; the others say who passed it on."""
+    while error.__context__ is not None:
+        error = error.__context__
+    return without_password(str(error)) or type(error).__name__
+
+
+def _remedy(silence: str) -> str:
+    if "CERTIFICATE_VERIFY_FAILED" in silence:
+        return "name the file of the certificates to trust by MLFLOW_TRACKING_SERVER_CERT_PATH, or name another store"
+    return "start the server (`mlflow server`), or name another store"
 
 
 def patiently(write: Callable[[], _T], what: str) -> _T:
@@ -88,7 +110,7 @@ def patiently(write: Callable[[], _T], what: str) -> _T:
         except (MlflowException, OSError):
             if answers():
                 raise
-        print(f"The server {tracking_uri()} does not answer: {what} is kept, and tried again.", flush=True)
+        print(f"The server {store_address()} does not answer: {what} is kept, and tried again.", flush=True)
         while not answers():
             time.sleep(RETRY_S)
 
@@ -96,6 +118,11 @@ def patiently(write: Callable[[], _T], what: str) -> _T:
 def tracking_uri() -> str:
     """The present store."""
     return str(mlflow.get_tracking_uri())
+
+
+def store_address() -> str:
+    """The present store as it is printed and recorded: without a password."""
+    return without_password(tracking_uri())
 
 
 def artifact_location() -> str | None:
@@ -132,20 +159,41 @@ def store_folder() -> Path | None:
 
 def ui_command() -> str:
     """How the present store is seen in the MLflow UI: the address of a server, or the shell command that starts one."""
-    uri = tracking_uri()
+    uri = store_address()
     if uri.startswith(_SERVER):
         return uri
     return f"{sys.executable} -m mlflow server --backend-store-uri {uri} --port 5000 --workers 1"
 
 
 def experiment_id(name: str) -> str:
-    """Id of an experiment, which is made if need be, by whichever process comes first."""
-    client = mlflow.MlflowClient()
+    """Id of an experiment, which is made if need be, by whichever process comes first.
+
+    Raises:
+        ValueError: It was deleted.
+    """
     with writing():
-        experiment = client.get_experiment_by_name(name)
-        if experiment is None:
-            return str(client.create_experiment(name, artifact_location=artifact_location()))
-        return str(experiment.experiment_id)
+        known = require_recordable(name)
+        return known or str(mlflow.MlflowClient().create_experiment(name, artifact_location=artifact_location()))
+
+
+def require_recordable(name: str) -> str | None:
+    """Refuse an experiment that takes no runs; commands that record at their end call it before any work.
+
+    Returns:
+        The experiment's id; None if there is none yet.
+
+    Raises:
+        ValueError: It was deleted.
+    """
+    found = mlflow.MlflowClient().get_experiment_by_name(name)
+    if found is not None and found.lifecycle_stage != LifecycleStage.ACTIVE:
+        raise ValueError(
+            f"The experiment {name} of {store_address()} was deleted, so that it takes no runs. Bring it back, or name "
+            "another store with --tracking_uri:\n"
+            f"  MLFLOW_TRACKING_URI={shlex.quote(store_address())} {sys.executable} -m mlflow experiments restore "
+            f"--experiment-id {found.experiment_id}"
+        )
+    return None if found is None else str(found.experiment_id)
 
 
 class _Lock:

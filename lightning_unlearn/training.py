@@ -11,6 +11,7 @@ import yaml
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from lightning_unlearn import registry, resumption
+from lightning_unlearn.addresses import without_password
 from lightning_unlearn.callbacks.concept_check import ConceptCheck, NothingToForgetError
 from lightning_unlearn.callbacks.durability import Durability
 from lightning_unlearn.callbacks.pid_lagrangian import PIDLagrangian
@@ -170,6 +171,8 @@ class TrainingCLI(LightningCLI):
         """The resolved config, as YAML, without what only this process was asked for."""
         config = self.config.clone()
         config.pop("resume")
+        if config.tracking_uri:
+            config.tracking_uri = without_password(config.tracking_uri)
         return str(self.parser.dump(config, skip_none=False, skip_validation=True))
 
 
@@ -197,6 +200,7 @@ def train(args: Sequence[str]) -> FinishedRun:
     cli = TrainingCLI(args)
     try:
         cli.save_points.require_names(cli.model.method, cli.datamodule.env_id)
+        registry.require_recordable(cli.datamodule.env_id)
         cli.prepare()
         cli.fit()
     finally:

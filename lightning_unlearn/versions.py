@@ -22,6 +22,15 @@ from lightning_unlearn.store import writing
 SELECTED = "selected"
 """The alias of a chosen save point; of one seed's choice `seed-<s>-selected`."""
 
+HOW_TO_RUN = (
+    "MLflow cannot build an environment for this model: no package index has lightning-unlearn. Where it is installed, "
+    "name `--env-manager local`, and the store by MLFLOW_TRACKING_URI:\n\n"
+    "    mlflow models predict --env-manager local -m models:/{name}/latest -i observations.json\n"
+    "    mlflow models serve --env-manager local -m models:/{name}/latest -p 5001\n\n"
+    'The input is JSON, `{{"inputs": [[0.1, 0.2]]}}`: one row of float32 numbers an observation.'
+)
+"""Description of every registered model and version."""
+
 
 def model_name(method: str, env_id: str) -> str:
     """Name of a registered model."""
@@ -167,7 +176,12 @@ def _register(name: str, model_id: str, card: ModelCard) -> str:
     files = mlflow.MlflowClient().get_logged_model(model_id).artifact_location
     tags = {key: str(getattr(card, key)) for key in ("method", "env", "seed", "update")} | digest_tag(files)
     with writing():
-        return str(mlflow.register_model(f"models:/{model_id}", name, tags=tags).version)
+        version = str(mlflow.register_model(f"models:/{model_id}", name, tags=tags).version)
+        client, how_to_run = mlflow.MlflowClient(), HOW_TO_RUN.format(name=name)
+        if version == "1":
+            client.update_registered_model(name, how_to_run)
+        client.update_model_version(name, version, how_to_run)
+    return version
 
 
 def _point(name: str, alias: str, version: str) -> None:

@@ -17,21 +17,24 @@ ROOMS = {
     "objectives": {"keys"},
     "collection": {"envs", "policies", "keys", "seeds", "untrusted", "children"},
     "processes": set(),
+    "addresses": set(),
+    "schema": set(),
     "relocation": {"processes"},
-    "store": {"processes", "relocation"},
+    "store": {"processes", "addresses", "schema", "relocation"},
     "model_files": {"policies", "untrusted"},
     "versions": {"policies", "store", "model_files"},
     "registry": {"policies", "store", "model_files", "versions"},
     "verify": {"registry", "model_files", "policies", "options", "untrusted"},
-    "runs": {"processes", "store"},
+    "runs": {"processes", "store", "addresses"},
     "checkpoints": {"policies"},
     "methods": {"collection", "policies", "objectives", "registry", "envs", "keys", "seeds"},
     "audits": {"methods", "envs", "policies", "objectives", "registry", "runs", "collection", "keys", "seeds"}
     | {"options", "untrusted"},
-    "callbacks": {"objectives", "collection", "registry", "store", "processes", "policies", "keys", "seeds"},
+    "callbacks": {"objectives", "collection", "registry", "runs", "store", "processes", "policies", "keys", "seeds"},
     "configuration": {"methods", "callbacks", "options", "untrusted"},
     "resumption": {"checkpoints", "configuration", "store"},
     "training": {
+        "addresses",
         "methods",
         "callbacks",
         "envs",
@@ -70,10 +73,10 @@ ROOMS = {
         "runs",
         "policies",
     }
-    | {"checkpoints", "cli", "options", "processes", "store", "untrusted", "envs", "children"},
+    | {"addresses", "checkpoints", "cli", "options", "processes", "store", "untrusted", "envs", "children"},
     "bench": {"training", "audits", "methods", "collection", "envs", "policies", "objectives", "options"}
     | {"keys", "seeds"},
-    "cli": {"quickstart", "training"},
+    "cli": {"addresses", "quickstart", "training"},
     "__main__": {"cli"},
 }
 NO_TRAINER_OR_STORE = ("envs", "policies", "objectives", "keys", "seeds")

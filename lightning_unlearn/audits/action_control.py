@@ -35,6 +35,7 @@ def main(args: Sequence[str]) -> None:
     data = load_data(options.dataset, options.env)
     splits = make_splits(data.labels, data.episode_ids, split_options)
     registry.open_store(options.tracking_uri)
+    registry.require_recordable(options.env)
     features, target = _features(options, data)
     predictions = {name: predict(x, target, splits) for name, x in features.items()}
     reports = {name: report(predicted, target, splits) for name, predicted in predictions.items()}

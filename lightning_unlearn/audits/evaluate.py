@@ -74,6 +74,7 @@ def main(args: Sequence[str]) -> None:
     (options, wanted), started = read_options(args), time.perf_counter()
     torch.set_num_threads(1)  # networks of this size gain nothing from more, and lose much on a busy machine
     registry.open_store(options.tracking_uri)
+    registry.require_recordable(options.env)
     comparisons = gather(options)
     wanted = replace(wanted, concept=asked_for(wanted.concept, [c.subject.concept for c in repaired(comparisons)]))
     folder = results_folder(options.out, KIND, options.eval_id)
@@ -251,7 +252,8 @@ def _metadata(
     return {
         "eval_id": eval_id,
         "created_utc": datetime.now(UTC).isoformat(timespec="seconds"),
-        "options": {name: value for name, value in vars(options).items() if name != "config"},
+        "options": {name: value for name, value in vars(options).items() if name != "config"}
+        | {"tracking_uri": registry.store_address()},
         "policy": _kind(options.stochastic),
         "concept": shared["concept"],
         "near_by": shared["columns"]["Near_By"],

@@ -117,7 +117,8 @@ def as_pipeline(probe: LinearProbe) -> Pipeline:
 def _write_logs(out: Path, past: Sequence[runs.StoredRun]) -> None:
     for run in past:
         kind = "eval" if run.audit else "train"
-        (out / "logs" / kind / f"{run.name}_{run.run_id[:8]}.log").write_text(runs.as_text(run), encoding="utf-8")
+        name = run.name.replace("/", "-")  # anybody may rename a run
+        (out / "logs" / kind / f"{name}_{run.run_id[:8]}.log").write_text(runs.as_text(run), encoding="utf-8")
 
 
 def _parser() -> CommandParser:

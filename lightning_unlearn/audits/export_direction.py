@@ -17,6 +17,7 @@ def main(args: Sequence[str], command: str = "export-hazard-direction") -> None:
     direction = stored.probe.direction()
     out = output_file("out", options.out)
     registry.open_store(options.tracking_uri)
+    registry.require_recordable(stored.metadata["env"])
     save_direction(out, direction if options.include_tau else replace(direction, tau=None))
     params = {"probe_path": options.probe_path, "include_tau": options.include_tau}
     run = runs.record_audit(stored.metadata["env"], "probe-export", params, {"tau": direction.tau}, {out: "probes"})  # type: ignore[dict-item]

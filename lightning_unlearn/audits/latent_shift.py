@@ -43,10 +43,11 @@ def main(args: Sequence[str]) -> None:
     options = read_options(args)
     data = load_data(options.dataset, options.env)
     registry.open_store(options.tracking_uri)
+    registry.require_recordable(options.env)
     names = ("ref_model_path", "cmp_model_path")
     reference, compared = (load_model(name, options[name], data.states.shape[1], data.env) for name in names)
-    shift = measure(reference, compared, data.states, edited=not options.raw_features, batch_size=options.batch_size)
     folder = evaluation_folder(options.out, KIND)
+    shift = measure(reference, compared, data.states, edited=not options.raw_features, batch_size=options.batch_size)
     content = {
         "eval_id": folder.name,
         **{name: options[name] for name in ("env", "dataset", *names)},

@@ -28,6 +28,7 @@ def _collect(args: Sequence[str]) -> None:
     options, wanted = read_collect_options(args)
     out = output_file("out", options.out)
     registry.open_store(options.tracking_uri)
+    registry.require_recordable(wanted.env)
     stored = registry.load_policy(wanted.model_path)
     require_env("model_path", wanted.model_path, stored.card, wanted.env)
     data = collect(

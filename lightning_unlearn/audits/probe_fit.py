@@ -45,6 +45,7 @@ def fit(args: Sequence[str]) -> None:
     data = load_data(options.dataset, options.env)
     splits = make_splits(data.labels, data.episode_ids, split_options)
     registry.open_store(options.tracking_uri)
+    registry.require_recordable(data.env)
     probe, outcomes = fit_beside(_all_features(options, data), data.labels, splits, split_options.seed)
     stored = StoredProbe(probe, splits, _provenance(options, data))
     files = [out, save_probe(out, stored)]
@@ -72,6 +73,7 @@ def evaluate(args: Sequence[str]) -> None:
     data = load_data(options.dataset, stored.metadata["env"])
     _require_same_data(options, stored, data)
     registry.open_store(options.tracking_uri)
+    registry.require_recordable(data.env)
     features = _eval_features(options, data)
     refitted = refit(stored, features, data.labels)
     about = {

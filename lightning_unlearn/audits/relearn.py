@@ -61,6 +61,7 @@ def main(args: Sequence[str]) -> None:
     options, wanted = read_options(args)
     torch.set_num_threads(1)  # networks of this size gain nothing from more, and lose much on a busy machine
     registry.open_store(options.tracking_uri)
+    registry.require_recordable(options.env)
     models = {name: read(name, options.env, "model_path") for name in options.model_path if name != RANDOM}
     unsafe = expert(options.env, _seed_of(models.values(), options), options.unsafe_model)
     named = [] if options.compute_threshold_only else options.model_path

@@ -35,6 +35,7 @@ def main(args: Sequence[str]) -> None:
     options, concept, layouts = read_options(args)
     torch.set_num_threads(1)  # networks of this size gain nothing from more, and lose much on a busy machine
     registry.open_store(options.tracking_uri)
+    registry.require_recordable(options.env)
     models = [model for seed in dict.fromkeys(options.seed) for model in _candidates(options, seed)]
     if unused := set(options.run) - {model.run_id for model in models}:
         raise ValueError(f"--run {min(unused)} has no save point of {options.method} with these seeds: leave it out.")

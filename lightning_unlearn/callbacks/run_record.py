@@ -14,6 +14,7 @@ from mlflow.entities import Metric
 from mlflow.exceptions import MlflowException
 
 from lightning_unlearn import processes, registry
+from lightning_unlearn.runs import tags_of_new_run
 from lightning_unlearn.seeds import SeedStreams
 from lightning_unlearn.store import answers, experiment_id, patiently, writing
 
@@ -36,7 +37,7 @@ class MLflowRun(MLFlowLogger):
         super().__init__(
             experiment_name=env_id,
             run_name=run_name,
-            tags=tags | processes.owner(),
+            tags=tags_of_new_run(tags | processes.owner()),
             tracking_uri=registry.tracking_uri(),
             artifact_location=registry.artifact_location(),
             run_id=run_id,

@@ -49,6 +49,7 @@ def main(args: Sequence[str]) -> None:
 def _import(library: str, options: Any, data: RolloutData, started: float) -> None:
     simulator = data.env.simulator  # an impossible environment is refused before a store is made
     registry.open_store(options.tracking_uri)
+    registry.require_recordable(options.env)
     agent, reference = _read(library, options, simulator)
     policy = as_policy(agent, simulator, torch_generator(SeedStreams.of(options.seed).weights))
     read_s = time.perf_counter() - started

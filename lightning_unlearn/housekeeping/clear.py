@@ -72,7 +72,7 @@ def _shown(waste: Sequence[Waste], files: Files) -> list[str]:
 def _notes(files: Files) -> list[str]:
     if files.artifacts is None:
         return [
-            f"The files of runs and models are kept by the server {registry.tracking_uri()}: clear them up there "
+            f"The files of runs and models are kept by the server {registry.store_address()}: clear them up there "
             "(`mlflow gc`). Here only checkpoints are looked at."
         ]
     links = [
@@ -82,7 +82,7 @@ def _notes(files: Files) -> list[str]:
     if others := other_databases(files):
         names = ", ".join(path.name for path in others)
         notes.append(
-            f"Other databases lie beside {registry.tracking_uri()}: {names}. Their runs may have files here, so that "
+            f"Other databases lie beside {registry.store_address()}: {names}. Their runs may have files here, so that "
             "what this store does not know stays. Move them elsewhere if they are copies."
         )
     return notes

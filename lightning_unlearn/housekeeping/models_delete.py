@@ -59,7 +59,7 @@ def main(args: Sequence[str]) -> None:
     for one in doomed:
         _delete(one, files)
     if files.artifacts is None:
-        print(f"Files are kept by the server {registry.tracking_uri()}, where `mlflow gc` clears them up.")
+        print(f"Files are kept by the server {registry.store_address()}, where `mlflow gc` clears them up.")
 
 
 def _doomed(uri: str, files: Files, every: Sequence[ModelVersion]) -> Doomed:

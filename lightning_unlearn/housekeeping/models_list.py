@@ -65,7 +65,7 @@ def _size(version: ModelVersion, files: Files) -> int | None:
 def _none(options: Any, versions: Sequence[ModelVersion]) -> str:
     given = [f"--{key} {options[key]}" for key in ("env", "method", "seed") if options[key] is not None]
     known = ", ".join(sorted({version.name for version in versions})) or "none"
-    return f"{' '.join(given)}: no such model in {registry.tracking_uri()}. Registered: {known}.".removeprefix(": ")
+    return f"{' '.join(given)}: no such model in {registry.store_address()}. Registered: {known}.".removeprefix(": ")
 
 
 def _parser() -> CommandParser:

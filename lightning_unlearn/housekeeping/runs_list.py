@@ -36,7 +36,9 @@ def _list(options: Any) -> None:
         + ", ".join(f"{name.removesuffix('_MB')} {megabytes(n)} MB" for name, n in total.items())
     )
     if files.artifacts is None:
-        print(f"Artifacts and models are kept by the server {registry.tracking_uri()}: their sizes are not known here.")
+        print(
+            f"Artifacts and models are kept by the server {registry.store_address()}: their sizes are not known here."
+        )
 
 
 def _row(run: Run, versions: Sequence[ModelVersion], files: Files) -> dict[str, Any]:
@@ -63,7 +65,7 @@ def _sum(sizes: Any) -> int | None:
 def _none(env: str | None) -> str:
     known = ", ".join(sorted(e.name for e in inventory.all_experiments() if e.name != "Default")) or "none"
     where = "" if env is None else f"--env {env}: "
-    return f"{where}there is no run in {registry.tracking_uri()}. Environments in it: {known}."
+    return f"{where}there is no run in {registry.store_address()}. Environments in it: {known}."
 
 
 def _parser() -> CommandParser:

@@ -14,6 +14,9 @@ from lightning_unlearn.study.attempts import resume_options
 from lightning_unlearn.study.steps import Arg, Config, FileOf, ModelOf, NameOf, Place, Result, RunOf, Step
 from lightning_unlearn.study.store import fetch
 
+_SIGN_IN = [f"MLFLOW_TRACKING_{what}" for what in ("USERNAME", "PASSWORD", "TOKEN", "INSECURE_TLS")]
+"""Variables that MLflow's client needs on every machine, where its server asks for them."""
+
 
 @dataclass(frozen=True)
 class Job:
@@ -56,7 +59,7 @@ def make_job(
         name=step.name,
         args=(*args, "--tracking_uri", tracking_uri),
         log=log_file(out, step),
-        env={"MLFLOW_RUN_CONTEXT": json.dumps(tags)},
+        env={key: os.environ[key] for key in _SIGN_IN if key in os.environ} | {"MLFLOW_RUN_CONTEXT": json.dumps(tags)},
         written={arg.path: arg.content for arg in step.args if isinstance(arg, Config)},
         fetched=tuple((results[arg.step].run_id, arg.path) for arg in step.args if isinstance(arg, FileOf)),
         tracking_uri=tracking_uri,

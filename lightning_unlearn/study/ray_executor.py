@@ -6,6 +6,7 @@ A task runs the step inside Ray's own worker process, so that whatever ends the 
 from pathlib import Path
 from typing import Any
 
+from lightning_unlearn.addresses import without_password
 from lightning_unlearn.children import ray_runtime
 from lightning_unlearn.study.jobs import Job
 from lightning_unlearn.study.local import GRACE_S, LocalExecutor, LocalProcess
@@ -80,9 +81,9 @@ class RayExecutor:
         ray = require_ray()
         if not tracking_uri.startswith(("http://", "https://")):
             raise ValueError(
-                f"--executor ray needs a tracking server that every node reaches, not --tracking_uri {tracking_uri}: "
-                "start one with `mlflow server --host 0.0.0.0 --backend-store-uri sqlite:///mlflow.db`, and give "
-                "its http address."
+                "--executor ray needs a tracking server that every node reaches, not --tracking_uri "
+                f"{without_password(tracking_uri)}: start one with `mlflow server --host 0.0.0.0 "
+                "--backend-store-uri sqlite:///mlflow.db`, and give its http address."
             )
         try:
             with ray_runtime() as runtime:

@@ -15,7 +15,7 @@ from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
 from lightning_unlearn import processes, registry, runs
 from lightning_unlearn.audits.subjects import weights_digest
-from lightning_unlearn.store import experiment_id, writing
+from lightning_unlearn.store import experiment_id, require_recordable, writing
 from lightning_unlearn.study.steps import Result, Step
 
 DIGEST, RESULT, KIND, STUDY = "study.digest", "study.result", "study.step", "study.name"
@@ -41,12 +41,15 @@ class StudyStore:
 
     Args:
         env_ids: The study's environments; an experiment each.
+
+    Raises:
+        ValueError: An experiment takes no runs.
     """
 
     def __init__(self, env_ids: Sequence[str]) -> None:
         self._client = mlflow.MlflowClient()
-        found = {env: self._client.get_experiment_by_name(env) for env in env_ids}
-        self._experiments = {env: str(one.experiment_id) for env, one in found.items() if one is not None}
+        found = {env: require_recordable(env) for env in env_ids}
+        self._experiments = {env: known for env, known in found.items() if known is not None}
         self._env_ids = env_ids
 
     def find(self, step: Step, digest: str) -> Result | None:
@@ -85,7 +88,8 @@ class StudyStore:
             _require_over(known[0])
             self._client.update_run(run_id, status=RUNNING)
         else:
-            run_id = str(self._client.create_run(first, run_name=f"study-{name}").info.run_id)
+            tags = runs.tags_of_new_run({})
+            run_id = str(self._client.create_run(first, tags=tags, run_name=f"study-{name}").info.run_id)
         for key, value in {DIGEST: digest, STUDY: name, **processes.owner()}.items():
             self._client.set_tag(run_id, key, value)
         self._client.log_text(run_id, text, "study.yaml")
@@ -109,7 +113,7 @@ class StudyStore:
         """
         found = self._finished(step, digest)
         if not found:
-            raise ValueError(f"{step.name} ended well, but its run is not in {registry.tracking_uri()}.")
+            raise ValueError(f"{step.name} ended well, but its run is not in {registry.store_address()}.")
         run_id = str(found[0].info.run_id)
         models = self._models(run_id)
         if missing := set(step.updates) - set(models):

@@ -14,23 +14,25 @@ def main(args: Sequence[str]) -> None:
     options = parser().parse_args(args)
     if len(options.updates) != len(options.model_path):
         raise ValueError("--updates and --model_path must name equally many.")
-    found = [_read(uri, options) for uri in options.model_path]
+    found = [_read(uri, update, options) for update, uri in zip(options.updates, options.model_path, strict=True)]
     registry.open_store(options.tracking_uri)
+    registry.require_recordable(options.env)
     name, sources = f"{options.method}-seed{options.seed}", " ".join(options.model_path)
     about = {"method": options.method, "seed": str(options.seed), "env": options.env, "source": sources}
     run_id = runs.record_training(options.env, name, about)
-    for update, stored in zip(options.updates, found, strict=True):
-        known = {"method": options.method, "env": options.env, "seed": options.seed, "update": update}
-        version = registry.register_policy(stored.policy, replace(stored.card, **known), run_id)
+    for stored in found:
+        version = registry.register_policy(stored.policy, stored.card, run_id)
         print(f"models:/{registry.model_name(options.method, options.env)}/{version}")
     print(f"MLflow run: {run_id}")
 
 
-def _read(uri: str, options: Any) -> StoredPolicy:
+def _read(uri: str, update: int, options: Any) -> StoredPolicy:
+    """A model, as the save point that it is to be registered as."""
     stored = registry.load_policy(uri)
     if stored.card.env not in ("", options.env):
         raise ValueError(f"--model_path {uri} is a model of {stored.card.env}, not of --env {options.env}.")
-    return stored
+    known = {"method": options.method, "env": options.env, "seed": options.seed, "update": update}
+    return replace(stored, card=replace(stored.card, **known))
 
 
 def parser() -> CommandParser:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from lightning_unlearn import registry, runs
-from lightning_unlearn.audits.places import ARTIFACTS
+from lightning_unlearn.audits.places import ARTIFACTS, results_folder
 from lightning_unlearn.audits.records import require_at_least
 from lightning_unlearn.audits.report import audits, results
 from lightning_unlearn.audits.report.as_html import as_html
@@ -44,9 +44,10 @@ def main(args: Sequence[str]) -> None:
     (options, wanted), started = read_options(args), time.perf_counter()
     torch.set_num_threads(1)  # networks of this size gain nothing from more, and lose much on a busy machine
     registry.open_store(options.tracking_uri)
+    registry.require_recordable(options.env)
     findings = gather(wanted)
+    out = results_folder(options.out or f"{ARTIFACTS}/report/{options.env}", "report", None)
     found = kinds(findings.evaluation, wanted) if findings.evaluation else []
-    out = _folder(options.out or f"{ARTIFACTS}/report/{options.env}")
     maps = _maps(options, found)
     files = write(out, document(Material(findings, found, maps)))
     run = _record(options, findings, files)
@@ -91,15 +92,6 @@ def _wanted(options: Any) -> Wanted:
     if options.seed and min(options.seed) < 0:
         raise ValueError(f"--seed {options.seed} is not possible: name training seeds of 0 or more.")
     return Wanted(options.env, tuple(options.seed), tuple(options.models), options.eval_id)
-
-
-def _folder(name: str) -> Path:
-    folder = Path(name)
-    try:
-        (folder / FIGURES).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(f"--out {name} cannot be written ({error.strerror}): name another folder.") from error
-    return folder
 
 
 def _maps(options: Any, found: Sequence[Kind]) -> dict[str, bytes]:

@@ -4,12 +4,13 @@ Of two runs that answer the same question the newer one counts.
 """
 
 import json
-from collections.abc import Callable, Collection, Hashable, Iterable
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator
 from dataclasses import dataclass
 from io import BytesIO
 from typing import Any, TypeVar
 
 import pandas as pd
+from mlflow.exceptions import MlflowException
 
 from lightning_unlearn import registry, runs
 from lightning_unlearn.audits import evaluate, latent_shift, relearn
@@ -139,7 +140,7 @@ def gather(wanted: Wanted) -> Findings:
     past = runs.stored_runs(wanted.env)
     if not past:
         raise ValueError(
-            f"--env {wanted.env}: the store at {registry.tracking_uri()} has no run of it. Train one with "
+            f"--env {wanted.env}: the store at {registry.store_address()} has no run of it. Train one with "
             "`lightning-unlearn fit`, name another environment, or another store with --tracking_uri."
         )
     audits = [run for run in past if run.audit and wanted.audit(run)]
@@ -147,7 +148,8 @@ def gather(wanted: Wanted) -> Findings:
     def of(*kinds: str) -> list[StoredRun]:
         return [run for run in audits if run.audit in kinds]
 
-    tests = [test for run in of("relearn") for test in _relearning(run) if wanted.method(test.model.family)]
+    tests = [test for found in _readable(_relearning, of("relearn")) for test in found]
+    tests = [test for test in tests if wanted.method(test.model.family)]
     return Findings(
         wanted.env,
         _trainings([run for run in past if not run.audit and wanted.training(run)]),
@@ -174,12 +176,21 @@ def _newest(entries: Iterable[_T], key: Callable[[_T], Hashable]) -> list[_T]:
     return list({key(entry): entry for entry in entries}.values())
 
 
+def _readable(read: Callable[[StoredRun], _T], past: Iterable[StoredRun]) -> Iterator[_T]:
+    """What runs hold. Those that cannot be read are named and left out: anybody may store runs and delete files."""
+    for run in past:
+        try:
+            yield read(run)
+        except (ValueError, LookupError, TypeError, AttributeError, OSError, MlflowException) as error:
+            print(f"Left out: run {run.run_id} ({run.name}) cannot be read ({type(error).__name__}: {error}).")
+
+
 def _trainings(past: list[StoredRun]) -> list[Training]:
     """The newest finished run of each method and seed; a newer one that did not finish counts only where none did."""
     complete = [run for run in past if run.tags.get("method") and run.seeds]
     finished_last = sorted(complete, key=lambda run: (run.status == "FINISHED", run.started))
     newest = _newest(finished_last, lambda run: (run.tags["method"], *run.seeds))
-    return [_training(run) for run in sorted(newest, key=lambda run: (run.tags["method"], *run.seeds))]
+    return list(_readable(_training, sorted(newest, key=lambda run: (run.tags["method"], *run.seeds))))
 
 
 def _training(run: StoredRun) -> Training:
@@ -196,13 +207,15 @@ def _evaluation(past: list[StoredRun], wanted: Wanted) -> Evaluation | None:
         if wanted.eval_id not in found:
             known = ", ".join(found) or "there is none"
             raise ValueError(f"--eval_id {wanted.eval_id}: the store has no such evaluation of {wanted.env} ({known}).")
-        return _read_evaluation(*found[wanted.eval_id])
+        return _read_evaluation(found[wanted.eval_id][0])
     fitting = [f for f in found.values() if not wanted.seeds or f[0].seeds in (set(), set(wanted.seeds))]
     ranked = sorted(fitting, key=lambda f: (f[0].params.get("stochastic") == "False", f[0].started))
-    return _read_evaluation(*ranked[-1]) if ranked else None
+    return next(_readable(_read_evaluation, [run for run, _ in reversed(ranked)]), None)
 
 
-def _read_evaluation(run: StoredRun, paths: dict[str, str]) -> Evaluation:
+def _read_evaluation(run: StoredRun) -> Evaluation:
+    paths = _paths(run, evaluate.KIND, SUMMARY)
+
     def content(name: str) -> bytes:
         return runs.read_artifact(run.run_id, paths[name])
 
@@ -241,7 +254,7 @@ def _relearning(run: StoredRun) -> list[Relearning]:
 
 
 def _measures(past: list[StoredRun], wanted: Wanted) -> list[Measure]:
-    found = [measure for run in past if (measure := _measure(run)) and wanted.method(measure.model.family)]
+    found = [one for one in _readable(_measure, past) if one is not None and wanted.method(one.model.family)]
     return _newest(found, lambda m: (m.run.audit, m.model, m.content.get("features")))
 
 

@@ -50,7 +50,7 @@ class Material:
 
     def missing(self, what: str, command: str) -> Missing:
         """What is not there, and how to make it in this store."""
-        store = registry.tracking_uri()
+        store = registry.store_address()
         named = "" if store.endswith("/mlruns/mlflow.db") else f" --tracking_uri {store}"
         return Missing(what, f"lightning-unlearn {command}{named}")
 

@@ -1,0 +1,38 @@
+"""Addresses of stores without the passwords in them, for whatever is printed, recorded or passed to a process."""
+
+import os
+import re
+from urllib.parse import unquote, urlsplit
+
+_USERINFO = re.compile(r"(?<=://)(?:[^\s/?#:]*:(?!\d+/)\S*|[^\s/?#]*)@")
+"""User and password of an address; also where a `/` in the password was not written as %2F."""
+_OPTION = re.compile(r"(?i)(?<=[?&;])((?:password|passwd|pwd)=)[^&;\s]*")
+
+
+def without_password(text: str) -> str:
+    """A text, or an address, with neither user nor password in the addresses in it."""
+    return _OPTION.sub(r"\1", _USERINFO.sub("", text))
+
+
+def sign_in(address: str) -> str:
+    """Take user and password out of a server's address and give them to MLflow's client by its environment variables.
+
+    So no message of MLflow, no record and no command line of another process can show them.
+
+    Returns:
+        The address without them.
+
+    Raises:
+        ValueError: They cannot be told from the rest of the address.
+    """
+    bare, parts = without_password(address), urlsplit(address)
+    if parts.username:
+        os.environ["MLFLOW_TRACKING_USERNAME"] = unquote(parts.username)
+        if parts.password is not None:
+            os.environ["MLFLOW_TRACKING_PASSWORD"] = unquote(parts.password)
+    elif bare != address:
+        raise ValueError(
+            f"tracking_uri={bare}: the user and password given with it cannot be read. Write / as %2F, ? as %3F and # "
+            "as %23 in them, or set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD instead."
+        )
+    return bare
