@@ -153,6 +153,7 @@ def _is_no_plugin_news(record: logging.LogRecord) -> bool:
 def _quieten() -> None:
     """Libraries' news about themselves would bury this program's own."""
     os.environ.setdefault("RL_LOGGING_LEVEL", "WARNING")
+    warnings.filterwarnings("once", "Unverified HTTPS request")  # at every request otherwise
     warnings.filterwarnings("ignore", "`isinstance\\(treespec, LeafSpec\\)` is deprecated")
     for name in ("mlflow", "lightning.pytorch", "lightning.fabric", "alembic"):
         logging.getLogger(name).setLevel(logging.ERROR)

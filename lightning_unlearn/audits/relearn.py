@@ -13,7 +13,7 @@ from lightning_unlearn.audits.drawing import save_png
 from lightning_unlearn.audits.features import random_twin
 from lightning_unlearn.audits.places import results_folder
 from lightning_unlearn.audits.recorded_concept import asked_for
-from lightning_unlearn.audits.records import flat_numbers, require_at_least, write_json
+from lightning_unlearn.audits.records import flat_numbers, require_at_least, strict, write_json
 from lightning_unlearn.audits.relearn_figure import relearn_figure
 from lightning_unlearn.audits.relearning import (
     MAIN,
@@ -31,6 +31,7 @@ from lightning_unlearn.envs.batched import BatchedEnv, make_env
 from lightning_unlearn.envs.concept_option import add_concept_option, parse_with_concept
 from lightning_unlearn.envs.concepts import Concept, recorded_as
 from lightning_unlearn.options import CommandParser
+from lightning_unlearn.untrusted import read_json
 
 KIND = "relearn_test_eval"
 RANDOM = "random"
@@ -40,6 +41,7 @@ HISTORY, RESULT, THRESHOLD_ONLY, FIGURE = (
     "threshold_only.json",
     "relearn.png",
 )
+MAX_BYTES = 1 << 26
 EDITOR_REMOVED = "its editor was removed, so this is the policy that it was put into"
 NO_GAP = "it starts at or above the unsafe expert's cost rate: nothing is left to relearn"
 
@@ -75,6 +77,8 @@ def main(args: Sequence[str]) -> None:
         _require_fit(unsafe, subjects, bank)
         folder = results_folder(options.out, KIND, options.eval_id)
         eval_id = options.eval_id or folder.name
+        if options.eval_id:
+            _require_same_test(folder, options, wanted, subjects)
         about = _threshold(options, wanted.signal, eval_id, unsafe, bank, few)
         _tell_threshold(about)
         write_json(folder / THRESHOLD_ONLY, about)
@@ -145,6 +149,18 @@ def _require_fit(unsafe: Subject, subjects: Sequence[Subject], env: BatchedEnv) 
         require_fit(subject, env.simulator, "model_path")
 
 
+def _require_same_test(folder: Path, options: Any, wanted: RelearnOptions, subjects: Sequence[Subject]) -> None:
+    """Refuse to overwrite the results of another test; the same one may be made again."""
+    if not subjects or not (folder / RESULT).is_file():
+        return
+    before = read_json(folder / RESULT, MAX_BYTES)
+    tested = [model["model_path"] for model in before["models"]]
+    if before["settings"] != strict(_settings(wanted)) or tested != [subject.uri for subject in subjects]:
+        raise ValueError(
+            f"--eval_id {options.eval_id} is a finished test of other models or with other options: name another."
+        )
+
+
 def _threshold(
     options: Any, signal: Signal, eval_id: str, unsafe: Subject, bank: BatchedEnv, few: BatchedEnv
 ) -> dict[str, Any]:
@@ -192,15 +208,18 @@ def _result(
 ) -> dict[str, Any]:
     """All findings; with one model its own are at the top too, where the published file has them."""
     models = [_finding(start, histories[start.subject.label]) for start in starts]
-    settings = asdict(wanted) | {
+    alone = models[0] if len(models) == 1 else {}
+    return {**about, **alone, "settings": _settings(wanted), "models": models}
+
+
+def _settings(wanted: RelearnOptions) -> dict[str, Any]:
+    return asdict(wanted) | {
         "concept": recorded_as(wanted.concept),
         "num_envs": 1,
         "lambda": 0.0,
         "training": "the defaults of DualHeadPPO, with a fresh optimizer",
         "times": "update_time_sec: rollout and update; total_time_sec: since the start, evaluations included",
     }
-    alone = models[0] if len(models) == 1 else {}
-    return {**about, **alone, "settings": settings, "models": models}
 
 
 def _finding(start: Start, history: History) -> dict[str, Any]:

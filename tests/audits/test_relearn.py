@@ -158,3 +158,15 @@ def test_a_nameless_model_of_another_size_is_refused(store, refused, tmp_path, o
     assert f"--{option} stray takes {observations} observations and gives {actions} actions" in message
     assert "ToyLine-v0 has 2 and 1" in message
     assert not (tmp_path / "artifacts").exists()
+
+
+def test_a_finished_test_is_not_overwritten_by_another(expert, register, refused, tmp_path):
+    command = ["relearn", "--env", TOY, *QUICK, "--model_path", expert, "--eval_id", "mine"]
+    cli.main(command)
+    path = tmp_path / "artifacts/eval/relearn_test_eval/mine/relearn_result.json"
+    before = path.read_bytes()
+    for other in (["--seed", "1"], ["--model_path", register("concept", 50, 0.0)]):
+        assert "--eval_id mine is a finished test of other models" in refused(*command, *other)
+    assert path.read_bytes() == before
+    cli.main(command)
+    assert json.loads(path.read_text())["settings"] == json.loads(before)["settings"]
