@@ -25,6 +25,7 @@ from lightning_unlearn.policies.extrapolation import extrapolate
 from lightning_unlearn.policies.storage import ModelCard
 from lightning_unlearn.policies.storage import save_policy as save_policy_files
 from lightning_unlearn.seeds import evaluation_layouts
+from lightning_unlearn.torch_modes import ordinary_modes
 
 __all__ = ["ModelCard", "evaluate", "extrapolate", "load_policy", "repair", "save_policy", "wrap"]
 _OF_A_RUN = (
@@ -40,6 +41,7 @@ _OF_A_RUN = (
 """Options of `fit` that a repair has arguments for, or no use."""
 
 
+@ordinary_modes()
 def load_policy(uri: str, tracking_uri: str = registry.DEFAULT_TRACKING_URI) -> ActorCritic:
     """A policy from the registry, a run, the shipped ones, or a file; `policy.act` maps (N, O) to actions (N, A).
 
@@ -69,6 +71,7 @@ def save_policy(folder: str | Path, policy: ActorCritic, card: ModelCard) -> Non
     save_policy_files(Path(folder), policy, card)
 
 
+@ordinary_modes()
 def evaluate(
     policy: ActorCritic, env: str, episodes: int = 50, concept: str | Concept = "auto", workers: int = 2
 ) -> pd.DataFrame:
@@ -85,6 +88,7 @@ def evaluate(
     return per_episode(evaluate_episodes(policy, env, layouts, concept=concept, workers=workers).episodes)
 
 
+@ordinary_modes()
 def repair(
     policy: ActorCritic, env: str, method: str = "concept", updates: int = 50, options: Sequence[str] = ()
 ) -> ActorCritic:

@@ -33,6 +33,7 @@ from lightning_unlearn.store import require_recordable as require_recordable
 from lightning_unlearn.store import store_address as store_address
 from lightning_unlearn.store import tracking_uri as tracking_uri
 from lightning_unlearn.store import ui_command as ui_command
+from lightning_unlearn.torch_modes import ordinary_modes
 from lightning_unlearn.versions import SELECTED as SELECTED
 from lightning_unlearn.versions import chosen_in as chosen_in
 from lightning_unlearn.versions import model_name as model_name
@@ -170,12 +171,14 @@ class PyfuncPolicy:
     def __init__(self, policy: ActorCritic) -> None:
         self._policy = policy
 
+    @ordinary_modes()
     def predict(self, model_input: np.ndarray, params: dict[str, Any] | None = None) -> np.ndarray:
         """Deterministic actions, inside the environment's bounds. Shape: (N, O) → (N, A)."""
         with torch.inference_mode():
             return self._policy.act(torch.as_tensor(model_input)).numpy()
 
 
+@ordinary_modes()
 def _load_pyfunc(path: str) -> PyfuncPolicy:
     """Called by `mlflow.pyfunc.load_model`, with the folder that `register_policy` stored."""
     return PyfuncPolicy(load_policy_files(Path(path)).policy)

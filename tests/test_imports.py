@@ -12,8 +12,9 @@ ROOMS = {
     "options": set(),
     "untrusted": set(),
     "children": set(),
+    "torch_modes": set(),
     "envs": {"keys", "seeds", "children"},
-    "policies": {"keys", "untrusted"},
+    "policies": {"keys", "untrusted", "torch_modes"},
     "objectives": {"keys"},
     "collection": {"envs", "policies", "keys", "seeds", "untrusted", "children"},
     "processes": set(),
@@ -23,7 +24,7 @@ ROOMS = {
     "store": {"processes", "addresses", "schema", "relocation"},
     "model_files": {"policies", "untrusted"},
     "versions": {"policies", "store", "model_files"},
-    "registry": {"policies", "store", "model_files", "versions"},
+    "registry": {"policies", "store", "model_files", "versions", "torch_modes"},
     "verify": {"registry", "model_files", "policies", "options", "untrusted"},
     "runs": {"processes", "store", "addresses"},
     "checkpoints": {"policies"},
@@ -44,7 +45,8 @@ ROOMS = {
         "checkpoints",
         "resumption",
     },
-    "api": {"training", "audits", "callbacks", "envs", "foreign", "methods", "registry", "policies", "seeds"},
+    "api": {"training", "audits", "callbacks", "envs", "foreign", "methods", "registry", "policies", "seeds"}
+    | {"torch_modes"},
     "foreign": {
         "methods",
         "objectives",
@@ -57,7 +59,7 @@ ROOMS = {
         "keys",
         "seeds",
     }
-    | {"untrusted"},
+    | {"untrusted", "torch_modes"},
     "housekeeping": {"audits", "registry", "versions", "runs", "store", "model_files", "resumption", "processes"}
     | {"policies", "options", "untrusted"},
     "reproduce": {"training", "audits", "envs", "registry", "resumption", "policies", "options"},
@@ -79,7 +81,7 @@ ROOMS = {
     "cli": {"addresses", "quickstart", "training"},
     "__main__": {"cli"},
 }
-NO_TRAINER_OR_STORE = ("envs", "policies", "objectives", "keys", "seeds")
+NO_TRAINER_OR_STORE = ("envs", "policies", "objectives", "keys", "seeds", "torch_modes")
 
 
 def files():

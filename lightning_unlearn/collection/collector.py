@@ -49,7 +49,8 @@ class RolloutCollector(BaseCollector):
     def rollout(self) -> TensorDict:
         """Collect one rollout. Batch shape: (E, T); keys and shapes in `lightning_unlearn.keys`."""
         policy = self._acting.current()
-        noise = torch.randn(self.horizon, self.env.num_envs, self._buffer.action_size, generator=self.generator)
+        shape = (self.horizon, self.env.num_envs, self._buffer.action_size)
+        noise = torch.randn(shape, generator=self.generator, dtype=torch.float32)
         with torch.inference_mode():
             self._buffer.deviation[:] = (noise * policy.std).numpy()
             for t in range(self.horizon):

@@ -142,7 +142,7 @@ class _Actor(TensorDictModuleBase):
     def forward(self, tensordict: TensorDictBase) -> TensorDictBase:
         """Write action, draw before squashing and log-probability."""
         mean = self.policy.mean(tensordict[keys.OBSERVATION])
-        pre_tanh = mean + self.policy.std * torch.randn(mean.shape, generator=self._generator)
+        pre_tanh = mean + self.policy.std * torch.randn(mean.shape, generator=self._generator, dtype=torch.float32)
         tensordict[keys.ACTION], tensordict[keys.PRE_TANH] = self.policy.squash(pre_tanh), pre_tanh
         tensordict[keys.LOG_PROB] = self.policy.log_prob(mean, pre_tanh).unsqueeze(-1)
         return tensordict

@@ -44,7 +44,8 @@ class StockCollector:
     def rollout(self) -> TensorDict:
         """Collect one rollout. Batch shape: (E, T); keys and shapes in `lightning_unlearn.keys`."""
         policy = self._acting.current()
-        noise = torch.randn(self.horizon, self.env.num_envs, self._action_size, generator=self.generator)
+        shape = (self.horizon, self.env.num_envs, self._action_size)
+        noise = torch.randn(shape, generator=self.generator, dtype=torch.float32)
         self._actor.begin(policy, noise)
         return next(self._rollouts).select(*kept_keys(self.env.cost_keys))
 
@@ -106,7 +107,7 @@ class _NoisyActor(TensorDictModuleBase):
     def __init__(self, policy: ActorCritic, num_envs: int) -> None:
         super().__init__()
         self.policy = policy
-        self._noise, self._step = torch.zeros(1, num_envs, policy.config.action_size), 0
+        self._noise, self._step = torch.zeros(1, num_envs, policy.config.action_size, dtype=torch.float32), 0
 
     def begin(self, policy: ActorCritic, noise: torch.Tensor) -> None:
         """Act with this policy and this noise from here on. Shape: (T, E, A)."""

@@ -18,6 +18,7 @@ from lightning_unlearn.foreign.agent import raw_states
 from lightning_unlearn.foreign.warm_up import warm_up
 from lightning_unlearn.policies.actor_critic import ActorCritic, PolicyConfig
 from lightning_unlearn.seeds import SeedStreams, torch_generator
+from lightning_unlearn.torch_modes import ordinary_modes
 
 NUM_ENVS, HORIZON = 8, 1024
 """Of the rollouts that critics are fitted to."""
@@ -28,6 +29,7 @@ LARGEST_DIFFERENCE = 1e-3
 _GAUSSIANS = (distributions.Normal, distributions.Independent, IndependentNormal, TanhNormal, Delta, TanhDelta)
 
 
+@ordinary_modes()
 def wrap(
     actor: nn.Module,
     env: str,
@@ -186,7 +188,7 @@ def _require_means(network: nn.Module, simulator: Simulator) -> None:
     shape = (2, len(simulator.action_low))
     try:
         with torch.no_grad():
-            means = network(torch.zeros(2, simulator.observation_size))
+            means = network(torch.zeros(2, simulator.observation_size, dtype=torch.float32))
     except (RuntimeError, TypeError, KeyError) as error:
         raise ValueError(
             f"actor cannot be called with observations of {simulator.env_id}, float32 of shape "

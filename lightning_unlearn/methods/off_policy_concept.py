@@ -236,7 +236,8 @@ class OffPolicyConcept(GradientMethod):
 
     def _noisy(self, action: torch.Tensor) -> torch.Tensor:
         """Smooth the targets over like actions. Shape: (B, A) → (B, A)."""
-        noise = torch.randn(action.shape, generator=self._minibatch_order).clamp(-TARGET_NOISE_CLIP, TARGET_NOISE_CLIP)
+        noise = torch.randn(action.shape, generator=self._minibatch_order, dtype=torch.float32)
+        noise = noise.clamp(-TARGET_NOISE_CLIP, TARGET_NOISE_CLIP)
         low, high = self.policy.action_low, self.policy.action_high
         half_range = 0.5 * (high - low)
         return (action + self.target_noise * half_range * noise.to(action)).clamp(low, high)

@@ -56,7 +56,7 @@ def normalise(advantage: torch.Tensor) -> torch.Tensor:
 def deviation(target: torch.Tensor) -> torch.Tensor:
     """Standard deviation of each signal over all else, 1 where it does not vary. Shape: (..., K) → (K,)."""
     std = target.flatten(0, -2).std(0, correction=0)
-    return torch.where(std < 1e-6, 1.0, std)
+    return torch.where(std < 1e-6, torch.ones_like(std), std)
 
 
 def combine(

@@ -33,7 +33,7 @@ def unit(vector: torch.Tensor) -> torch.Tensor:
 
 def random_direction(latent_size: int, generator: torch.Generator) -> torch.Tensor:
     """Uniform on the unit sphere, as a normalised Gaussian is. Shape: (H,)."""
-    return unit(torch.randn(latent_size, generator=generator))
+    return unit(torch.randn(latent_size, generator=generator, dtype=torch.float32))
 
 
 def flipped(direction: torch.Tensor) -> torch.Tensor:

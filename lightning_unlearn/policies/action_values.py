@@ -45,8 +45,9 @@ class ActionValues(nn.Module):
         self.weights, self.biases = nn.ParameterList(), nn.ParameterList()
         for wide, narrow in pairwise(sizes):
             bound = 1.0 / math.sqrt(wide)
-            self.weights.append(torch.empty(critics, wide, narrow).uniform_(-bound, bound, generator=generator))
-            self.biases.append(torch.empty(critics, 1, narrow).uniform_(-bound, bound, generator=generator))
+            for layers, rows in ((self.weights, wide), (self.biases, 1)):
+                values = torch.empty(critics, rows, narrow, dtype=torch.float32)
+                layers.append(values.uniform_(-bound, bound, generator=generator))
 
     def normalise_by(self, observation: torch.Tensor) -> None:
         """See observations in units of these. Shape: (B, O)."""

@@ -141,12 +141,12 @@ class ActorCritic(nn.Module):
         self.editor: Editor | None = (
             None if config.editor == "none" else EDITORS[config.editor].blank(config.latent_size)
         )
-        self.action_mean = nn.Linear(config.latent_size, config.action_size)
-        self.log_std = nn.Parameter(torch.zeros(config.action_size))
-        self.reward_value = nn.Linear(config.critic_sizes[-1], 1)
-        self.cost_value = nn.Linear(config.critic_sizes[-1], 1)
-        self.register_buffer("action_low", torch.tensor(config.action_low), persistent=False)
-        self.register_buffer("action_high", torch.tensor(config.action_high), persistent=False)
+        self.action_mean = nn.Linear(config.latent_size, config.action_size, dtype=torch.float32)
+        self.log_std = nn.Parameter(torch.zeros(config.action_size, dtype=torch.float32))
+        self.reward_value = nn.Linear(config.critic_sizes[-1], 1, dtype=torch.float32)
+        self.cost_value = nn.Linear(config.critic_sizes[-1], 1, dtype=torch.float32)
+        self.register_buffer("action_low", torch.tensor(config.action_low, dtype=torch.float32), persistent=False)
+        self.register_buffer("action_high", torch.tensor(config.action_high, dtype=torch.float32), persistent=False)
         if generator is not None:
             _initialise(self, generator)
 
@@ -255,7 +255,7 @@ def _normaliser(config: PolicyConfig) -> ObservationNormaliser:
 def _mlp(config: PolicyConfig, hidden_sizes: Sequence[int]) -> nn.Sequential:
     layers: list[nn.Module] = []
     for wide, narrow in pairwise([config.observation_size, *hidden_sizes]):
-        layers += [nn.Linear(wide, narrow), ACTIVATIONS[config.activation]()]
+        layers += [nn.Linear(wide, narrow, dtype=torch.float32), ACTIVATIONS[config.activation]()]
     return nn.Sequential(*layers)
 
 

@@ -81,7 +81,7 @@ class AffineEditor(nn.Module):
     @classmethod
     def blank(cls, latent_size: int) -> "AffineEditor":
         """An editor that changes nothing, to be filled from a file."""
-        return cls(torch.eye(latent_size), torch.zeros(latent_size))
+        return cls(torch.eye(latent_size, dtype=torch.float32), torch.zeros(latent_size, dtype=torch.float32))
 
     def forward(self, latent: torch.Tensor) -> torch.Tensor:
         """Edit. Shape: (..., H) → (..., H)."""
