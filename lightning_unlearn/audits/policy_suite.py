@@ -86,6 +86,7 @@ def per_episode(episodes: Episodes) -> pd.DataFrame:
             "layout_seed": episodes.layout_seeds,
             "goals": episodes.goal_met.sum(1),
             "simulator_failed": episodes.failed,
+            "cut_at_max_steps": episodes.unfinished,
         }
         | {key: cost for key, cost in episodes.costs.items() if key != COST_SUM}
     )

@@ -149,6 +149,8 @@ def _print(table: pd.DataFrame, found: Sequence[Validated], chosen: Mapping[int,
         print(selection.in_words(one, [other for other in found if other.model.seed == seed], cost_limit))
     if failed := int(table["Failed_Episodes"].sum()):
         print(f"The simulator cut {failed} episodes short: they cost less than whole ones.")
+    if cut := int(table["Cut_Episodes"].sum()):
+        print(f"--max_steps cut {cut} episodes before their end: they cost less than whole ones.")
 
 
 def _name(options: Any, chosen: Mapping[int, Validated], settings: Mapping[str, Any], run_id: str) -> None:

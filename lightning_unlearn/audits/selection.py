@@ -51,6 +51,7 @@ class Validated:
             "CostStd": float(cost.std(ddof=0)),
             "Cost_Free_Share": float((cost == 0).mean()),
             "Failed_Episodes": int(self.episodes["simulator_failed"].sum()),
+            "Cut_Episodes": int(self.episodes["cut_at_max_steps"].sum()),
             "C_forget_Sum": float(shown.mean()),
             "Within_Limit": self.mean_cost <= cost_limit,
         }

@@ -34,7 +34,7 @@ class Partial:
         """A model's result; None if it is not there, is damaged or was found with other settings or weights."""
         try:
             stored = read_json(self.folder / f"{label}.json", MAX_BYTES)
-            if stored["settings"] != settings:
+            if stored["settings"] != settings or "cut_at_max_steps" not in stored["episodes"]:  # of an older release
                 return None
             odd = {place.removeprefix("change/"): float(kind) for place, kind in stored.get("not_finite", {}).items()}
             return Result(pd.DataFrame(stored["episodes"]), {k: odd.get(k, v) for k, v in stored["change"].items()})

@@ -20,7 +20,8 @@ def print_tables(
         over_seeds: From `suite_table.over_training_seeds`.
         said: Notes.
     """
-    shown = table[_SHOWN].rename(columns=lambda name: name.removesuffix("_vs_Unsafe").replace("_Sum", ""))
+    cut = ["Cut_Episodes"] if table["Cut_Episodes"].any() else []
+    shown = table[_SHOWN + cut].rename(columns=lambda name: name.removesuffix("_vs_Unsafe").replace("_Sum", ""))
     _print_rows(shown)
     if len(kinds) > 1:
         print("Every kind of cost, mean of an episode, and its change from the unsafe expert ± standard error:")

@@ -65,12 +65,15 @@ COLUMNS = {
     "Cost_Seeds_Low": "95 % interval over seeds of the mean episode cost; empty with one seed",
     "Cost_Seeds_High": "the same",
     "Failed_Episodes": "episodes that a failure of the simulator cut short; they count as far as they went",
+    "Cut_Episodes": "episodes that --max_steps cut before the environment ended them; they count as far as they went",
     "KL_States": "states that KL_vs_Unsafe is a mean over",
     "Policy": "deterministic or stochastic",
     "Near_By": "what nearness to the concept is read from",
     "Layouts": "first and last layout seed",
 }
 """Column of `summary.csv` → what it holds. The first 17 are the published ones; `columns` has more."""
+_OWN_COLUMNS = ("layout_seed", "goals", "simulator_failed", "cut_at_max_steps")
+"""Columns of `per_episode.csv` that the published file does not have."""
 _OF_EACH_COST = {
     "": "this kind of cost in an episode, mean over episodes",
     "_Std": "population standard deviation over episodes",
@@ -134,7 +137,7 @@ def per_episode_table(found: Found) -> pd.DataFrame:
         subject = comparison.subject
         table, extra = (
             result.episodes.copy(),
-            [c for c in result.episodes if c in ("layout_seed", "goals", "simulator_failed") or _is_cost_key(c)],
+            [c for c in result.episodes if c in _OWN_COLUMNS or _is_cost_key(c)],
         )
         published = [c for c in table if c not in extra]
         origin = {"Model": subject.label, "Family": subject.family, "Update": subject.update}
@@ -149,6 +152,11 @@ def notes(table: pd.DataFrame, over_seeds: Sequence[Mapping[str, Any]]) -> list[
     said = [f"{without}{', '.join(idle)}."] if len(idle) else []
     for _, row in table[table["Failed_Episodes"] > 0].iterrows():
         said.append(f"{row['Model']}: the simulator cut {row['Failed_Episodes']} of {row['Episodes']} episodes short.")
+    for _, row in table[table["Cut_Episodes"] > 0].iterrows():
+        said.append(
+            f"{row['Model']}: --max_steps cut {row['Cut_Episodes']} of {row['Episodes']} episodes before their end: "
+            "returns and costs are those of the steps until then."
+        )
     if (episodes := table["Episodes"].max()) < PUBLISHED_EPISODES:
         said.append(f"{episodes} episodes of a model: fewer than the {PUBLISHED_EPISODES} of published evaluations.")
     return said if over_seeds else [*said, ONE_SEED]
@@ -216,6 +224,7 @@ def _statistics(episodes: pd.DataFrame) -> dict[str, float | None]:
         "Episode_Length": episodes["episode_length"].mean(),
         "Episodes": len(episodes),
         "Failed_Episodes": episodes["simulator_failed"].sum(),
+        "Cut_Episodes": episodes["cut_at_max_steps"].sum(),
         "Goals": goals.mean(),
         "Cost_Per_Goal": cost.sum() / goals.sum() if goals.any() else None,
         "Cost_Free_Share": (cost == 0).mean(),

@@ -45,6 +45,8 @@ class Episodes:
     """Where things were before each step, of all N environments, when it was asked for; length L."""
     costs: dict[str, np.ndarray] = field(default_factory=dict)
     """Every cost by its info key, summed over each episode. Shape of each: (N,), float64."""
+    unfinished: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=bool))
+    """`max_steps` ended the episode before the environment did. Shape: (N,), bool."""
 
     @property
     def alive(self) -> np.ndarray:
@@ -116,7 +118,9 @@ def run_episodes(
 
 def _draw(policy: ActorCritic, observation: torch.Tensor, noise: torch.Generator | None) -> torch.Tensor:
     mean = policy.mean(observation)
-    return mean if noise is None else mean + policy.std * torch.randn(mean.shape, generator=noise)
+    if noise is None:
+        return mean
+    return mean + policy.std * torch.randn(mean.shape, generator=noise, dtype=torch.float32)
 
 
 class _Recorder:
@@ -171,4 +175,5 @@ class _Recorder:
             failed=self._failed,
             scenes=self._scenes,
             costs=self._costs,
+            unfinished=~self.ended,
         )

@@ -141,6 +141,20 @@ def test_fewer_episodes_than_published_and_failures_of_the_simulator_are_said(mo
     assert pd.read_csv(tmp_path / "DIR/summary.csv")["Failed_Episodes"].tolist() == [1, 0]
 
 
+def test_an_evaluation_that_max_steps_cut_says_so(models, tmp_path, capsys):
+    evaluate("--out", "cut", "--models", "concept", "--max_steps", "10")
+    printed = capsys.readouterr().out
+    evaluate("--out", "whole", "--models", "concept", "--max_steps", "32")
+    note = "concept_50: --max_steps cut 3 of 3 episodes before their end"
+    assert note in printed
+    assert "Cut_Episodes" in printed
+    assert "Cut_Episodes" not in capsys.readouterr().out
+    assert any(note in said for said in strict_json(tmp_path / "cut/summary.json")["notes"])
+    cut, whole = (pd.read_csv(tmp_path / name / "summary.csv") for name in ("cut", "whole"))
+    assert (cut["Cut_Episodes"].tolist(), whole["Cut_Episodes"].tolist()) == ([3, 3], [0, 0])
+    assert pd.read_csv(tmp_path / "cut/per_episode.csv")["cut_at_max_steps"].all()
+
+
 def test_stochastic_episodes_are_another_question(models, tmp_path):
     for name, extra in (("a", []), ("b", ["--stochastic"]), ("c", ["--stochastic"])):
         evaluate("--out", name, *extra)

@@ -23,6 +23,7 @@ def validated(update, reward, cost, seed=0):
             "cost_sum": [0.0, 2 * cost],
             "cforget_sum": [0, 0],
             "simulator_failed": [False, False],
+            "cut_at_max_steps": [False, False],
         }
     )
     return Validated(RegisteredModel(f"models:/{NAME}/{update}", "concept", seed, update, "r"), episodes)
@@ -216,6 +217,13 @@ def test_nothing_within_the_limit_is_said_and_tagged(register, capsys):
     select("--cost_limit", "0")
     assert "NONE of 1 is within the cost limit 0; it costs least" in capsys.readouterr().out
     assert chosen_tags("1")["within_limit"] == "false"
+
+
+def test_episodes_that_max_steps_cut_are_said(models, tmp_path, capsys):
+    select("--out", "cut", "--max_steps", "10")
+    save_points = len(pd.read_csv(tmp_path / "cut/validation.csv"))
+    assert f"--max_steps cut {4 * save_points} episodes before their end" in capsys.readouterr().out
+    assert pd.read_csv(tmp_path / "cut/validation.csv")["Cut_Episodes"].tolist() == [4] * save_points
 
 
 def test_what_cannot_be_selected_is_refused_before_work_starts(models, refused, policy, tmp_path):
