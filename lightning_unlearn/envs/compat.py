@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from lightning_unlearn.envs.concept_option import working_directory_importable
+from lightning_unlearn.envs.toy import ENV_ID as TOY_ID
 
 _BANNER = "PYGAME_HIDE_SUPPORT_PROMPT"
 _SUPPORTED = re.compile(r"Safety(Point|Car|Racecar|Doggo|Ant)((Goal|Button|Push|Circle)[012]|Run0)-v0")
@@ -173,14 +174,18 @@ def registered_spec(env_id: str) -> Any:
     """
     env_id = registered_id(env_id)
     if env_id not in registry:
-        known = navigation_ids() + [name for name in registry if _VELOCITY.fullmatch(name)]
+        known = [*navigation_ids(), TOY_ID] + [name for name in registry if _VELOCITY.fullmatch(name)]
         near = difflib.get_close_matches(env_id, known, n=3, cutoff=0.0)
         raise ValueError(
             f"unknown environment {env_id!r}; the nearest are {', '.join(near)}. Name one of your own module:Id-v0, "
             "where importing the module registers it."
         )
     if not _SUPPORTED.fullmatch(env_id):
-        raise ValueError(f"{env_id} is not supported; supported are {_SUPPORTED_IN_WORDS}, without pictures or keys")
+        plain = re.sub("(Vision|Debug|Gymnasium)+-", "-", env_id)
+        hint = f": use {plain}" if _SUPPORTED.fullmatch(plain) else ""
+        raise ValueError(
+            f"{env_id} is not supported; supported are {_SUPPORTED_IN_WORDS}, without pictures or keys{hint}"
+        )
     return registry[env_id]
 
 

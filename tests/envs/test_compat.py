@@ -49,6 +49,23 @@ def test_unknown_id_names_the_nearest():
         make_task("SafetyPointGaol1-v0")
 
 
+@pytest.mark.parametrize("env_id", ["SafetyPointGoal1", "SafetyPointGoal1-v1", "safetypointgoal1-v0", "PointGoal1-v0"])
+def test_an_incomplete_id_names_the_whole_one_first(env_id):
+    with pytest.raises(ValueError, match=f"'{env_id}'; the nearest are SafetyPointGoal1-v0,"):
+        make_task(env_id)
+
+
+def test_the_toy_is_among_the_nearest():
+    with pytest.raises(ValueError, match=r"the nearest are ToyLine-v0,"):
+        make_task("toyline-v0")
+
+
+@pytest.mark.parametrize("variant", ["Gymnasium", "Debug", "Vision", "VisionGymnasium", "DebugGymnasium"])
+def test_a_variant_of_a_supported_task_names_the_plain_id(variant):
+    with pytest.raises(ValueError, match=r"is not supported; .*: use SafetyPointGoal1-v0$"):
+        make_task(f"SafetyPointGoal1{variant}-v0")
+
+
 @pytest.mark.parametrize(
     "env_id",
     ["SafetyPointGoal1Vision-v0", "SafetyPointGoal1Debug-v0", "SafetyCarRace1-v0", "SafetyPointFadingEasy0-v0"],
