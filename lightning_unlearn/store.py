@@ -17,6 +17,7 @@ from mlflow.entities import LifecycleStage
 from mlflow.exceptions import MlflowException
 from mlflow.utils.credentials import get_default_host_creds
 from mlflow.utils.rest_utils import http_request
+from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import SQLAlchemyError
 
 from lightning_unlearn import processes, schema
@@ -45,10 +46,15 @@ def open_store(tracking_uri: str = DEFAULT_TRACKING_URI) -> None:
             "http:// address of an MLflow server."
         )
     if tracking_uri.startswith(_SQLITE):
-        database = Path(tracking_uri.removeprefix(_SQLITE)).resolve()
+        if "?" in tracking_uri:
+            raise ValueError(
+                f"tracking_uri={tracking_uri} has a question mark, which begins the options of a database URI: write "
+                "%3F for one that is part of the path, and leave options out."
+            )
+        database = Path(make_url(tracking_uri).database or "").resolve()
         _require_writable(database)
         schema.require_current(database)
-        tracking_uri = f"{_SQLITE}{database}"  # MLflow keeps a connection per URI, wherever the process moves to
+        tracking_uri = sqlite_uri(database)  # MLflow keeps a connection per URI, wherever the process moves to
     if tracking_uri.startswith(_SERVER):
         tracking_uri = sign_in(tracking_uri)
     mlflow.set_tracking_uri(tracking_uri)
@@ -147,8 +153,16 @@ def checkpoint_folder(run_id: str) -> Path:
 
 def database_file() -> Path | None:
     """The file of a SQLite store; None where a server keeps it."""
-    uri = str(mlflow.get_tracking_uri())
-    return Path(uri.removeprefix(_SQLITE)) if uri.startswith(_SQLITE) else None
+    uri = tracking_uri()
+    return Path(make_url(uri).database or "") if uri.startswith(_SQLITE) else None
+
+
+def sqlite_uri(database: Path) -> str:
+    """The URI of a SQLite file, percent-encoded if its path would be read as another one (`?`, `%20`)."""
+    uri = f"{_SQLITE}{database}"
+    if make_url(uri).database == str(database):
+        return uri
+    return URL.create("sqlite", database=str(database)).render_as_string()
 
 
 def store_folder() -> Path | None:
@@ -162,7 +176,8 @@ def ui_command() -> str:
     uri = store_address()
     if uri.startswith(_SERVER):
         return uri
-    return f"{sys.executable} -m mlflow server --backend-store-uri {uri} --port 5000 --workers 1"
+    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri, "--port", "5000", "--workers", "1"]
+    return shlex.join(command)
 
 
 def experiment_id(name: str) -> str:
@@ -210,7 +225,7 @@ class _Lock:
                 if self._depth > 1:
                     yield
                     return
-                with path.open("a") as file:  # closing it gives the lock back, and so does the kernel after a kill
+                with path.open("ab") as file:  # closing it gives the lock back, and so does the kernel after a kill
                     fcntl.flock(file, fcntl.LOCK_EX)
                     yield
             finally:
@@ -241,7 +256,7 @@ def _make() -> None:
     if database is not None and not database.exists():
         unfinished = database.with_name(f"{database.name}.part")
         unfinished.unlink(missing_ok=True)
-        mlflow.MlflowClient(f"{_SQLITE}{unfinished}").search_experiments(max_results=1)
+        mlflow.MlflowClient(sqlite_uri(unfinished)).search_experiments(max_results=1)
         os.replace(unfinished, database)
     mlflow.MlflowClient().search_experiments(max_results=1)
 

@@ -1,6 +1,7 @@
 """The `import` command: an agent trained elsewhere becomes a registered unsafe expert that acts as it did."""
 
 import json
+import shlex
 import tempfile
 import time
 from collections.abc import Sequence
@@ -119,7 +120,8 @@ def _record(
     params.pop("config", None)
     with tempfile.TemporaryDirectory() as scratch:
         file = Path(scratch, "import.json")
-        file.write_text(json.dumps({"note": note, "policy": asdict(policy.config), **figures}, indent=2) + "\n")
+        content = json.dumps({"note": note, "policy": asdict(policy.config), **figures}, indent=2)
+        file.write_text(f"{content}\n", encoding="utf-8")
         run_id = runs.record_audit(options.env, f"import-{library}", params, figures, {file: "import"})
     card = ModelCard("unsafe", options.env, data.env.concept, options.seed, update=0, env_steps=0, note=note)
     version = registry.register_policy(policy, card, run_id)
@@ -128,14 +130,16 @@ def _record(
 
 def _summary(warmth: WarmUp, difference: float, uri: str, run_id: str, options: Any) -> str:
     steps = len(warmth.observations)
+    named = ["--env", options.env, "--unsafe_updates", "0", "--model.source", uri]
+    if options.tracking_uri != registry.DEFAULT_TRACKING_URI:
+        named += ["--tracking_uri", options.tracking_uri]
     return (
         f"Largest difference of an action on {min(steps, STATES)} of its own states: {difference:.1e}\n"
         f"Critics after {steps} of its own steps ({warmth.seconds:.0f} s): reward explains "
         f"{warmth.before.reward:.2f} → {warmth.after.reward:.2f} of its targets' variance, cost "
         f"{warmth.before.cost:.2f} → {warmth.after.cost:.2f}\n"
         f"The expert is {uri}, of run {run_id}. Repair it with\n"
-        f"  lightning-unlearn fit -c base.yaml -c env/point_goal1.yaml -c method/concept.yaml --env {options.env} "
-        f"--unsafe_updates 0 --model.source {uri}"
+        f"  lightning-unlearn fit -c base.yaml -c env/point_goal1.yaml -c method/concept.yaml {shlex.join(named)}"
     )
 
 
