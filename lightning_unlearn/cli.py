@@ -7,6 +7,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Iterator, Sequence
+from io import TextIOWrapper
 from opcode import opmap
 from types import FrameType
 
@@ -67,6 +68,7 @@ def main(args: Sequence[str] | None = None) -> None:
     Args:
         args: The command and its options; the process's own when left out.
     """
+    _escape_unprintable()
     command, *options = [*(sys.argv[1:] if args is None else args)] or ["--help"]
     if command in HELP_FLAGS:
         print(usage())
@@ -95,6 +97,8 @@ def _is_explained(error: Exception) -> bool:
     traceback, and so does a mistake of this package. Errors of libraries go by their names, so that the libraries need
     not be imported for that.
     """
+    if isinstance(error, BrokenPipeError):  # of standard output: not an error
+        return False
     if any(_is_foreign(link) for link in _chain(error)):
         return False
     if isinstance(error, OSError) or type(error).__name__ in ("MisconfigurationException", "MlflowException"):
@@ -143,6 +147,13 @@ def usage() -> str:
         f"commands:\n{rows}\n\n"
         "lightning-unlearn COMMAND --help lists the options of a command."
     )
+
+
+def _escape_unprintable() -> None:
+    """Print an escape sequence in place of a character that the terminal's encoding lacks, instead of failing."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _is_no_plugin_news(record: logging.LogRecord) -> bool:

@@ -10,7 +10,7 @@ import yaml
 from jsonargparse import ActionConfigFile
 from lightning.pytorch.cli import LightningArgumentParser
 
-from lightning_unlearn.options import suggestion
+from lightning_unlearn.options import suggestion, utf8_configs
 from lightning_unlearn.untrusted import read_bytes
 
 SHORT_NAMES = {
@@ -59,6 +59,11 @@ class ConfigParser(LightningArgumentParser):
     def add_config_option(self) -> None:
         """The option that names config files."""
         self.add_argument("-c", "--config", action=ActionConfigFile, help="a YAML file; later ones win")
+
+    @utf8_configs()
+    def parse_args(self, *args: Any, **kwargs: Any) -> Any:
+        """Parse options, and the config files among them as UTF-8."""
+        return super().parse_args(*args, **kwargs)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Report a bad option or file.

@@ -2,10 +2,28 @@
 
 import difflib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NoReturn
 
 from jsonargparse import ArgumentParser
+from jsonargparse import Path as ConfigPath
+
+
+@contextmanager
+def utf8_configs() -> Iterator[None]:
+    """Read config files as UTF-8 inside the block: jsonargparse uses the encoding of the locale, without an option."""
+    original = ConfigPath.read_text
+    ConfigPath.read_text = _read_utf8  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        ConfigPath.read_text = original  # type: ignore[method-assign]
+
+
+def _read_utf8(self: ConfigPath) -> str:
+    return Path(self.absolute).read_text(encoding="utf-8")
 
 
 class CommandParser(ArgumentParser):
@@ -13,6 +31,11 @@ class CommandParser(ArgumentParser):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **{"allow_abbrev": False, **kwargs})
+
+    @utf8_configs()
+    def parse_args(self, *args: Any, **kwargs: Any) -> Any:
+        """Parse options, and the config files among them as UTF-8."""
+        return super().parse_args(*args, **kwargs)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Report a bad option.

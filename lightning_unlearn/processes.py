@@ -43,7 +43,8 @@ def lives_here(tags: Mapping[str, str]) -> bool:
 def started(process: int) -> str:
     """When a process started, in the kernel's ticks; empty where the kernel does not tell, or it has ended."""
     try:
-        state, *_ = fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+        line = Path(f"/proc/{process}/stat").read_text(encoding="utf-8", errors="replace")
+        state, *_ = fields = line.rpartition(")")[2].split()
     except OSError:
         return ""
     return "" if state == "Z" else fields[19]

@@ -93,7 +93,8 @@ def _subject(name: str, uri: str, layouts: list[int]) -> Subject:
 
 def _write_results(out: Path, table: pd.DataFrame, before: Subject, after: Subject) -> None:
     table.to_csv(out / "table.csv")
-    (out / "models.json").write_text(json.dumps({s.name: s.uri for s in (before, after)}, indent=2) + "\n")
+    uris = json.dumps({s.name: s.uri for s in (before, after)}, indent=2)
+    (out / "models.json").write_text(f"{uris}\n", encoding="utf-8")
     shown = _telling_episode(before, after)
     episodes = before.evaluation.episodes, after.evaluation.episodes
     save_png(before_after(*episodes, shown, (before.name, after.name)), out / "before_after.png")

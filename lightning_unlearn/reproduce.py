@@ -95,7 +95,7 @@ def _metrics(run: Run) -> dict[str, float]:
 def _arguments(run: Run, scratch: Path) -> list[str]:
     """Options of `fit`: the stored config, with copies of what it reads from the run's own store."""
     text = resumption.stored_config(run.info.run_id)
-    (scratch / "config.yaml").write_text(text)
+    (scratch / "config.yaml").write_text(text, encoding="utf-8")
     arguments = ["-c", str(scratch / "config.yaml"), "--tracking_uri", f"sqlite:///{scratch}/mlflow.db"]
     source = run.data.tags["source"]
     if source != "random":

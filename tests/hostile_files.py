@@ -30,7 +30,7 @@ class Bomb:
 @contextmanager
 def bounded_memory(extra=MEMORY):
     """A process limit: what allocates more fails with a MemoryError, which no loader turns into a ValueError."""
-    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    used = int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[0]) * resource.getpagesize()
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     resource.setrlimit(resource.RLIMIT_AS, (used + extra, hard))
     try:

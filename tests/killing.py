@@ -43,7 +43,7 @@ def train(folder, args, cpu_seconds=None, sabotage=None):
     if cpu_seconds is not None:
         signal.setitimer(signal.ITIMER_PROF, cpu_seconds)
     training.train(args)
-    Path("work").write_text(str(time.process_time()))
+    Path("work").write_text(str(time.process_time()), encoding="utf-8")
 
 
 def run(folder, args, cpu_seconds=None, sabotage=None):

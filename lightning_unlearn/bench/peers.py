@@ -60,11 +60,13 @@ def resident_megabytes() -> float:
 
 
 def _resident_pages(pid: str) -> int:
-    return int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    return int(Path(f"/proc/{pid}/statm").read_text(encoding="utf-8").split()[1])
 
 
 def _children() -> list[str]:
-    return [pid for tasks in Path("/proc/self/task").glob("*/children") for pid in tasks.read_text().split()]
+    return [
+        pid for tasks in Path("/proc/self/task").glob("*/children") for pid in tasks.read_text(encoding="utf-8").split()
+    ]
 
 
 def _in_own_process(function: Callable[[Plan], list[Measurement]], plan: Plan) -> list[Measurement]:

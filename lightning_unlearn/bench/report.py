@@ -71,7 +71,7 @@ def write(out: Path, plan: Plan, measurements: Sequence[Measurement], soak: Soak
         "measurements": [m.record() for m in measurements],
         "soak": soak.record() if soak else None,
     }
-    out.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
+    out.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
     figures = {out.with_suffix(".png"): bars(measurements)}
     if soak:
         figures[out.with_name(f"{out.stem}_soak.png")] = soak_curve(soak)
@@ -140,7 +140,7 @@ def _tidy(ax: Axes) -> None:
 
 def _cpu() -> str:
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return platform.processor() or platform.machine()
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())

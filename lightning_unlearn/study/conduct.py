@@ -60,7 +60,7 @@ class Conduct:
         return self._executor.start(make_job(step, digest, self._results, tags, uri, self._out, self._workers))
 
     def _settled(self, step: Step, seconds: float) -> Result:
-        log = Path(log_file(self._out, step)).read_text(errors="replace")
+        log = Path(log_file(self._out, step)).read_text(encoding="utf-8", errors="replace")
         result = patiently(lambda: self._store.settle(step, self._digests[step.name], seconds, log), step.name)
         for update, uri in result.models.items():
             stored = registry.load_policy(uri)

@@ -102,7 +102,7 @@ def environment(job: Job, bytecode: Path) -> dict[str, str]:
     """
     inherited = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
     kept = {"PYTHONPYCACHEPREFIX": str(bytecode.resolve())} if sys.dont_write_bytecode else {}
-    return {**inherited, **kept, **job.env}
+    return {**inherited, **kept, "PYTHONIOENCODING": "utf-8", **job.env}  # logs are UTF-8 in any locale
 
 
 def last_line(log: str) -> str:

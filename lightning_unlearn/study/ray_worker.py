@@ -43,7 +43,7 @@ def work(job: Job) -> Ended:
             job = prepare(job)
             with sending(), _output_to(Path(job.log)):
                 code = _run(job)
-            return Ended(code, Path(job.log).read_text(errors="replace"))
+            return Ended(code, Path(job.log).read_text(encoding="utf-8", errors="replace"))
         finally:
             os.chdir(before)
 

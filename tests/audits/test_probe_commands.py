@@ -48,7 +48,7 @@ def refused(capsys, message, command, *options):
 
 
 def content_of(path):
-    return json.loads(Path(path).read_text())
+    return json.loads(Path(path).read_text(encoding="utf-8"))
 
 
 def only_run(name):
