@@ -143,7 +143,8 @@ def raw_states(
     Returns:
         Observations, (N, O) float64.
     """
-    states, observation = [], simulator.reset(None, seeds)
+    states: list[np.ndarray] = []
+    observation = simulator.reset(None, seeds)
     while len(states) * simulator.num_envs < count:
         states.append(observation)
         step = simulator.step(policy.act(torch.from_numpy(observation)).numpy().astype(np.float64))

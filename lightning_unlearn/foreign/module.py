@@ -7,6 +7,7 @@ from typing import Literal
 import torch
 from tensordict import TensorDict
 from tensordict.nn import TensorDictModuleBase
+from tensordict.nn import distributions as plain
 from torch import distributions, nn
 from torchrl.envs import ExplorationType, set_exploration_type
 from torchrl.modules import Delta, IndependentNormal, TanhDelta, TanhNormal
@@ -26,7 +27,8 @@ STATES = 256
 """States that an actor's own actions and the policy's are compared on."""
 LARGEST_DIFFERENCE = 1e-3
 """Of an action; beyond it something else than rounding is at work."""
-_GAUSSIANS = (distributions.Normal, distributions.Independent, IndependentNormal, TanhNormal, Delta, TanhDelta)
+_DELTAS = (Delta, plain.Delta)
+_GAUSSIANS = (distributions.Normal, distributions.Independent, IndependentNormal, TanhNormal, TanhDelta, *_DELTAS)
 
 
 @ordinary_modes()
@@ -94,7 +96,7 @@ def around(
     policy = ActorCritic(config, torch_generator(SeedStreams.of(seed).weights))
     policy.trunk, policy.action_mean = deepcopy(network), nn.Identity()  # type: ignore[assignment]
     policy.log_std.data.copy_(_log_std(std, size))
-    states = raw_states(policy, simulator, STATES, range(simulator.num_envs)).float()
+    states = raw_states(deepcopy(policy).eval(), simulator, STATES, range(simulator.num_envs)).float()
     _require_same_in_training(network, states)
     if isinstance(actor, TensorDictModuleBase):
         _require_own_actions(actor, policy, states)
@@ -134,7 +136,7 @@ def _mean(distribution: distributions.Distribution) -> torch.Tensor:
     root = distribution
     while hasattr(root, "base_dist"):
         root = root.base_dist
-    if type(distribution) not in _GAUSSIANS or type(root) not in (distributions.Normal, Delta):
+    if type(distribution) not in _GAUSSIANS or type(root) not in (distributions.Normal, *_DELTAS):
         raise ValueError(
             f"actor's distribution is {type(distribution).__name__}: supported are "
             f"{', '.join(kind.__name__ for kind in _GAUSSIANS)} of a Gaussian. Give the network of the means instead, "
@@ -165,8 +167,9 @@ def _require_same_in_training(network: nn.Module, observation: torch.Tensor) -> 
         )
 
 
+@torch.no_grad()
 def _require_own_actions(actor: TensorDictModuleBase, policy: ActorCritic, observation: torch.Tensor) -> None:
-    with torch.no_grad(), set_exploration_type(ExplorationType.DETERMINISTIC):
+    with set_exploration_type(ExplorationType.DETERMINISTIC):
         output = deepcopy(actor).eval()(_as_input(observation))
     if "action" not in output.keys():  # noqa: SIM118 (a TensorDict)
         if hasattr(actor, "get_dist"):
