@@ -1,20 +1,17 @@
 """Targeted unlearning for control agents."""
 
-import os
 from importlib import import_module
 from typing import Any
 
-# MLflow reads these when it is imported, and everything that imports it imports this first.
-os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
-os.environ.setdefault("MLFLOW_UV_AUTO_DETECT", "false")
-os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+from lightning_unlearn.process_state import same_environment, set_variables
 
 __all__ = ["ModelCard", "evaluate", "extrapolate", "load_policy", "repair", "save_policy", "wrap"]
 
 
 def __getattr__(name: str) -> Any:
     """The Python API, imported when it is first used: what this package needs takes seconds to load."""
-    if name in __all__:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    with same_environment():  # imports set variables of their own; MLflow is imported without its telemetry
+        set_variables()
         return getattr(import_module("lightning_unlearn.api"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -3,60 +3,73 @@
 All of it is importable from `lightning_unlearn` itself, which loads nothing until a name is used.
 """
 
+import random
 from collections.abc import Sequence
 from copy import deepcopy
 from pathlib import Path
 
 import lightning.pytorch as pl
+import numpy as np
 import pandas as pd
+import torch
 
 from lightning_unlearn import registry, training
 from lightning_unlearn.audits.policy_suite import evaluate as evaluate_episodes
 from lightning_unlearn.audits.policy_suite import per_episode
-from lightning_unlearn.callbacks.concept_check import ConceptCheck
-from lightning_unlearn.callbacks.progress import Progress
+from lightning_unlearn.callbacks.run_record import MLflowRun
 from lightning_unlearn.callbacks.weight_average import released
+from lightning_unlearn.configuration import shipped_config
 from lightning_unlearn.envs.concepts import Concept
-from lightning_unlearn.foreign.module import wrap
+from lightning_unlearn.foreign.module import wrap as wrap_module
 from lightning_unlearn.methods.base import require_fit
 from lightning_unlearn.methods.gradient import GradientMethod
 from lightning_unlearn.policies.actor_critic import ActorCritic
-from lightning_unlearn.policies.extrapolation import extrapolate
-from lightning_unlearn.policies.storage import ModelCard
+from lightning_unlearn.policies.extrapolation import extrapolate as extrapolate_policies
+from lightning_unlearn.policies.storage import ModelCard, require_storable
 from lightning_unlearn.policies.storage import save_policy as save_policy_files
+from lightning_unlearn.process_state import undisturbed
 from lightning_unlearn.seeds import evaluation_layouts
-from lightning_unlearn.torch_modes import ordinary_modes
 
 __all__ = ["ModelCard", "evaluate", "extrapolate", "load_policy", "repair", "save_policy", "wrap"]
 _OF_A_RUN = (
-    "--trainer.",
+    "--trainer.accelerator",
+    "--trainer.max_epochs",
     "--updates",
     "--model.source",
     "--source",
     "--env",
     "--data.env",
     "--save_points",
+    "--tracking_uri",
     "--resume",
+    "--help",
+    "-h",
+    "--print_config",
 )
 """Options of `fit` that a repair has arguments for, or no use."""
+_IN_MEMORY = "a policy in memory"
+"""Recorded as the source of a repair from Python."""
+wrap, extrapolate = undisturbed()(wrap_module), undisturbed()(extrapolate_policies)
 
 
-@ordinary_modes()
-def load_policy(uri: str, tracking_uri: str = registry.DEFAULT_TRACKING_URI) -> ActorCritic:
+@undisturbed()
+def load_policy(uri: str, tracking_uri: str | None = None) -> ActorCritic:
     """A policy from the registry, a run, the shipped ones, or a file; `policy.act` maps (N, O) to actions (N, A).
 
     Args:
         uri: `models:/…`, `runs:/…`, `zoo:…`, a folder or a `.pt` file.
-        tracking_uri: The MLflow store that `models:` and `runs:` are looked up in.
+        tracking_uri: The MLflow store that `models:` and `runs:` are looked up in; None: where MLflow points
+            (`mlflow.set_tracking_uri`, or MLFLOW_TRACKING_URI), else the store in `./mlruns`.
 
     Raises:
         ValueError: Nothing is there, or it is not a policy.
     """
     if uri.startswith(("models:", "runs:")):
-        registry.open_store(tracking_uri)
+        registry.use_existing_store(tracking_uri)
     return registry.load_policy(uri).policy
 
 
+@undisturbed()
 def save_policy(folder: str | Path, policy: ActorCritic, card: ModelCard) -> None:
     """Write a policy into a folder, which `load_policy` reads.
 
@@ -71,7 +84,7 @@ def save_policy(folder: str | Path, policy: ActorCritic, card: ModelCard) -> Non
     save_policy_files(Path(folder), policy, card)
 
 
-@ordinary_modes()
+@undisturbed()
 def evaluate(
     policy: ActorCritic, env: str, episodes: int = 50, concept: str | Concept = "auto", workers: int = 2
 ) -> pd.DataFrame:
@@ -88,63 +101,85 @@ def evaluate(
     return per_episode(evaluate_episodes(policy, env, layouts, concept=concept, workers=workers).episodes)
 
 
-@ordinary_modes()
+@undisturbed()
 def repair(
-    policy: ActorCritic, env: str, method: str = "concept", updates: int = 50, options: Sequence[str] = ()
+    policy: ActorCritic,
+    env: str,
+    method: str = "concept",
+    updates: int = 50,
+    options: Sequence[str] = (),
+    tracking_uri: str | None = None,
 ) -> ActorCritic:
     """A repaired copy of a policy, by one of the methods that update by gradient; the policy itself stays as it is.
 
-    Nothing is registered: `fit --model.source` does the same and keeps the result. With `average`, in the method's
-    config or among the options, what comes back is what that makes of the weights.
+    With `average`, in the method's config or among the options, what comes back is what that makes of the weights.
 
     Args:
         policy: Loaded, or wrapped.
         env: The task.
-        method: Names the config, `method/<method>.yaml`: concept, concept_tuned, off_policy_concept,
+        method: Names the shipped config, `method/<method>.yaml`: concept, concept_tuned, off_policy_concept,
             localized_concept, continued or trajectory_decremental.
         updates: Of that method, each one rollout.
         options: More options of `fit` about method, multiplier and rollouts, such as `["--target_cost", "0.02"]`.
+        tracking_uri: The MLflow store that the repair is recorded in, as a run with the registered result. None:
+            nothing is recorded, and no store is needed.
 
     Raises:
         ValueError: An option is impossible, or the policy does not fit the environment.
     """
-    chain = [part for file in ("base", "env/point_goal1", f"method/{method}") for part in ("-c", f"{file}.yaml")]
-    given = ["--env", env, "--updates", str(updates), "--save_points", "null", *options]
     _require_effect(options)
-    cli = training.TrainingCLI([*chain, *given])
+    files = ("base.yaml", "env/point_goal1.yaml", f"method/{method}.yaml")
+    chain = [part for file in files for part in ("-c", str(shipped_config(file)))]
+    given = ["--env", env, "--updates", str(updates), "--tracking_uri", tracking_uri or "null"]
+    cli = _Repair([*chain, "--save_points", "null", *options, *given])
     if not isinstance(cli.model, GradientMethod):
         raise ValueError(f"method={method!r} does not change weights by gradient: use one that does, such as concept.")
+    if cli.recorded:
+        require_storable(policy)
+        cli.save_points.require_names(cli.model.method, env)
     try:
         require_fit(policy, cli.datamodule.env, "the policy")
         cli.model.policy = deepcopy(policy).requires_grad_(True).train()
+        cli.model.source_uri = _IN_MEMORY
         cli.prepare()
-        trainer = _trainer(cli, updates)
-        trainer.fit(cli.model, cli.datamodule)
+        cli.trainer.fit(cli.model, cli.datamodule)
+    except SystemExit as stop:
+        if isinstance(stop.__context__, KeyboardInterrupt):
+            raise KeyboardInterrupt from stop  # Lightning ends the whole program at Ctrl-C
+        raise
     finally:
         cli.datamodule.teardown("fit")
-    return released(trainer, cli.model).eval()
+    return released(cli.trainer, cli.model).eval()
 
 
 def _require_effect(options: Sequence[str]) -> None:
     for option in options:
         if option.startswith(_OF_A_RUN):
             raise ValueError(
-                f"options: {option} has no effect here: a repair starts from the policy given, makes the updates "
-                "given, and leaves no run. Use the arguments of the same names, or `fit`."
+                f"options: {option} has no effect here: a repair starts from the policy given and makes the updates "
+                "given. Use the arguments of `repair`, or the command `fit`."
             )
 
 
-def _trainer(cli: training.TrainingCLI, updates: int) -> pl.Trainer:
-    """A trainer that leaves nothing behind."""
-    average, pid = cli.config_init.average, cli.config_init.pid
-    ours = [average, *([ConceptCheck(), pid] if pid else []), Progress()]
-    return pl.Trainer(
-        accelerator="cpu",
-        devices=1,
-        max_epochs=updates,
-        logger=False,
-        callbacks=[callback for callback in ours if callback is not None],
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
+class _Repair(training.TrainingCLI):
+    """Builds what `fit` builds; without a store, with a trainer that leaves nothing behind."""
+
+    @property
+    def recorded(self) -> bool:
+        """Whether a store was named."""
+        return self.config.tracking_uri is not None
+
+    def open_store(self) -> None:
+        """Open the store, if one was named."""
+        if self.recorded:
+            super().open_store()
+
+    def recorders(self) -> tuple[list[MLflowRun], list[pl.Callback]]:
+        """The MLflow run and what writes to it, if a store was named."""
+        return super().recorders() if self.recorded else ([], [])
+
+    def _set_seed(self) -> None:
+        """Seed as Lightning does, but for what could not be restored: random streams of GPUs."""
+        random.seed(self.config.seed_everything)
+        np.random.seed(self.config.seed_everything)  # noqa: NPY002 (the global stream, as Lightning does)
+        torch.default_generator.manual_seed(self.config.seed_everything)

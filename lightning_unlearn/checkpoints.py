@@ -17,14 +17,20 @@ MAX_BYTES = 1 << 30
 """A larger checkpoint is not read."""
 KEPT = 2
 """Newest checkpoints of a run that are kept."""
+_OWN = re.compile(r"update-\d+")
+"""Name under which a run's own checkpoints are saved; a `ModelCheckpoint` gives names that end in `.ckpt`."""
 _NAME = re.compile(r"update-(\d+)\.([0-9a-f]{64})\.ckpt")
 
 
 class WholeCheckpoints(CheckpointIO):
-    """Writes `update-<n>.<sha256>.ckpt`, and keeps the newest two of a folder."""
+    """Writes checkpoints whole or not at all.
+
+    A run's own `update-<n>` becomes `update-<n>.<sha256>.ckpt`, and the newest two of a folder are kept. Under any
+    other name, such as one of Lightning's `ModelCheckpoint`, a checkpoint is written to the path that was asked for.
+    """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
-        """Write a checkpoint to `<path>.<sha256>.ckpt`; the file appears when all of it is on the disk.
+        """Write a checkpoint; the file appears when all of it is on the disk.
 
         Raises:
             ValueError: It would be too large to be read again.
@@ -38,6 +44,9 @@ class WholeCheckpoints(CheckpointIO):
                 "smaller networks, fewer environments (data.num_envs), or a smaller model.capacity if there is one."
             )
         path.parent.mkdir(parents=True, exist_ok=True)
+        if not _OWN.fullmatch(path.name):
+            _write_whole(path, data)
+            return
         _write_whole(path.with_name(f"{path.name}.{hashlib.sha256(data).hexdigest()}.ckpt"), data)
         for old in list(_newest_first(path.parent))[KEPT:]:
             old.unlink()

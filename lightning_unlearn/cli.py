@@ -2,16 +2,15 @@
 
 import importlib
 import logging
-import os
 import sys
 import traceback
-import warnings
 from collections.abc import Iterator, Sequence
 from io import TextIOWrapper
 from opcode import opmap
 from types import FrameType
 
 from lightning_unlearn.addresses import without_password
+from lightning_unlearn.process_state import quieten, set_variables
 
 COMMANDS = {
     "quickstart": ("lightning_unlearn.quickstart", "repair the shipped unsafe expert and show before and after"),
@@ -76,8 +75,9 @@ def main(args: Sequence[str] | None = None) -> None:
     if command not in COMMANDS:
         _fail(f"unknown command {command!r}.\n\n{usage()}")
     logging.getLogger().addFilter(_is_no_plugin_news)
+    set_variables()
     module = importlib.import_module(COMMANDS[command][0])
-    _quieten()
+    quieten()
     try:
         module.main(options)
     except SystemExit as stop:
@@ -159,15 +159,6 @@ def _escape_unprintable() -> None:
 def _is_no_plugin_news(record: logging.LogRecord) -> bool:
     """Gymnasium loads every plugin it finds, and gymnasium-robotics then speaks of its own environments."""
     return "AdroitHand" not in record.getMessage()
-
-
-def _quieten() -> None:
-    """Libraries' news about themselves would bury this program's own."""
-    os.environ.setdefault("RL_LOGGING_LEVEL", "WARNING")
-    warnings.filterwarnings("once", "Unverified HTTPS request")  # at every request otherwise
-    warnings.filterwarnings("ignore", "`isinstance\\(treespec, LeafSpec\\)` is deprecated")
-    for name in ("mlflow", "lightning.pytorch", "lightning.fabric", "alembic"):
-        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def _fail(message: str) -> None:

@@ -1,6 +1,7 @@
 """Config files and options: where files are found, short names of options, and errors that say what was meant."""
 
 import inspect
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -107,6 +108,19 @@ def expand(args: Sequence[str]) -> list[str]:
     return _turn_on(_join_save_points(expanded))
 
 
+def shipped_config(name: str) -> Path:
+    """The shipped config file of this name, whatever files the working directory has.
+
+    Raises:
+        ValueError: None is shipped under this name.
+    """
+    path = shipped_configs() / name
+    if not path.is_file():
+        known = ", ".join(sorted(other.stem for other in path.parent.glob("*.yaml")))
+        raise ValueError(f"{path.stem!r} is unknown: use one of {known}.")
+    return path
+
+
 def find_config(name: str) -> Path:
     """A config file: on disk, else the one that the package ships under this name.
 
@@ -120,6 +134,32 @@ def find_config(name: str) -> Path:
             return place
     shipped = ", ".join(sorted(str(p.relative_to(shipped_configs())) for p in shipped_configs().rglob("*.yaml")))
     raise ValueError(f"--config {name} was not found, neither here nor among the shipped ones: {shipped}.")
+
+
+_KEYS = re.compile(r"(?:[Kk]ey \"|[Gg]roup '|[Oo]ption ')([\w.]+)")
+"""Keys that a parser's message names, from the outermost to the innermost."""
+
+
+def origin(message: str, args: Sequence[str]) -> str:
+    """Which config file has the key that a parser's message complains about; empty if it was given as an option.
+
+    Args:
+        message: The parser's, such as `Parser key "data.horizon": …`.
+        args: Options in full, with the config files among them.
+    """
+    keys = ".".join(_KEYS.findall(message)).split(".")
+    files = [file for option, file in pairwise(args) if option in ("-c", "--config")]
+    if any(arg.startswith(f"--{keys[0]}") and arg.endswith(keys[-1]) for arg in args):
+        return ""
+    for file in reversed(files):
+        try:
+            content = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
+        except yaml.YAMLError:
+            continue  # a tag, which the message is about
+        inside = flatten(content) if isinstance(content, Mapping) else {}
+        if any(key.startswith(keys[0]) and keys[-1] in key.split(".") for key in inside):
+            return f"\nThe key is in {file}."
+    return ""
 
 
 def _require_plain(path: Path) -> None:

@@ -49,9 +49,13 @@ class CommandParser(ArgumentParser):
         raise ValueError(" ".join(message.split()) + suggestion(message, known)) from ex
 
 
+_UNKNOWN = re.compile(r"(?:[Oo]ption '|unrecognized arguments: --)([\w.]+)")
+"""An unknown key in a parser's message. Other keys in it are known ones with an impossible value."""
+
+
 def suggestion(message: str, known: Sequence[str]) -> str:
-    """The nearest of the known keys to one that a parser's message complains about, as a question; empty if none is."""
-    for key in re.findall(r"(?:--|[\"'])([\w.]+)", message):
+    """The nearest of the known keys to an unknown one in a parser's message, as a question; empty if none is."""
+    for key in _UNKNOWN.findall(message):
         begun = [name for name in known if name.startswith(key)]
         near = difflib.get_close_matches(key, known, n=1, cutoff=0.7) or begun
         if near and near[0] != key:

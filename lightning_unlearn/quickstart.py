@@ -13,6 +13,7 @@ from lightning_unlearn.audits.figures import before_after
 from lightning_unlearn.audits.places import results_folder
 from lightning_unlearn.audits.policy_suite import Evaluation, evaluate, per_episode, policy_change, reference_states
 from lightning_unlearn.audits.top_view import write_gif
+from lightning_unlearn.configuration import shipped_config
 from lightning_unlearn.options import CommandParser
 from lightning_unlearn.policies.actor_critic import ActorCritic
 from lightning_unlearn.seeds import evaluation_layouts
@@ -76,13 +77,13 @@ def _parser() -> CommandParser:
     parser.add_argument("--episodes", type=int, default=50, help="evaluation layouts, one episode each")
     parser.add_argument("--seed", type=int, default=0, help="seed of the repair")
     parser.add_argument("--out", type=str, default="quickstart", help="folder for the table, the figure and the GIFs")
-    parser.add_argument("--tracking_uri", type=str, default=registry.DEFAULT_TRACKING_URI, help="MLflow store")
+    parser.add_argument("--tracking_uri", type=str | None, default=None, help=registry.TRACKING_URI_HELP)
     return parser
 
 
-def _training_options(updates: int, seed: int, tracking_uri: str) -> list[str]:
-    chain = [part for config in CONFIGS for part in ("-c", config)]
-    options = {"updates": updates, "save_points": "null", "seed": seed, "tracking_uri": tracking_uri}
+def _training_options(updates: int, seed: int, tracking_uri: str | None) -> list[str]:
+    chain = [part for config in CONFIGS for part in ("-c", str(shipped_config(config)))]
+    options = {"updates": updates, "save_points": "null", "seed": seed, "tracking_uri": tracking_uri or "null"}
     return [*chain, "--model.source", SOURCE, *(part for k, v in options.items() for part in (f"--{k}", str(v)))]
 
 

@@ -27,12 +27,14 @@ from lightning_unlearn.policies.published import origin
 from lightning_unlearn.policies.storage import ModelCard, StoredPolicy
 from lightning_unlearn.policies.storage import load_policy as load_policy_files
 from lightning_unlearn.store import DEFAULT_TRACKING_URI as DEFAULT_TRACKING_URI
+from lightning_unlearn.store import TRACKING_URI_HELP as TRACKING_URI_HELP
 from lightning_unlearn.store import artifact_location as artifact_location
 from lightning_unlearn.store import open_store as open_store
 from lightning_unlearn.store import require_recordable as require_recordable
 from lightning_unlearn.store import store_address as store_address
 from lightning_unlearn.store import tracking_uri as tracking_uri
 from lightning_unlearn.store import ui_command as ui_command
+from lightning_unlearn.store import use_existing_store as use_existing_store
 from lightning_unlearn.torch_modes import ordinary_modes
 from lightning_unlearn.versions import SELECTED as SELECTED
 from lightning_unlearn.versions import chosen_in as chosen_in

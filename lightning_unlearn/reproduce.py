@@ -25,13 +25,14 @@ def main(args: Sequence[str]) -> None:
     """The `reproduce` command; ends with code 1 where a bit differs."""
     options = _parser().parse_args(args)
     registry.open_store(options.tracking_uri)
+    store = registry.tracking_uri()
     run = _finished(options.run)
     _require_known(run, options.concept, options.module)
     weights, metrics = _digests(_versions(run.info.run_id)), _metrics(run)
     with tempfile.TemporaryDirectory() as scratch:
         again = training.train(_arguments(run, Path(scratch)))
         found = _digests(again.saved), _metrics(mlflow.MlflowClient().get_run(again.run_id))
-    registry.open_store(options.tracking_uri)
+    registry.open_store(store)
     differing = _compared("weights after update", weights, found[0])
     differing += _compared("metric", metrics, found[1], quiet=True)
     if differing:
@@ -47,7 +48,7 @@ def _parser() -> CommandParser:
     parser.add_argument("--concept", type=str, nargs="*", default=[], help=known)
     module = "module that the run's environment is registered by, as in module:Id-v0: importing it runs its code"
     parser.add_argument("--module", type=str | None, default=None, help=module)
-    parser.add_argument("--tracking_uri", type=str, default=registry.DEFAULT_TRACKING_URI, help="MLflow store")
+    parser.add_argument("--tracking_uri", type=str | None, default=None, help=registry.TRACKING_URI_HELP)
     return parser
 
 

@@ -25,26 +25,44 @@ from lightning_unlearn.addresses import sign_in, without_password
 from lightning_unlearn.relocation import ARTIFACTS, CHECKPOINTS, relocate
 
 DEFAULT_TRACKING_URI = "sqlite:///mlruns/mlflow.db"
+TRACKING_URI_HELP = "MLflow store; default: MLFLOW_TRACKING_URI, else ./mlruns"
 ANSWER_S, RETRY_S = 10.0, 5.0
 """Seconds that a server has to answer, and between two attempts while it does not."""
 _SQLITE, _SERVER = "sqlite:///", ("http://", "https://")
 _STORES = (_SQLITE, *_SERVER, "postgresql", "mysql", "mssql", "databricks")
+_REGISTRY = "MLFLOW_REGISTRY_URI"
 _T = TypeVar("_T")
 
 
-def open_store(tracking_uri: str = DEFAULT_TRACKING_URI) -> None:
-    """Make MLflow use this store from here on; a SQLite store is made at first use.
+def resolve_tracking_uri(given: str | None = None) -> str:
+    """Return the store to use: the given one, the one that MLflow was pointed at, or the one in `./mlruns`.
+
+    MLflow is pointed at a store by `mlflow.set_tracking_uri`, or else by the variable MLFLOW_TRACKING_URI.
+    """
+    if given is not None:
+        return given
+    return tracking_uri() if mlflow.is_tracking_uri_set() else DEFAULT_TRACKING_URI
+
+
+def open_store(given: str | None = None) -> None:
+    """Make MLflow use a store from here on; a SQLite store is made at first use.
 
     Runs of this machine whose process has ended without saying so are marked KILLED.
 
+    Args:
+        given: URI of the store; None: see `resolve_tracking_uri`.
+
     Raises:
-        ValueError: The URI names no store, or the store cannot be written.
+        ValueError: The URI names no store, the store cannot be written, or a variable asks for what is not possible.
     """
+    tracking_uri = resolve_tracking_uri(given)
     if not tracking_uri.startswith(_STORES):
+        source = "" if given is not None else " (from MLFLOW_TRACKING_URI or mlflow.set_tracking_uri)"
         raise ValueError(
-            f"tracking_uri={without_password(tracking_uri)!r} names no store: use sqlite:///FOLDER/mlflow.db, or the "
-            "http:// address of an MLflow server."
+            f"tracking_uri={without_password(tracking_uri)!r}{source} names no store: use sqlite:///FOLDER/mlflow.db, "
+            "or the http:// address of an MLflow server."
         )
+    _require_no_other_place(tracking_uri)
     if tracking_uri.startswith(_SQLITE):
         if "?" in tracking_uri:
             raise ValueError(
@@ -55,12 +73,7 @@ def open_store(tracking_uri: str = DEFAULT_TRACKING_URI) -> None:
         _require_writable(database)
         schema.require_current(database)
         tracking_uri = sqlite_uri(database)  # MLflow keeps a connection per URI, wherever the process moves to
-    if tracking_uri.startswith(_SERVER):
-        tracking_uri = sign_in(tracking_uri)
-    mlflow.set_tracking_uri(tracking_uri)
-    mlflow.set_registry_uri(tracking_uri)
-    if silence := _silence():
-        raise ValueError(f"tracking_uri={store_address()} does not answer ({silence}): {_remedy(silence)}.")
+    _point_mlflow_at(tracking_uri)
     try:
         with writing():
             _make()
@@ -70,6 +83,38 @@ def open_store(tracking_uri: str = DEFAULT_TRACKING_URI) -> None:
     except (MlflowException, SQLAlchemyError) as error:
         told = without_password(str(error))
         raise ValueError(f"tracking_uri={store_address()} cannot be opened: {told}") from error
+
+
+def use_existing_store(given: str | None = None) -> None:
+    """Make MLflow look things up in a store, which is neither made nor changed.
+
+    Args:
+        given: URI of the store; None: wherever MLflow points, its model registry included, or else `./mlruns`.
+
+    Raises:
+        ValueError: There is no such store.
+    """
+    tracking_uri = resolve_tracking_uri(given)
+    if tracking_uri.startswith(_SQLITE):
+        database = Path(make_url(tracking_uri).database or "").resolve()
+        if not database.is_file():
+            raise ValueError(
+                f"tracking_uri={tracking_uri} was not found: name the store by tracking_uri=, by "
+                "mlflow.set_tracking_uri or by the variable MLFLOW_TRACKING_URI."
+            )
+        tracking_uri = sqlite_uri(database)
+    if given is not None or not mlflow.is_tracking_uri_set():
+        _point_mlflow_at(tracking_uri)
+
+
+def _point_mlflow_at(tracking_uri: str) -> None:
+    if tracking_uri.startswith(_SERVER):
+        tracking_uri = sign_in(tracking_uri)
+    mlflow.set_tracking_uri(tracking_uri)
+    mlflow.set_registry_uri(tracking_uri)
+    os.environ.pop(_REGISTRY, None)  # MLflow sets it; a registry follows its store, and what is set is the user's
+    if silence := _silence():
+        raise ValueError(f"tracking_uri={store_address()} does not answer ({silence}): {_remedy(silence)}.")
 
 
 def answers() -> bool:
@@ -268,6 +313,21 @@ def _mark_killed() -> None:
     for run in client.search_runs(experiments, own):
         if processes.is_gone(run.data.tags):
             client.set_terminated(run.info.run_id, "KILLED")
+
+
+def _require_no_other_place(tracking_uri: str) -> None:
+    """Refuse MLflow's variables that ask for another registry or another experiment."""
+    if experiment := os.environ.get("MLFLOW_EXPERIMENT_NAME"):
+        raise ValueError(
+            f"MLFLOW_EXPERIMENT_NAME={experiment} is not possible: every environment has one experiment, named after "
+            "it. Unset the variable."
+        )
+    registry_uri = os.environ.get(_REGISTRY)
+    if registry_uri not in (None, "", mlflow.get_tracking_uri(), tracking_uri):
+        raise ValueError(
+            f"{_REGISTRY}={registry_uri} (or mlflow.set_registry_uri) is not possible: models are registered "
+            "in the store of their runs. Unset it."
+        )
 
 
 def _require_writable(database: Path) -> None:

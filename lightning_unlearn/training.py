@@ -22,18 +22,16 @@ from lightning_unlearn.callbacks.throughput import Throughput
 from lightning_unlearn.callbacks.weight_average import WeightAverage
 from lightning_unlearn.checkpoints import WholeCheckpoints
 from lightning_unlearn.collection.data import RolloutData
-from lightning_unlearn.configuration import ConfigParser, expand, flatten
+from lightning_unlearn.configuration import ConfigParser, expand, flatten, origin
 from lightning_unlearn.envs.concept_option import working_directory_importable
 from lightning_unlearn.methods.gradient import GradientMethod
-
-_OTHER_LIMITS = {
-    "max_time": (None,),
-    "max_steps": (-1,),
-    "fast_dev_run": (False,),
-    "limit_train_batches": (None, 1.0),
-    "overfit_batches": (0.0,),
-}
-"""Options of Lightning's trainer that would end a run before its last update, with the values that do not."""
+from lightning_unlearn.trainer_options import (
+    further_callbacks,
+    further_loggers,
+    further_plugins,
+    require_one_device,
+    require_possible,
+)
 
 
 @dataclass(frozen=True)
@@ -66,7 +64,10 @@ class TrainingCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse what was given to this class; the process's own options are somebody else's."""
         with working_directory_importable():
-            self.config = parser.parse_args(args)
+            try:
+                self.config = parser.parse_args(args)
+            except ValueError as error:
+                raise ValueError(f"{error}{origin(str(error), args)}") from error
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         """A parser that suggests the nearest key."""
@@ -76,7 +77,7 @@ class TrainingCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """The store, save points and what they hold, the multiplier; and one seed for all."""
-        parser.add_argument("--tracking_uri", type=str, default=registry.DEFAULT_TRACKING_URI, help="MLflow store")
+        parser.add_argument("--tracking_uri", type=str | None, default=None, help=registry.TRACKING_URI_HELP)
         parser.add_argument("--save_points", type=list[int] | None, default=None, help="updates that are registered")
         parser.add_argument("--pid", type=PIDLagrangian | None, default=None, help="moves λ; null: λ stays 0")
         average = "save points hold a mean of weights; null: the update's own"
@@ -88,40 +89,41 @@ class TrainingCLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         """Set what is global to the process, once the config is known to be sound."""
+        require_possible(self.config.trainer)
         if self.config.torch_threads < 1:
             raise ValueError(f"torch_threads={self.config.torch_threads} is not possible: use at least 1.")
         torch.set_num_threads(self.config.torch_threads)
         # Lightning asks PyTorch to look for GPUs by opening a library, which every step of an optimizer then does: a
         # sixth of an update.
         os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "0"
+        self.open_store()
+
+    def open_store(self) -> None:
+        """Open the store that the run is recorded in."""
         registry.open_store(self.config.tracking_uri)
 
     def instantiate_trainer(self, **_: Any) -> pl.Trainer:
-        """A trainer with this project's callbacks after the config's own, and its MLflow run."""
+        """A trainer with this project's callbacks after the config's own, and its MLflow run before further loggers."""
+        given, average, pid = self.config_init.trainer, self.config_init.average, self.config_init.pid
+        theirs, loggers = further_callbacks(given.callbacks), further_loggers(given.logger)
+        plugins = [*further_plugins(given.plugins), WholeCheckpoints()]
+        run, recorders = self.recorders()
+        ours = [average, None if pid is None else ConceptCheck(), pid, *recorders, Progress()]
+        callbacks = [*theirs, *(callback for callback in ours if callback is not None)]
+        trainer = super().instantiate_trainer(logger=[*run, *loggers], callbacks=callbacks, plugins=plugins)
+        require_one_device(trainer)
+        return trainer
+
+    def recorders(self) -> tuple[list[MLflowRun], list[pl.Callback]]:
+        """The MLflow run as a logger, and the callbacks that write to it."""
         options = flatten(yaml.safe_load(self._dump()))
         tags = {"method": self.model.method, "seed": str(self.model.seed), "env": self.datamodule.env_id}
         self.resumed = self._resumed(tags, options)
         run = self._run(tags | {resumption.CONFIG_DIGEST: resumption.config_digest(options)})
         self.save_points = SavePoints(run, self.config_init.save_points)
+        self.save_points.require_within(self.config.trainer.max_epochs)
         record = RunRecord(run, self._dump(), options)
-        pid = self.config_init.pid
-        check = None if pid is None else ConceptCheck()
-        average = self.config_init.average
-        ours = [average, check, pid, Throughput(), Durability(run), self.save_points, Progress(), record]
-        theirs = self._own_callbacks()
-        callbacks = [*theirs, *(callback for callback in ours if callback is not None)]
-        plugins = [*(self.config_init.trainer.plugins or []), WholeCheckpoints()]
-        return super().instantiate_trainer(logger=run, callbacks=callbacks, plugins=plugins)
-
-    def _own_callbacks(self) -> list[pl.Callback]:
-        """Those of the config's trainer, one or several."""
-        given = self.config_init.trainer.callbacks or []
-        callbacks = given if isinstance(given, list) else [given]
-        if any(isinstance(callback, WeightAverage) for callback in callbacks):
-            raise ValueError(
-                "trainer.callbacks: WeightAverage is an option of its own, average (--average.share 0.3333)."
-            )
-        return callbacks
+        return [run], [Throughput(), Durability(run), self.save_points, record]
 
     def prepare(self) -> None:
         """Build environments and policy, and refuse what cannot be trained, before a run exists.
@@ -129,11 +131,6 @@ class TrainingCLI(LightningCLI):
         Raises:
             ValueError: Something in the config is impossible.
         """
-        updates = self.trainer.max_epochs
-        if updates is None or updates < 1:
-            raise ValueError(f"trainer.max_epochs={updates} (the number of updates) is not possible: use at least 1.")
-        _require_counted_in_updates(self.config.trainer)
-        self.save_points.require_within(updates)
         if self.config_init.pid is not None and not hasattr(self.model, "cost_weight"):
             raise ValueError(f"pid has no effect on the method {self.model.method}: leave --pid and its options out.")
         if self.config_init.average is not None and not isinstance(self.model, GradientMethod):
@@ -174,15 +171,6 @@ class TrainingCLI(LightningCLI):
         if config.tracking_uri:
             config.tracking_uri = without_password(config.tracking_uri)
         return str(self.parser.dump(config, skip_none=False, skip_validation=True))
-
-
-def _require_counted_in_updates(trainer: Any) -> None:
-    for option, harmless in _OTHER_LIMITS.items():
-        if trainer[option] not in harmless:
-            raise ValueError(
-                f"trainer.{option}={trainer[option]} is not possible: training is as long as trainer.max_epochs (the "
-                "number of updates) says. A run that is ended before that goes on with --resume last."
-            )
 
 
 def _seed(seed_everything: bool | int) -> int:

@@ -126,5 +126,5 @@ def _foreign_loader(model_file: Path) -> list[str]:
 def _parser() -> CommandParser:
     parser = CommandParser(prog="lightning-unlearn verify", description=__doc__)
     parser.add_argument("model", type=str, help="URI (models:, runs:, zoo:) or folder")
-    parser.add_argument("--tracking_uri", type=str, default=registry.DEFAULT_TRACKING_URI, help="MLflow store")
+    parser.add_argument("--tracking_uri", type=str | None, default=None, help=registry.TRACKING_URI_HELP)
     return parser

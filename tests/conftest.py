@@ -2,8 +2,9 @@
 
 import os
 
-os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
-os.environ.setdefault("RL_LOGGING_LEVEL", "WARNING")
+from lightning_unlearn.process_state import VARIABLES
+
+os.environ.update(VARIABLES)
 
 import pytest
 import torch
@@ -39,7 +40,7 @@ def store(tmp_path, template_store, monkeypatch):
     (tmp_path / "mlruns").mkdir()
     (tmp_path / "mlruns" / "mlflow.db").write_bytes(template_store.read_bytes())
     monkeypatch.chdir(tmp_path)
-    registry.open_store()
+    registry.open_store(registry.DEFAULT_TRACKING_URI)
     return registry.DEFAULT_TRACKING_URI
 
 

@@ -1,8 +1,15 @@
 """The Python API, and the README's examples of it, run as they stand there."""
 
+import logging
+import os
+import random
 import re
+import signal
 import subprocess
 import sys
+import warnings
+from contextlib import suppress
+from copy import deepcopy
 from pathlib import Path
 
 import numpy as np
@@ -112,6 +119,168 @@ def test_a_repair_refuses_another_environment_and_bad_options(store, policy):
         lu.repair(policy, TOY, options=["--updates", "3"])
     with pytest.raises(ValueError, match="method='repedit' does not change weights by gradient"):
         lu.repair(policy, TOY, "repedit")
+
+
+def global_state():
+    """All that a library call has to leave alone."""
+    import mlflow
+
+    loggers = ["", "mlflow", "lightning.pytorch", "lightning.fabric", "alembic", "lightning.pytorch.callbacks"]
+    return {
+        "variables": dict(os.environ),
+        "stores": (mlflow.get_tracking_uri(), mlflow.get_registry_uri()),
+        "python": random.getstate(),
+        "numpy": np.random.get_state()[1].tolist(),  # noqa: NPY002
+        "torch": torch.get_rng_state().tolist(),
+        "threads": torch.get_num_threads(),
+        "gradients": torch.is_grad_enabled(),
+        "levels": {name: logging.getLogger(name).level for name in loggers},
+        "filters": list(warnings.filters),
+        "interrupt": signal.getsignal(signal.SIGINT),
+        "path": list(sys.path),
+        "folder": (os.getcwd(), sorted(os.listdir())),
+    }
+
+
+def differing(before):
+    return [name for name, value in global_state().items() if value != before[name]]
+
+
+CALLS = {
+    "repair": lambda policy: lu.repair(policy, TOY, updates=1, options=QUICK),
+    "repair, recorded": lambda policy: lu.repair(
+        policy, TOY, updates=1, options=QUICK, tracking_uri="sqlite:///mlruns/mlflow.db"
+    ),
+    "evaluate": lambda policy: lu.evaluate(policy, TOY, episodes=2, workers=1),
+    "wrap": lambda policy: lu.wrap(policy.action_mean, TOY, std=0.3, warm_up_rollouts=2),
+    "load": lambda policy: lu.load_policy("zoo:unsafe.SafetyPointGoal1-v0"),
+    "load from a store": lambda policy: lu.load_policy("models:/none/1", "sqlite:///mlruns/mlflow.db"),
+    "extrapolate": lambda policy: lu.extrapolate(policy, policy, 1.5),
+    "an error": lambda policy: lu.repair(policy, "Nothing-v0", options=QUICK),
+}
+
+
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+def test_a_call_leaves_the_process_as_it_was(store, policy, monkeypatch, call):
+    import mlflow
+
+    policy = deepcopy(policy)
+    policy.action_mean = torch.nn.Linear(2, 1) if call is CALLS["wrap"] else policy.action_mean
+    monkeypatch.setattr("lightning_unlearn.foreign.module.HORIZON", 64)
+    monkeypatch.delenv("PYTORCH_NVML_BASED_CUDA_CHECK", raising=False)
+    mlflow.set_tracking_uri("sqlite:///mine.db")
+    mlflow.set_registry_uri("sqlite:///mine.db")
+    torch.set_num_threads(2)
+    try:
+        with torch.no_grad():
+            before = global_state()
+            with suppress(ValueError):
+                call(policy)
+            assert differing(before) == []
+    finally:
+        torch.set_num_threads(1)
+        mlflow.set_tracking_uri(store)
+        mlflow.set_registry_uri(store)
+
+
+PROGRAM = """
+import os, sys
+before = dict(os.environ)
+import lightning_unlearn as lu
+folder = sys.argv[1]
+policy = lu.load_policy("zoo:unsafe.SafetyPointGoal1-v0")
+assert dict(os.environ) == before
+import mlflow
+mlflow.set_tracking_uri(f"sqlite:///{folder}/mine.db")
+mlflow.set_experiment("my-paper")
+before = dict(os.environ)
+with mlflow.start_run() as run:
+    options = ["--n_envs", "2", "--horizon", "32", "--batch_size", "64", "--data.workers", "1"]
+    lu.repair(policy, "SafetyPointGoal1-v0", updates=1, options=options)
+    mlflow.log_metric("cost", 1.0)
+assert dict(os.environ) == before
+assert mlflow.get_run(run.info.run_id).info.status == "FINISHED"
+"""
+
+
+def test_a_program_with_a_run_of_its_own_repairs_in_a_folder_that_cannot_be_written(tmp_path, template_store):
+    """In a process of its own, whose imports are the first; no file can be made in /proc, whoever one is."""
+    (tmp_path / "mine.db").write_bytes(template_store.read_bytes())
+    variables = {key: value for key, value in os.environ.items() if not key.startswith(("MLFLOW", "PYTORCH", "PL_"))}
+    program = subprocess.run(
+        [sys.executable, "-c", PROGRAM, str(tmp_path)], cwd="/proc", env=variables, capture_output=True, text=True
+    )
+    assert program.returncode == 0, program.stderr
+    assert "litlogger" not in program.stderr
+    assert "Trainer.fit" not in program.stderr
+
+
+def test_ctrl_c_in_a_repair_is_the_programs_own(store, policy, monkeypatch):
+    from lightning_unlearn.methods.dual_head_ppo import DualHeadPPO
+
+    def interrupt(self, batch):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(DualHeadPPO, "update", interrupt)
+    handler = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        lu.repair(policy, TOY, options=QUICK)
+    assert signal.getsignal(signal.SIGINT) is handler
+
+
+def test_a_repair_is_recorded_where_a_store_is_named(store, policy):
+    import mlflow
+
+    plain = lu.repair(policy, TOY, updates=2, options=QUICK)
+    mlflow.set_tracking_uri("sqlite:///mine.db")
+    recorded = lu.repair(policy, TOY, updates=2, options=QUICK, tracking_uri=store)
+    assert torch.equal(plain.action_mean.weight, recorded.action_mean.weight)
+    stored = lu.load_policy(f"models:/concept.{TOY}/1", store)
+    assert torch.equal(plain.action_mean.weight, stored.action_mean.weight)
+    registry.open_store(store)
+    (run,) = mlflow.search_runs(experiment_names=[TOY], output_format="list")
+    assert (run.info.status, run.data.tags["source"]) == ("FINISHED", "a policy in memory")
+    assert "rollout/cost_rate" in run.data.metrics
+
+
+def test_a_wrapped_network_is_not_recorded(store):
+    network = lu.wrap(torch.nn.Linear(2, 1), TOY, std=0.3, warm_up_rollouts=2)
+    with pytest.raises(ValueError, match="cannot be stored as a policy"):
+        lu.repair(network, TOY, options=QUICK, tracking_uri=store)
+
+
+def test_models_are_looked_up_where_the_programs_mlflow_points(registered, template_store, tmp_path, monkeypatch):
+    import mlflow
+
+    uri, elsewhere = "models:/concept.SafetyPointGoal1-v0/1", tmp_path / "elsewhere.db"
+    elsewhere.write_bytes(template_store.read_bytes())
+    here = lu.load_policy(uri).action_mean.weight
+    mlflow.set_tracking_uri(f"sqlite:///{elsewhere}")
+    mlflow.set_registry_uri(f"sqlite:///{elsewhere}")
+    with pytest.raises(ValueError, match="was not found"):
+        lu.load_policy(uri)
+    assert torch.equal(lu.load_policy(uri, registry.DEFAULT_TRACKING_URI).action_mean.weight, here)
+    with pytest.raises(ValueError, match=r"sqlite:///none\.db was not found: name the store"):
+        lu.load_policy(uri, "sqlite:///none.db")
+    assert not Path("none.db").exists()
+    mlflow.set_tracking_uri(None)
+    mlflow.set_registry_uri(None)
+    monkeypatch.delenv("MLFLOW_REGISTRY_URI", raising=False)
+    assert torch.equal(lu.load_policy(uri).action_mean.weight, here)
+
+
+def test_a_repair_takes_the_shipped_configs(store, policy):
+    expected = lu.repair(policy, TOY, updates=1, options=QUICK).action_mean.weight
+    Path("method").mkdir()
+    Path("env").mkdir()
+    model = "model:\n  class_path: lightning_unlearn.methods.dual_head_ppo.DualHeadPPO\n  init_args: {lr: 1.0}\n"
+    for shadow in ("base.yaml", "env/point_goal1.yaml", "method/concept.yaml"):
+        Path(shadow).write_text(f"pid: null\n{model}")
+    assert torch.equal(lu.repair(policy, TOY, updates=1, options=QUICK).action_mean.weight, expected)
+    own = lu.repair(policy, TOY, updates=1, options=[*QUICK, "-c", "method/concept.yaml"]).action_mean.weight
+    assert not torch.equal(own, expected)
+    with pytest.raises(ValueError, match="'mine' is unknown: use one of concept, "):
+        lu.repair(policy, TOY, "mine")
 
 
 @pytest.fixture

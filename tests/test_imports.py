@@ -10,11 +10,12 @@ ROOMS = {
     "keys": set(),
     "seeds": set(),
     "options": set(),
+    "torch_modes": set(),
+    "process_state": {"torch_modes"},
     "untrusted": set(),
     "children": set(),
-    "torch_modes": set(),
     "envs": {"keys", "seeds", "children"},
-    "policies": {"keys", "untrusted", "torch_modes"},
+    "policies": {"keys", "untrusted"},
     "objectives": {"keys"},
     "collection": {"envs", "policies", "keys", "seeds", "untrusted", "children"},
     "processes": set(),
@@ -44,9 +45,22 @@ ROOMS = {
         "configuration",
         "checkpoints",
         "resumption",
+        "trainer_options",
     },
-    "api": {"training", "audits", "callbacks", "envs", "foreign", "methods", "registry", "policies", "seeds"}
-    | {"torch_modes"},
+    "trainer_options": {"callbacks"},
+    "api": {
+        "training",
+        "audits",
+        "callbacks",
+        "configuration",
+        "envs",
+        "process_state",
+        "foreign",
+        "methods",
+        "registry",
+        "policies",
+        "seeds",
+    },
     "foreign": {
         "methods",
         "objectives",
@@ -63,9 +77,10 @@ ROOMS = {
     "housekeeping": {"audits", "registry", "versions", "runs", "store", "model_files", "resumption", "processes"}
     | {"policies", "options", "untrusted"},
     "reproduce": {"training", "audits", "envs", "registry", "resumption", "policies", "options"},
-    "quickstart": {"training", "audits", "registry", "runs", "policies", "seeds", "options"},
+    "quickstart": {"training", "configuration", "audits", "registry", "runs", "policies", "seeds", "options"},
     "study": {
         "training",
+        "trainer_options",
         "configuration",
         "methods",
         "callbacks",
@@ -76,9 +91,9 @@ ROOMS = {
         "policies",
     }
     | {"addresses", "checkpoints", "cli", "options", "processes", "store", "untrusted", "envs", "children"},
-    "bench": {"training", "audits", "methods", "collection", "envs", "policies", "objectives", "options"}
-    | {"keys", "seeds"},
-    "cli": {"addresses", "quickstart", "training"},
+    "bench": {"training", "configuration", "audits", "methods", "collection", "envs", "policies", "objectives"}
+    | {"keys", "seeds", "options"},
+    "cli": {"addresses", "process_state", "quickstart", "training"},
     "__main__": {"cli"},
 }
 NO_TRAINER_OR_STORE = ("envs", "policies", "objectives", "keys", "seeds", "torch_modes")

@@ -7,7 +7,7 @@ import mlflow
 import pandas as pd
 import pytest
 
-from lightning_unlearn import cli
+from lightning_unlearn import cli, quickstart, training
 
 
 @pytest.fixture
@@ -35,6 +35,13 @@ def test_it_repairs_compares_draws_and_records(printed, tmp_path):
     assert "eval/quickstart/before_after.png" in stored
     assert f"sqlite:///{tmp_path}/mlruns/mlflow.db" in printed
     assert "no interval over seeds" in printed
+
+
+def test_files_of_the_working_directory_are_not_taken_for_shipped_ones(store, tmp_path):
+    (tmp_path / "base.yaml").write_text("lr: 0.001\nhidden: 64\n")
+    chain = training.TrainingCLI(quickstart._training_options(1, 0, None))
+    assert chain.config.pid is not None
+    assert chain.config.tracking_uri is None
 
 
 @pytest.mark.parametrize(

@@ -199,7 +199,7 @@ BAD = {
     ),
     "an average among the trainer's callbacks": (
         ["--trainer.callbacks", WeightAverage.__module__ + ".WeightAverage", "--trainer.callbacks.share", "0.5"],
-        "trainer.callbacks: WeightAverage is an option of its own, average",
+        "trainer.callbacks: WeightAverage is not possible.* an option of its own, average",
     ),
     "an infinite step": (["--lr", ".inf"], "model.lr=inf"),
     "a negative target": (["--target_cost", "-1"], "pid.target_cost=-1"),
@@ -207,6 +207,34 @@ BAD = {
     "no updates": (["--updates", "0"], "max_epochs=0"),
     "a limit of Lightning's own": (["--trainer.max_time", "00:01:00:00"], "trainer.max_time=00:01:00:00 .*max_epochs"),
     "a limit in minibatches": (["--trainer.max_steps", "3"], "trainer.max_steps=3 .*max_epochs"),
+    "no MLflow": (["--trainer.logger", "false"], "trainer.logger=False is not possible: every run is recorded"),
+    "a second MLflow run": (["--trainer.logger", "MLFlowLogger"], "trainer.logger: MLFlowLogger is not possible"),
+    "checkpoints of another kind": (
+        ["--trainer.plugins", "lightning.pytorch.plugins.io.AsyncCheckpointIO"],
+        "trainer.plugins: AsyncCheckpointIO is not possible",
+    ),
+    "averaged weights that no save point holds": (
+        ["--trainer.callbacks", "EMAWeightAveraging"],
+        "trainer.callbacks: EMAWeightAveraging is not possible",
+    ),
+    **{
+        option: ([f"--trainer.{option}", value], f"trainer.{option}={value} is not possible: .*{reason}")
+        for option, value, reason in (
+            ("precision", "64-true", "float32"),
+            ("devices", "2", "one device"),
+            ("strategy", "ddp", "one device"),
+            ("num_nodes", "2", "one device"),
+            ("accumulate_grad_batches", "2", "optimizer steps"),
+            ("gradient_clip_val", "0.5", "max_grad_norm"),
+            ("val_check_interval", "0.5", "no validation"),
+            ("inference_mode", "False", "no validation"),
+            ("use_distributed_sampler", "False", "no effect"),
+            ("reload_dataloaders_every_n_epochs", "1", "no effect"),
+            ("barebones", "True", "recorded"),
+            ("log_every_n_steps", "0", "recorded"),
+        )
+    },
+    "a device that a CPU has not": (["--trainer.devices", "[0]"], r"trainer.devices=\[0\] is not possible"),
     "a method that names no model": (
         ["--model.method", "concept-v2"],
         "model.method=concept-v2 .*'concept-v2' is no name",
@@ -245,11 +273,110 @@ def assert_says(capsys, message):
     assert re.search(message, capsys.readouterr().err, re.DOTALL)
 
 
-def test_a_misspelt_key_in_a_file_is_refused(store, tmp_path, capsys):
-    (tmp_path / "bad.yaml").write_text("data:\n  horizn: 3\n")
-    with pytest.raises(SystemExit):
-        cli.main(["fit", *options("oracle"), "-c", str(tmp_path / "bad.yaml")])
-    assert_says(capsys, "Did you mean (data.)?horizon")
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("data:\n  horizn: 3\n", "Did you mean (data.)?horizon.*The key is in .*bad.yaml"),
+        ("lr: 0.001\nhidden: 64\n", "Option 'lr' is not accepted.*The key is in .*bad.yaml"),
+        ("model:\n  init_args:\n    lr: fast\n", "Got value: fast.*The key is in .*bad.yaml"),
+    ],
+)
+def test_a_wrong_key_in_a_file_is_refused_by_the_names_of_both(tmp_path, refused, content, message):
+    (tmp_path / "bad.yaml").write_text(content)
+    assert re.search(message, refused("fit", *options("oracle"), "-c", str(tmp_path / "bad.yaml")), re.DOTALL)
+
+
+@pytest.mark.parametrize("given", [["--data.horizon", "64.0"], ["--lr", "fast"], ["--save_points", "x"]])
+def test_a_value_of_the_wrong_type_is_no_misspelt_key(refused, given):
+    message = refused("fit", *options("oracle"), *given)
+    assert given[1] in message
+    assert "Did you mean" not in message
+    assert "The key is in" not in message
+
+
+WORKING = """
+trainer:
+  enable_checkpointing: true
+  profiler: simple
+  plugins: {class_path: lightning.pytorch.plugins.environments.LightningEnvironment}
+  logger: {class_path: CSVLogger, init_args: {save_dir: csv}}
+  callbacks:
+    - class_path: ModelCheckpoint
+      init_args: {dirpath: ckpts, filename: best, save_last: true, save_top_k: 1, monitor: rollout/cost_rate}
+"""
+
+
+@pytest.mark.filterwarnings("ignore:Checkpoint directory")
+def test_loggers_plugins_profilers_and_checkpoints_of_lightning_work_beside_ours(store, tmp_path, capsys, monkeypatch):
+    """A resumed run, too: what Lightning's own callback keeps is in our checkpoints."""
+    (tmp_path / "more.yaml").write_text(WORKING)
+    plain = training.train(options("oracle"))
+    with monkeypatch.context() as failing:
+        failing.setattr("lightning_unlearn.callbacks.save_points.SavePoints._register", fail_at_the_second)
+        with pytest.raises(RuntimeError):
+            training.train(options("oracle", "-c", str(tmp_path / "more.yaml")))
+    run = training.train(options("oracle", "-c", str(tmp_path / "more.yaml"), "--resume", "last"))
+    assert sorted(path.name for path in Path("ckpts").iterdir()) == ["best.ckpt", "last.ckpt"]
+    assert torch.load("ckpts/last.ckpt", weights_only=True)["epoch"] == 3
+    rows = Path("csv/lightning_logs/version_1/metrics.csv").read_text().splitlines()
+    assert "rollout/cost_rate" in rows[0]
+    assert len(history(run.run_id, "rollout/cost_rate")) == 4
+    weights = [registry.load_policy(done.saved[4]).policy.action_mean.weight for done in (plain, run)]
+    assert torch.equal(*weights)
+
+
+def fail_at_the_second(self, trainer, pl_module):
+    if trainer.current_epoch == 1:
+        raise RuntimeError("broken")
+
+
+def test_the_store_is_the_options_then_the_programs_then_the_variables(tmp_path, template_store, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    uris = {}
+    for name in ("option", "program", "variable"):
+        (tmp_path / f"{name}.db").write_bytes(template_store.read_bytes())
+        uris[name] = f"sqlite:///{tmp_path}/{name}.db"
+    mlflow.set_tracking_uri(None)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uris["variable"])
+    assert used_by_a_command() == uris["variable"]
+    mlflow.set_tracking_uri(uris["program"])
+    assert used_by_a_command() == uris["program"]
+    assert used_by_a_command("--tracking_uri", uris["option"]) == uris["option"]
+    assert not Path("mlruns").exists()
+    mlflow.set_tracking_uri(None)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    Path("mlruns").mkdir()
+    Path("mlruns/mlflow.db").write_bytes(template_store.read_bytes())
+    assert used_by_a_command() == f"sqlite:///{tmp_path}/mlruns/mlflow.db"
+
+
+def used_by_a_command(*given):
+    cli.main(["gc", *given])
+    return registry.tracking_uri()
+
+
+def test_a_config_of_ones_own_names_the_store_whatever_the_variable_says(store, tmp_path, template_store, monkeypatch):
+    (tmp_path / "own.db").write_bytes(template_store.read_bytes())
+    (tmp_path / "own.yaml").write_text(f"tracking_uri: sqlite:///{tmp_path}/own.db\n")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///variable.db")
+    training.train(options("unsafe", "-c", "own.yaml"))
+    assert registry.tracking_uri() == f"sqlite:///{tmp_path}/own.db"
+    assert not Path("variable.db").exists()
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "message"),
+    [
+        ("MLFLOW_EXPERIMENT_NAME", "mine", "MLFLOW_EXPERIMENT_NAME=mine is not possible: every environment has one"),
+        ("MLFLOW_REGISTRY_URI", "sqlite:///r.db", "MLFLOW_REGISTRY_URI=sqlite:///r.db .*is not possible"),
+        ("MLFLOW_TRACKING_URI", "file:///mlruns", r"file:///mlruns' \(from MLFLOW_TRACKING_URI .* names no store"),
+    ],
+)
+def test_a_variable_that_asks_for_another_place_is_refused(store, monkeypatch, refused, variable, value, message):
+    mlflow.set_tracking_uri(None)
+    monkeypatch.setenv(variable, value)
+    assert re.search(message, refused("fit", *options("oracle")))
+    assert re.search(message, refused("evaluate", "--env", "ToyLine-v0", "--models", "zoo:unsafe.SafetyPointGoal1-v0"))
 
 
 def test_a_run_that_a_callback_ends_registers_its_last_update(store):

@@ -91,5 +91,5 @@ def _parser() -> CommandParser:
     parser.add_argument("--metrics_out", type=str, default=metrics, help="the metrics' file (.json)")
     parser.add_argument("--batch_size", type=int, default=4096, help="states a forward pass")
     add_split_options(parser)
-    parser.add_argument("--tracking_uri", type=str, default=registry.DEFAULT_TRACKING_URI, help="MLflow store")
+    parser.add_argument("--tracking_uri", type=str | None, default=None, help=registry.TRACKING_URI_HELP)
     return parser

@@ -320,5 +320,5 @@ def _parser() -> CommandParser:
     add("--workers", type=int, default=2, help="processes that step the environments; results do not depend on it")
     add("--out", type=str | None, default=None, help="folder of the files; default: artifacts/eval/<kind>/<eval_id>")
     add("--eval_id", type=str | None, default=None, help="name of the evaluation; an interrupted one is continued")
-    add("--tracking_uri", type=str, default=registry.DEFAULT_TRACKING_URI, help="MLflow store")
+    add("--tracking_uri", type=str | None, default=None, help=registry.TRACKING_URI_HELP)
     return parser

@@ -126,5 +126,5 @@ def _parser() -> CommandParser:
     parser.add_argument("--out", type=str, default=ARTIFACTS, help="folder of the tree")
     parser.add_argument("--env", type=str, default="SafetyPointGoal1-v0", help="the task")
     parser.add_argument("--seed", type=int, default=0, help="training seed of the models")
-    parser.add_argument("--tracking_uri", type=str, default=registry.DEFAULT_TRACKING_URI, help="MLflow store")
+    parser.add_argument("--tracking_uri", type=str | None, default=None, help=registry.TRACKING_URI_HELP)
     return parser

@@ -31,5 +31,5 @@ def _parser(command: str) -> CommandParser:
     parser.add_argument("--probe_path", type=str, required=True, help="a fitted probe (.npz)")
     parser.add_argument("--out", type=str, required=True, help="the direction's file (.pt)")
     parser.add_argument("--include_tau", action="store_true", help="store the probe's threshold too")
-    parser.add_argument("--tracking_uri", type=str, default=registry.DEFAULT_TRACKING_URI, help="MLflow store")
+    parser.add_argument("--tracking_uri", type=str | None, default=None, help=registry.TRACKING_URI_HELP)
     return parser

@@ -182,5 +182,5 @@ def _parser() -> CommandParser:
     parser.add_argument("--raw_features", action="store_true", help="the trunks' latents, without any editor")
     parser.add_argument("--batch_size", type=int, default=4096, help="states a forward pass")
     parser.add_argument("--out", type=str, default="artifacts", help="folder of the artifacts tree")
-    parser.add_argument("--tracking_uri", type=str, default=registry.DEFAULT_TRACKING_URI, help="MLflow store")
+    parser.add_argument("--tracking_uri", type=str | None, default=None, help=registry.TRACKING_URI_HELP)
     return parser

@@ -79,5 +79,5 @@ def _collect_parser() -> CommandParser:
     )
     add_concept_option(parser, ", or recorded, what the models record")
     parser.add_argument("--seed", type=int, default=42, help="seed of the environments")
-    parser.add_argument("--tracking_uri", type=str, default=registry.DEFAULT_TRACKING_URI, help="MLflow store")
+    parser.add_argument("--tracking_uri", type=str | None, default=None, help=registry.TRACKING_URI_HELP)
     return parser

@@ -209,5 +209,5 @@ def _with_subject(parser: CommandParser) -> CommandParser:
     parser.add_argument("--model_path", type=str, required=True, help="the model whose latents are read")
     parser.add_argument("--metrics_out", type=str, required=True, help="the metrics' file (.json)")
     parser.add_argument("--batch_size", type=int, default=4096, help="states a forward pass")
-    parser.add_argument("--tracking_uri", type=str, default=registry.DEFAULT_TRACKING_URI, help="MLflow store")
+    parser.add_argument("--tracking_uri", type=str | None, default=None, help=registry.TRACKING_URI_HELP)
     return parser

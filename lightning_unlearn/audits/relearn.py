@@ -337,5 +337,5 @@ def _parser() -> CommandParser:
     add_concept_option(parser, ", or recorded, what the models record")
     add("--out", type=str | None, default=None, help="folder of the files; default: artifacts/eval/<kind>/<eval_id>")
     add("--eval_id", type=str | None, default=None, help="name of the test")
-    add("--tracking_uri", type=str, default=registry.DEFAULT_TRACKING_URI, help="MLflow store")
+    add("--tracking_uri", type=str | None, default=None, help=registry.TRACKING_URI_HELP)
     return parser

@@ -185,5 +185,5 @@ def _parser() -> CommandParser:
     add("--max_steps", type=int, default=2000, help="episodes are cut here at the latest")
     add("--workers", type=int, default=2, help="processes that step the environments; results do not depend on it")
     add("--out", type=str | None, default=None, help=f"folder of the files; default: artifacts/eval/{KIND}/<time>")
-    add("--tracking_uri", type=str, default=registry.DEFAULT_TRACKING_URI, help="MLflow store")
+    add("--tracking_uri", type=str | None, default=None, help=registry.TRACKING_URI_HELP)
     return parser

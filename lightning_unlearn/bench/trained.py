@@ -13,6 +13,7 @@ from tensordict import TensorDict
 
 from lightning_unlearn import keys, training
 from lightning_unlearn.bench.plan import Measurement, Plan, cores
+from lightning_unlearn.configuration import shipped_config
 from lightning_unlearn.methods.dual_head_ppo import DualHeadPPO
 from lightning_unlearn.objectives.dual_ppo import dual_ppo_loss
 
@@ -90,7 +91,7 @@ def _options(plan: Plan, folder: Path) -> list[str]:
         "updates": str(plan.updates),
         "data.workers": str(min(cores(), 8)),
     }
-    files = [part for name in CONFIGS for part in ("-c", name)]
+    files = [part for name in CONFIGS for part in ("-c", str(shipped_config(name)))]
     return files + [part for key, value in given.items() for part in (f"--{key}", value)]
 
 

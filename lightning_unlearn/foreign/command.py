@@ -161,5 +161,5 @@ def _parser(library: str) -> CommandParser:
     add("--num_envs", type=int, default=8, help="environments side by side in a rollout")
     add("--horizon", type=int, default=1024, help="steps of each in a rollout")
     add("--workers", type=int, default=2, help="processes that step the environments; results do not depend on it")
-    add("--tracking_uri", type=str, default=registry.DEFAULT_TRACKING_URI, help="MLflow store")
+    add("--tracking_uri", type=str | None, default=None, help=registry.TRACKING_URI_HELP)
     return parser

@@ -19,7 +19,6 @@ from lightning_unlearn.foreign.agent import raw_states
 from lightning_unlearn.foreign.warm_up import warm_up
 from lightning_unlearn.policies.actor_critic import ActorCritic, PolicyConfig
 from lightning_unlearn.seeds import SeedStreams, torch_generator
-from lightning_unlearn.torch_modes import ordinary_modes
 
 NUM_ENVS, HORIZON = 8, 1024
 """Of the rollouts that critics are fitted to."""
@@ -31,7 +30,6 @@ _DELTAS = (Delta, plain.Delta)
 _GAUSSIANS = (distributions.Normal, distributions.Independent, IndependentNormal, TanhNormal, TanhDelta, *_DELTAS)
 
 
-@ordinary_modes()
 def wrap(
     actor: nn.Module,
     env: str,

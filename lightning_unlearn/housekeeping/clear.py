@@ -94,5 +94,5 @@ def _parser() -> CommandParser:
     parser.add_argument(
         "--foreign", action="store_true", help="also files of runs and models that the store does not know"
     )
-    parser.add_argument("--tracking_uri", type=str, default=registry.DEFAULT_TRACKING_URI, help="MLflow store")
+    parser.add_argument("--tracking_uri", type=str | None, default=None, help=registry.TRACKING_URI_HELP)
     return parser

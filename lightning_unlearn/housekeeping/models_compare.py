@@ -112,5 +112,5 @@ def _parser() -> CommandParser:
     parser = CommandParser(prog="lightning-unlearn models compare", description=__doc__)
     parser.add_argument("a", type=str, help="URI or file of a model")
     parser.add_argument("b", type=str, help="of another")
-    parser.add_argument("--tracking_uri", type=str, default=registry.DEFAULT_TRACKING_URI, help="MLflow store")
+    parser.add_argument("--tracking_uri", type=str | None, default=None, help=registry.TRACKING_URI_HELP)
     return parser

@@ -111,5 +111,5 @@ def _parser() -> CommandParser:
     )
     parser.add_argument("--yes", action="store_true", help="delete; without this it is only shown")
     parser.add_argument("--force", action="store_true", help="also what other runs started from")
-    parser.add_argument("--tracking_uri", type=str, default=registry.DEFAULT_TRACKING_URI, help="MLflow store")
+    parser.add_argument("--tracking_uri", type=str | None, default=None, help=registry.TRACKING_URI_HELP)
     return parser

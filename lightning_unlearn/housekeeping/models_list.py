@@ -73,5 +73,5 @@ def _parser() -> CommandParser:
     parser.add_argument("--env", type=str | None, default=None, help="only models of this task")
     parser.add_argument("--method", type=str | None, default=None, help="only models of this method")
     parser.add_argument("--seed", type=int | None, default=None, help="only models of this training seed")
-    parser.add_argument("--tracking_uri", type=str, default=registry.DEFAULT_TRACKING_URI, help="MLflow store")
+    parser.add_argument("--tracking_uri", type=str | None, default=None, help=registry.TRACKING_URI_HELP)
     return parser

@@ -71,5 +71,5 @@ def _none(env: str | None) -> str:
 def _parser() -> CommandParser:
     parser = CommandParser(prog="lightning-unlearn runs list", description=__doc__)
     parser.add_argument("--env", type=str | None, default=None, help="only runs of this task")
-    parser.add_argument("--tracking_uri", type=str, default=registry.DEFAULT_TRACKING_URI, help="MLflow store")
+    parser.add_argument("--tracking_uri", type=str | None, default=None, help=registry.TRACKING_URI_HELP)
     return parser

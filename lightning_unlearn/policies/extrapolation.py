@@ -6,10 +6,8 @@ from copy import deepcopy
 import torch
 
 from lightning_unlearn.policies.actor_critic import ActorCritic
-from lightning_unlearn.torch_modes import ordinary_modes
 
 
-@ordinary_modes()
 def extrapolate(start: ActorCritic, end: ActorCritic, alpha: float) -> ActorCritic:
     """A weaker or a stronger repair, without training: a policy with the weights θ₀ + α·(θ − θ₀).
 

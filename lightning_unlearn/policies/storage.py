@@ -42,8 +42,7 @@ def save_policy(folder: Path, policy: ActorCritic, card: ModelCard) -> None:
     Raises:
         ValueError: A weight or a bound is not finite, or the policy is wrapped around a network; nothing is written.
     """
-    if not isinstance(policy.action_mean, nn.Linear):
-        raise ValueError("a wrapped network cannot be stored as a policy: keep the state_dict of its trunk instead.")
+    require_storable(policy)
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in policy.state_dict().items()}
     _require_finite(weights, folder)
     content = save(weights)
@@ -52,6 +51,16 @@ def save_policy(folder: Path, policy: ActorCritic, card: ModelCard) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / WEIGHTS_FILE).write_bytes(content)
     (folder / DESCRIPTION_FILE).write_text(f"{text}\n", encoding="utf-8")
+
+
+def require_storable(policy: ActorCritic) -> None:
+    """Refuse a policy that cannot be stored.
+
+    Raises:
+        ValueError: It is wrapped around a network.
+    """
+    if not isinstance(policy.action_mean, nn.Linear):
+        raise ValueError("a wrapped network cannot be stored as a policy: keep the state_dict of its trunk instead.")
 
 
 def load_policy(path: Path) -> StoredPolicy:

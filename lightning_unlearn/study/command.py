@@ -97,7 +97,7 @@ def _executor(options: Any, out: str) -> Executor:
         return LocalExecutor(out)
     from lightning_unlearn.study.ray_executor import RayExecutor  # an extra
 
-    return RayExecutor(out, options.tracking_uri, options.ray_address, options.retries)
+    return RayExecutor(out, registry.tracking_uri(), options.ray_address, options.retries)
 
 
 def _seconds(
@@ -175,5 +175,5 @@ def _parser() -> CommandParser:
     )
     add("--out", type=str | None, default=None, help="folder of the files; default: studies/<name>")
     add("--dry-run", action="store_true", help="show the plan, and run nothing")
-    add("--tracking_uri", type=str, default=registry.DEFAULT_TRACKING_URI, help="MLflow store")
+    add("--tracking_uri", type=str | None, default=None, help=registry.TRACKING_URI_HELP)
     return parser

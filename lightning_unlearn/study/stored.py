@@ -44,5 +44,5 @@ def parser() -> CommandParser:
     add("--seed", type=int, default=0, help="seed that they were trained with")
     add("--updates", type=int, nargs="+", required=True, help="updates that they were trained for, one a model")
     add("--model_path", type=str, nargs="+", required=True, help="URIs or files of the models")
-    add("--tracking_uri", type=str, default=registry.DEFAULT_TRACKING_URI, help="MLflow store")
+    add("--tracking_uri", type=str | None, default=None, help=registry.TRACKING_URI_HELP)
     return options

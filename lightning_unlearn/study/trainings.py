@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lightning_unlearn.configuration import find_config, shipped_configs
+from lightning_unlearn.configuration import find_config, shipped_config
 from lightning_unlearn.methods.repedit import RepEdit
 from lightning_unlearn.study.schema import AUDITS, RANDOM, Method, Study, require_distinct
 from lightning_unlearn.study.steps import Work
+from lightning_unlearn.trainer_options import require_possible
 from lightning_unlearn.training import TrainingCLI
 from lightning_unlearn.untrusted import sha256
 
@@ -98,7 +99,8 @@ class _ConfigOnly(TrainingCLI):
     """Parses and checks the options, and builds nothing."""
 
     def before_instantiate_classes(self) -> None:
-        """Nothing is built."""
+        """Check what can be checked without building anything."""
+        require_possible(self.config.trainer)
 
     def instantiate_classes(self) -> None:
         """Nothing is built."""
@@ -162,19 +164,23 @@ def _training(study: Study, env: str, method: Method) -> Training:
 
 
 def _chain(study: Study, env: str, method: Method) -> list[str]:
-    names = ["base.yaml", _config("env", env, "envs"), _config("method", method.config, "methods"), *study.overlays]
+    names = [
+        str(shipped_config("base.yaml")),
+        _config("env", env, "envs"),
+        _config("method", method.config, "methods"),
+        *study.overlays,
+    ]
     return [part for name in names for part in ("-c", name)]
 
 
 def _config(folder: str, name: str, where: str) -> str:
-    """A config file: `concept` is `method/concept.yaml`."""
+    """A config file: `concept` is the shipped `method/concept.yaml`."""
     if name.endswith((".yaml", ".yml")):
         return str(find_config(name))
     try:
-        return str(find_config(f"{folder}/{name}.yaml"))
-    except ValueError:
-        known = ", ".join(sorted(path.stem for path in (shipped_configs() / folder).glob("*.yaml")))
-        raise ValueError(f"{where}: {name!r} is unknown: use one of {known}, or name a config file.") from None
+        return str(shipped_config(f"{folder}/{name}.yaml"))
+    except ValueError as error:
+        raise ValueError(f"{where}: {error} Or name a config file.") from error
 
 
 def _options(method: Method) -> Iterator[str]:

@@ -64,6 +64,15 @@ def test_learning_from_a_replay_is_planned_to_take_longer():
     assert off_policy.work.trained == 3 * concept.work.trained == 3 * 150 * 8 * 1024
 
 
+def test_names_of_a_study_are_those_of_shipped_configs(tmp_path, monkeypatch):
+    shipped = resolve(study())
+    monkeypatch.chdir(tmp_path)
+    for shadow in ("base.yaml", "env/point_goal1.yaml", "method/concept.yaml"):
+        (tmp_path / shadow).parent.mkdir(exist_ok=True)
+        (tmp_path / shadow).write_text("trainer: {max_epochs: 7}\n")
+    assert resolve(study()) == shipped
+
+
 @pytest.mark.parametrize("name", ["full", "headline", "other_tasks", "smoke"])
 def test_every_study_file_can_be_planned(name):
     a_study = study(**yaml.safe_load(find_config(f"study/{name}.yaml").read_text()))

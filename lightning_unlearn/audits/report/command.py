@@ -130,5 +130,5 @@ def _parser() -> CommandParser:
     add("--map_episodes", type=int, default=20, help="layouts behind each heat map; 0: no heat maps")
     add("--workers", type=int, default=2, help="processes that step the environments; results do not depend on it")
     add("--out", type=str | None, default=None, help="folder of the files; default: artifacts/report/<env>")
-    add("--tracking_uri", type=str, default=registry.DEFAULT_TRACKING_URI, help="MLflow store")
+    add("--tracking_uri", type=str | None, default=None, help=registry.TRACKING_URI_HELP)
     return parser
