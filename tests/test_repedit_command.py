@@ -44,8 +44,9 @@ def test_the_published_variants_of_tau(artifact, options, origin, capsys):
     assert mlflow.pyfunc.load_model(run.saved[1]).predict(torch.zeros(2, 2).numpy()).shape == (2, 1)
 
 
-def test_the_registered_model_is_the_experts_weights_and_an_editor(store):
+def test_the_registered_model_is_the_experts_weights_and_an_editor(store, capsys):
     run = training.train([*CHAIN, *SMALL])
+    assert capsys.readouterr().out.count("Mean score of states, before → after the edit: near ") == 1
     stored = registry.load_policy(run.saved[1]).policy.without_editor().state_dict()
     for name, weight in registry.load_policy("zoo:unsafe.ToyLine-v0").policy.state_dict().items():
         assert torch.equal(stored[name], weight)

@@ -186,7 +186,13 @@ class EditorFit:
                 f"{int(near.sum())} are near and {int(far.sum())} far: raise model.buffer_steps, change "
                 f"model.near_window={self.options.near_window}, or use model.mode=static."
             )
-        return solve_strength(scores[near], scores[far], self.options.beta, self._random)
+        try:
+            return solve_strength(scores[near], scores[far], self.options.beta, self._random)
+        except ValueError as error:
+            raise ValueError(
+                f"model.mode=trained: {error} Raise model.buffer_steps={self.options.buffer_steps}, or name another "
+                f"model.direction than {self.options.direction}."
+            ) from error
 
     def _require_both_classes(self) -> None:
         try:

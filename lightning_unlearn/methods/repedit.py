@@ -4,6 +4,7 @@ import warnings
 
 import torch
 from tensordict import TensorDict
+from tqdm.auto import tqdm
 
 from lightning_unlearn import keys
 from lightning_unlearn.envs.batched import BatchedEnv
@@ -136,18 +137,16 @@ class RepEdit(RolloutMethod):
             {"step": float(self.env_steps), **rollout_metrics(batch), **metrics},
             batch_size=batch.numel(),
         )
-        self._warn_once(effect)
+        if not self._told:
+            self._told = True
+            tqdm.write(effect_message(metrics))
+            if message := idle_message(self.policy, effect, self.options.mode):
+                warnings.warn(message, stacklevel=2)
 
     def _strength(self) -> dict[str, torch.Tensor]:
         editor = self.policy.editor
         names = ("alpha", "tau", "beta") if isinstance(editor, GatedEditor) else ()
         return {f"repedit/{name}": getattr(editor, name) for name in names}
-
-    def _warn_once(self, effect: dict[str, torch.Tensor]) -> None:
-        message = "" if self._told else idle_message(self.policy, effect, self.options.mode)
-        if message:
-            warnings.warn(message, stacklevel=2)
-            self._told = True
 
 
 @torch.no_grad()
@@ -192,6 +191,18 @@ def effect_metrics(effect: dict[str, torch.Tensor], groups: dict[str, torch.Tens
         for name, values in effect.items():
             metrics |= {f"repedit/{key}_{group}": value for key, value in _statistics(name, values[member]).items()}
     return metrics
+
+
+def effect_message(metrics: dict[str, torch.Tensor]) -> str:
+    """The mean scores near the concept and far from it, before the edit and after it, from `effect_metrics`."""
+    parts = []
+    for group in ("near", "far"):
+        if f"repedit/score_before_mean_{group}" in metrics:
+            before, after = (float(metrics[f"repedit/score_{when}_mean_{group}"]) for when in ("before", "after"))
+            gate = metrics.get(f"repedit/gate_open_{group}")
+            opened = "" if gate is None else f" (gate open in {float(gate):.0%})"
+            parts.append(f"{group} {before:.3g} → {after:.3g}{opened}")
+    return f"Mean score of states, before → after the edit: {', '.join(parts)}."
 
 
 def idle_message(policy: ActorCritic, effect: dict[str, torch.Tensor], mode: Mode) -> str:

@@ -23,6 +23,13 @@ class Strength(NamedTuple):
     tau: float
 
 
+class FarScores(NamedTuple):
+    """Where the scores of far states lie."""
+
+    median: float
+    std: float
+
+
 def gate(score: torch.Tensor, tau: float | torch.Tensor, beta: float) -> torch.Tensor:
     """The gate g = sigmoid(β(s − τ)). Shape: (N,) → (N,)."""
     return (beta * (score - tau)).sigmoid()
@@ -87,15 +94,24 @@ def closed_form_alpha(near: torch.Tensor, far: torch.Tensor, tau: float, beta: f
 
 
 def refine_loss(
-    near: torch.Tensor, far: torch.Tensor, alpha: torch.Tensor, tau: torch.Tensor, beta: float
+    near: torch.Tensor,
+    far: torch.Tensor,
+    alpha: torch.Tensor,
+    tau: torch.Tensor,
+    beta: float,
+    typical: FarScores,
 ) -> torch.Tensor:
-    """1·mean post-edit near score + 1·mean far gate + ½·(mean far suppression − mean near suppression).
+    """((mean post-edit near score − median)/std)² + 1·mean far gate + ½·mean far suppression/std.
 
-    Suppression is α·g·relu(s − τ). Shapes: (N_near,), (N_far,), scores; α and τ (); the result ().
+    Median and std are those of far scores, the gate is sigmoid(β(s − τ)), suppression is α·gate·relu(s − τ), and a
+    post-edit score is s less its suppression. The square has its minimum where an edited near state scores like a far
+    one. The published sum has none: it falls for ever as τ does, which opens the gate everywhere.
+
+    Shapes: (N_near,), (N_far,), scores; α and τ (); the result ().
     """
     near_suppression, far_suppression = (alpha * unit_suppression(s, tau, beta) for s in (near, far))
-    post_edit = (near - near_suppression).mean()
-    return post_edit + gate(far, tau, beta).mean() + 0.5 * (far_suppression.mean() - near_suppression.mean())
+    distance = ((near - near_suppression).mean() - typical.median) / typical.std
+    return distance.square() + gate(far, tau, beta).mean() + 0.5 * far_suppression.mean() / typical.std
 
 
 def refine(
@@ -110,14 +126,21 @@ def refine(
 ) -> Strength:
     """Descend `refine_loss` by Adam from `start`: α at 5e-3, kept in [0, 50], τ at 1e-3, gradient norm at most 2.
 
-    Every step draws half a batch of near scores and half of far ones, so that both means exist whatever their shares.
+    Every step draws half a batch of near scores and half of far ones, so that both means exist whatever their shares;
+    median and std are those of all far scores.
+
+    Raises:
+        ValueError: All far scores are equal.
     """
+    typical = FarScores(float(far.double().quantile(0.5)), float(far.double().std(correction=0)))
+    if not typical.std > 0.0:
+        raise ValueError(f"all {len(far)} far scores are {typical.median:.4g}: they have no spread to measure by.")
     alpha, tau = (torch.tensor(number, dtype=torch.float64, requires_grad=True) for number in start)
     optimizer = torch.optim.Adam([{"params": [alpha], "lr": 5e-3}, {"params": [tau], "lr": 1e-3}])
     for _ in range(steps):
         some_near, some_far = (_draw(scores.double(), batch_size // 2, generator) for scores in (near, far))
         optimizer.zero_grad()
-        refine_loss(some_near, some_far, alpha, tau, beta).backward()
+        refine_loss(some_near, some_far, alpha, tau, beta, typical).backward()
         torch.nn.utils.clip_grad_norm_([alpha, tau], 2.0)
         optimizer.step()
         with torch.no_grad():

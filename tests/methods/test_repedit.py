@@ -8,8 +8,9 @@ from lightning_unlearn import keys, registry
 from lightning_unlearn.collection.collector import RolloutCollector
 from lightning_unlearn.envs.batched import make_env
 from lightning_unlearn.methods.editor_fit import calibrate
-from lightning_unlearn.methods.repedit import RepEdit, edit_effect, effect_metrics, idle_message
+from lightning_unlearn.methods.repedit import RepEdit, edit_effect, effect_message, effect_metrics, idle_message
 from lightning_unlearn.objectives import directions
+from lightning_unlearn.objectives.editing import near_far
 from lightning_unlearn.policies.directions import Direction, save_direction
 from lightning_unlearn.policies.editor import AffineEditor, GatedEditor
 from lightning_unlearn.seeds import SeedStreams, training_seeds
@@ -118,6 +119,16 @@ def test_trained_mode_solves_both_numbers_within_their_bounds():
     assert "trained edit" in built(mode="trained").note
 
 
+def test_trained_mode_opens_its_gate_near_the_concept_and_not_everywhere():
+    method = built(mode="trained", buffer_steps=4000, near_window=4)
+    batch = RolloutCollector(toy(), method.policy, 500, torch.Generator().manual_seed(0)).rollout()
+    following = batch[keys.NEXT]
+    near, far = near_far(following[keys.C_FORGET][..., 0] > 0, following[keys.DONE][..., 0], 4)
+    effect = edit_effect(method.policy, batch[keys.OBSERVATION].flatten(0, 1), method.score_direction)
+    metrics = effect_metrics(effect, {"near": near.flatten(), "far": far.flatten()})
+    assert metrics["repedit/gate_open_near"] > 2 * metrics["repedit/gate_open_far"], effect_message(metrics)
+
+
 def test_calibration_leaves_the_training_environments_as_they_were(expert):
     def rollout(env):
         return RolloutCollector(env, expert, 40, torch.Generator().manual_seed(0)).rollout()
@@ -171,6 +182,17 @@ def test_metrics_are_means_over_a_group_and_empty_groups_have_none():
         "repedit/score_before_p90_near": 2.8,
         "repedit/action_move_max_near": 0.4,
     }
+
+
+def test_the_message_tells_scores_before_and_after_of_each_group():
+    numbers = {"score_before_mean_near": 1.234, "score_after_mean_near": 0.5, "gate_open_near": 0.75}
+    metrics = {f"repedit/{name}": torch.tensor(number) for name, number in numbers.items()}
+    told = "Mean score of states, before → after the edit: near 1.23 → 0.5 (gate open in 75%)"
+    assert effect_message(metrics) == f"{told}."
+    metrics |= {
+        f"repedit/score_{when}_mean_far": torch.tensor(0.25) for when in ("before", "after")
+    }  # of LEACE: no gate
+    assert effect_message(metrics) == f"{told}, far 0.25 → 0.25."
 
 
 def effect_of(method):

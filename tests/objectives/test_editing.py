@@ -76,11 +76,12 @@ def test_alpha_stays_from_0_to_50():
 
 
 def test_the_refine_loss_by_hand():
-    near, far = torch.tensor([2.0]), torch.tensor([1.0])
-    loss = editing.refine_loss(near, far, torch.tensor(0.5), torch.tensor(1.0), 1.0)
+    near, far = torch.tensor([2.0]), torch.tensor([3.0])
+    loss = editing.refine_loss(near, far, torch.tensor(0.5), torch.tensor(1.0), 1.0, editing.FarScores(0.5, 2.0))
     # near: g = sigmoid(1) = 0.7310586, suppression 0.5·g·1 = 0.3655293, post-edit 1.6344707
-    # far: gate sigmoid(0) = 0.5, suppression 0; ½·(0 − 0.3655293) = −0.1827646
-    assert loss.item() == pytest.approx(1.6344707 + 0.5 - 0.1827646)
+    # ((1.6344707 − 0.5)/2)² = 0.3217559
+    # far: g = sigmoid(2) = 0.8807971, suppression 0.5·g·2 = 0.8807971; ½·0.8807971/2 = 0.2201993
+    assert loss.item() == pytest.approx(0.3217559 + 0.8807971 + 0.2201993)
 
 
 def test_refining_lowers_the_loss_and_depends_on_its_stream_alone():
@@ -90,7 +91,8 @@ def test_refining_lowers_the_loss_and_depends_on_its_stream_alone():
     assert runs[0] == runs[1] != runs[2]
 
     def loss(strength):
-        return editing.refine_loss(near, far, *(torch.tensor(number) for number in strength), 10.0)
+        typical = editing.FarScores(far.median().item(), far.std().item())
+        return editing.refine_loss(near, far, *(torch.tensor(number) for number in strength), 10.0, typical)
 
     assert loss(runs[0]) < loss(start)
     # Adam's first step is its step size against the sign of the gradient
@@ -99,9 +101,26 @@ def test_refining_lowers_the_loss_and_depends_on_its_stream_alone():
     assert abs(once.tau - 0.5) == pytest.approx(0.001, rel=1e-4)
 
 
+@pytest.mark.parametrize("steps", [500, 5000])
+def test_refining_opens_the_gate_near_the_concept_and_not_everywhere(generator, steps):
+    near, far = 0.3 + 0.1 * torch.randn(2000, generator=generator), 0.1 * torch.randn(2000, generator=generator)
+    start = editing.Strength(1.0, 0.2)
+    alpha, tau = editing.refine(near, far, start, 10.0, torch.Generator().manual_seed(0), steps=steps)
+    assert (near > tau).float().mean() > 0.5
+    assert (far > tau).float().mean() < 0.2
+    edited = (near - alpha * editing.unit_suppression(near, tau, 10.0)).mean()
+    assert (edited - far.median()).abs() < 0.5 * (near.mean() - far.median())
+
+
+def test_far_scores_without_spread_are_refused():
+    near, far = torch.ones(50), torch.full((50,), 0.25)
+    with pytest.raises(ValueError, match=r"all 50 far scores are 0\.25"):
+        editing.refine(near, far, editing.Strength(1.0, 0.5), 10.0, torch.Generator())
+
+
 def test_alpha_is_kept_at_its_limit():
-    near, far = torch.ones(50), torch.zeros(50)
-    assert editing.refine(near, far, editing.Strength(50.0, 0.5), 10.0, torch.Generator(), steps=3).alpha == 50.0
+    near, far = torch.ones(50), torch.linspace(-1.0, 0.0, 50)
+    assert editing.refine(near, far, editing.Strength(50.0, 0.99), 10.0, torch.Generator(), steps=3).alpha == 50.0
 
 
 def test_shapes_that_differ_are_refused():
