@@ -201,7 +201,7 @@ def effect_message(metrics: dict[str, torch.Tensor]) -> str:
             before, after = (float(metrics[f"repedit/score_{when}_mean_{group}"]) for when in ("before", "after"))
             gate = metrics.get(f"repedit/gate_open_{group}")
             opened = "" if gate is None else f" (gate open in {float(gate):.0%})"
-            parts.append(f"{group} {before:.3g} → {after:.3g}{opened}")
+            parts.append(f"{group} {before:.4g} → {after:.4g}{opened}")
     return f"Mean score of states, before → after the edit: {', '.join(parts)}."
 
 

@@ -187,7 +187,7 @@ def test_metrics_are_means_over_a_group_and_empty_groups_have_none():
 def test_the_message_tells_scores_before_and_after_of_each_group():
     numbers = {"score_before_mean_near": 1.234, "score_after_mean_near": 0.5, "gate_open_near": 0.75}
     metrics = {f"repedit/{name}": torch.tensor(number) for name, number in numbers.items()}
-    told = "Mean score of states, before → after the edit: near 1.23 → 0.5 (gate open in 75%)"
+    told = "Mean score of states, before → after the edit: near 1.234 → 0.5 (gate open in 75%)"
     assert effect_message(metrics) == f"{told}."
     metrics |= {
         f"repedit/score_{when}_mean_far": torch.tensor(0.25) for when in ("before", "after")
