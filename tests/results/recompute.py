@@ -221,6 +221,8 @@ def main(args: Sequence[str]) -> int:
                 counts[found] += 1
         finally:
             recomputation.close()
+    if not counts:
+        raise SystemExit(f"No row matches: tables are {', '.join(table.name for table in tables())}.")
     print(", ".join(f"{count} {name}" for name, count in sorted(counts.items())))
     return int(counts["different"] > 0)
 

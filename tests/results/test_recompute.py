@@ -96,3 +96,8 @@ def test_a_row_without_weights_is_named(toy, capsys, monkeypatch):
     monkeypatch.setitem(STATED, TOY, Table(TOY, STATED[TOY].rows.assign(Path="")))
     assert toy(21.8) == 0
     assert "no weights are stored" in capsys.readouterr().out
+
+
+def test_a_name_that_matches_nothing_is_refused():
+    with pytest.raises(SystemExit, match=f"No row matches: tables are .*{TOY}"):
+        recompute.main(["headlines"])
