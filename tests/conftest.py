@@ -40,6 +40,7 @@ def store(tmp_path, template_store, monkeypatch):
     (tmp_path / "mlruns").mkdir()
     (tmp_path / "mlruns" / "mlflow.db").write_bytes(template_store.read_bytes())
     monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_REGISTRY_URI", raising=False)  # MLflow sets it where a test sets its registry
     registry.open_store(registry.DEFAULT_TRACKING_URI)
     return registry.DEFAULT_TRACKING_URI
 
