@@ -2,9 +2,12 @@
 
 import importlib
 import logging
+import re
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
+from functools import cache
+from importlib import metadata
 from io import TextIOWrapper
 from opcode import opmap
 from types import FrameType
@@ -41,24 +44,6 @@ HELP_FLAGS = ("-h", "--help")
 _OURS = "lightning_unlearn"
 _CHECK_OPTIONS = sys.stdlib_module_names | {"jsonargparse", "lightning", "mlflow"}
 """Whose errors are about what was given."""
-_LIBRARIES = _CHECK_OPTIONS | {
-    *(
-        "PIL",
-        "alembic",
-        "gymnasium",
-        "imageio",
-        "matplotlib",
-        "mujoco",
-        "numpy",
-        "pandas",
-        "pydantic",
-        "ray",
-        "requests",
-    ),
-    *("safetensors", "safety_gymnasium", "scipy", "sklearn", "sqlalchemy", "tensordict", "torch", "torchrl", "tqdm"),
-    *("urllib3", "yaml"),
-}
-"""Below which an error is that of the code that called them."""
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -116,7 +101,33 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 def _is_foreign(error: BaseException) -> bool:
     """Whether an error comes out of code that is neither this package's nor that of Python or a library below it."""
     owners = (_owner(frame) for frame, _ in reversed([*traceback.walk_tb(error.__traceback__)]))
-    return next((owner for owner in owners if owner not in _LIBRARIES), _OURS) != _OURS
+    return next((owner for owner in owners if owner not in _libraries()), _OURS) != _OURS
+
+
+@cache
+def _libraries() -> set[str]:
+    """Modules of Python, of this package's dependencies and of theirs, which call what a user wrote."""
+    found, new = set(), {"lightning-unlearn"}
+    while new:
+        found |= new
+        new = {name for distribution in new for name in _dependencies(distribution)} - found
+    found.discard("lightning-unlearn")
+    modules = metadata.packages_distributions()
+    return {*sys.stdlib_module_names} | {m for m, names in modules.items() if found & {*map(_canonical, names)}}
+
+
+def _dependencies(distribution: str) -> Iterator[str]:
+    """Names of the distributions that one requires, for its extras too; none if it is not installed."""
+    try:
+        required = metadata.requires(distribution) or []
+    except metadata.PackageNotFoundError:
+        return
+    for requirement in required:
+        yield _canonical(re.split(r"[^\w.-]", requirement, maxsplit=1)[0])
+
+
+def _canonical(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def _is_deliberate(error: BaseException) -> bool:
