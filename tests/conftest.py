@@ -6,6 +6,7 @@ from lightning_unlearn.process_state import VARIABLES
 
 os.environ.update(VARIABLES)
 
+import mlflow
 import pytest
 import torch
 
@@ -34,13 +35,21 @@ def template_store(tmp_path_factory):
     return folder / "mlflow.db"
 
 
+@pytest.fixture(autouse=True)
+def pointed_nowhere(monkeypatch):
+    """MLflow as in a program of its own: what one test pointed it at is not the next one's."""
+    mlflow.set_tracking_uri(None)
+    mlflow.set_registry_uri(None)
+    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI"):
+        monkeypatch.delenv(name, raising=False)
+
+
 @pytest.fixture
 def store(tmp_path, template_store, monkeypatch):
     """A fresh store in an empty working directory; yields its tracking URI."""
     (tmp_path / "mlruns").mkdir()
     (tmp_path / "mlruns" / "mlflow.db").write_bytes(template_store.read_bytes())
     monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("MLFLOW_REGISTRY_URI", raising=False)  # MLflow sets it where a test sets its registry
     registry.open_store(registry.DEFAULT_TRACKING_URI)
     return registry.DEFAULT_TRACKING_URI
 

@@ -17,7 +17,7 @@ from lightning_unlearn import cli, registry
 PACKAGE = Path(cli.__file__).parent
 ASCII = {"PYTHONIOENCODING": "ascii", "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
 TOY_FIT = "fit -c base.yaml -c env/point_goal1.yaml -c method/concept.yaml --env ToyLine-v0 --updates 1 --save_points 1"
-TOY_FIT += " --unsafe_updates 0 --horizon 32 --n_envs 2 --data.workers 1 --model.source random"
+TOY_FIT += " --unsafe_updates 0 --horizon 32 --n_envs 2 --data.workers 1 --model.source zoo:unsafe.ToyLine-v0"
 
 
 def test_every_text_file_is_read_and_written_as_utf_8():
@@ -62,8 +62,8 @@ def test_output_degrades_where_the_terminal_lacks_a_character(monkeypatch):
     assert r"\u03bb \u2192 \udcff" in written.getvalue().decode("ascii")
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["verify", "--help"]])
-def test_a_reader_that_has_seen_enough_ends_a_command_quietly(arguments):
+@pytest.mark.parametrize("arguments", [["--help"], ["gc"]])
+def test_a_reader_that_has_seen_enough_ends_a_command_quietly(store, arguments):
     reader, writer = os.pipe()
     os.close(reader)
     command = [sys.executable, "-m", "lightning_unlearn", *arguments]
@@ -89,6 +89,8 @@ def test_a_store_works_in_a_folder_of_any_name(odd_folder, capsys):
     uri = "models:/concept.ToyLine-v0@update-1"
     assert registry.load_policy(uri).card.method == "concept"
     cli.main(["verify", uri])
+    cli.main(["gc", "--yes"])  # the checkpoint of the finished run
+    capsys.readouterr()
     cli.main(["gc"])
     assert "Nothing in" in capsys.readouterr().out
     cli.main(["models", "list"])
