@@ -1,4 +1,4 @@
-"""Which process a run belongs to, so that one that died without a word can be told from one that still works."""
+"""Which process a run belongs to, so that one that died without a word can be told from one that still works; cores."""
 
 import os
 import socket
@@ -14,6 +14,11 @@ def host() -> str:
         return f"{socket.gethostname()} {os.readlink('/proc/self/ns/pid')}"
     except OSError:
         return socket.gethostname()
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def owner() -> dict[str, str]:

@@ -31,6 +31,7 @@ from lightning_unlearn.store import TRACKING_URI_HELP as TRACKING_URI_HELP
 from lightning_unlearn.store import artifact_location as artifact_location
 from lightning_unlearn.store import open_store as open_store
 from lightning_unlearn.store import require_recordable as require_recordable
+from lightning_unlearn.store import sqlite_uri as sqlite_uri
 from lightning_unlearn.store import store_address as store_address
 from lightning_unlearn.store import tracking_uri as tracking_uri
 from lightning_unlearn.store import ui_command as ui_command

@@ -13,6 +13,7 @@ from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
 from lightning_unlearn import registry, resumption, training
+from lightning_unlearn.arithmetic import ARITHMETIC
 from lightning_unlearn.audits.subjects import weights_digest
 from lightning_unlearn.envs.concept_option import classes_of_their_own
 from lightning_unlearn.options import CommandParser
@@ -97,7 +98,9 @@ def _arguments(run: Run, scratch: Path) -> list[str]:
     """Options of `fit`: the stored config, with copies of what it reads from the run's own store."""
     text = resumption.stored_config(run.info.run_id)
     (scratch / "config.yaml").write_text(text, encoding="utf-8")
-    arguments = ["-c", str(scratch / "config.yaml"), "--tracking_uri", f"sqlite:///{scratch}/mlflow.db"]
+    arguments = ["-c", str(scratch / "config.yaml"), "--tracking_uri", registry.sqlite_uri(scratch / "mlflow.db")]
+    if threads := resumption.threads_of(run):
+        arguments += ["--torch_threads", str(threads)]
     source = run.data.tags["source"]
     if source != "random":
         stored = registry.load_policy(source)
@@ -127,9 +130,11 @@ def _compared(what: str, expected: dict[str, Any], found: dict[str, Any], quiet:
 def _changes(run: Run) -> str:
     """What of the circumstances changed since."""
     then = {key.removeprefix("version."): v for key, v in run.data.tags.items() if key.startswith("version.")}
+    then.setdefault("arithmetic", "1")  # of runs from before it was recorded
     changed = [f"{name} {old} → {_now(name)}" for name, old in sorted(then.items()) if old != _now(name)]
     return f" Changed since: {', '.join(changed)}." if changed else " All releases are those of the run."
 
 
 def _now(name: str) -> str:
-    return platform.python_version() if name == "python" else version(name)
+    own = {"python": platform.python_version(), "arithmetic": str(ARITHMETIC)}
+    return own[name] if name in own else version(name)

@@ -18,6 +18,8 @@ from lightning_unlearn.store import checkpoint_folder, store_address
 
 LAST = "last"
 CONFIG_DIGEST = "config.sha256"
+THREADS = "torch_threads"
+"""Option, and tag of a run that tells how many there were where the option was `auto`."""
 FREE = ("tracking_uri", "data.workers", "torch_threads", "resume")
 """Options that a resumed run may be given another value of: no result depends on them, but for rounding."""
 
@@ -31,6 +33,8 @@ class Resumption:
     """URI of the model that it started from; None if it started from random weights, or had not got so far."""
     checkpoint: Path | None
     """None: it had not finished an update, and starts again at the first."""
+    threads: int | None = None
+    """Of PyTorch, that it was trained with; None if that is not known."""
 
     @property
     def updates(self) -> int:
@@ -73,7 +77,13 @@ def find(wanted: str, env_id: str, tags: Mapping[str, str], options: Mapping[str
             f"--resume {wanted}: run {run.info.run_id} has made updates, but {folder} holds no checkpoint that is "
             "whole: resume on the machine that it ran on, or start anew without --resume."
         )
-    return Resumption(run.info.run_id, None if source == "random" else source, checkpoint)
+    return Resumption(run.info.run_id, None if source == "random" else source, checkpoint, threads_of(run))
+
+
+def threads_of(run: Run) -> int | None:
+    """Threads of PyTorch that a run was trained with: its tag, else the option of a run from before there was one."""
+    threads = str(run.data.tags.get(THREADS) or stored_options(run.info.run_id).get(THREADS))
+    return int(threads) if threads.isdigit() and int(threads) else None
 
 
 def _last(env_id: str, tags: Mapping[str, str], digest: str) -> Run | None:

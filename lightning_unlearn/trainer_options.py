@@ -23,6 +23,13 @@ _NO_VALIDATION = "training has no validation. Use `lightning-unlearn evaluate` o
 _NO_SECOND_RUN = (
     "trainer.logger: MLFlowLogger is not possible: the run is in MLflow anyway, in the store --tracking_uri."
 )
+_WITHIN_UPDATES = (
+    "on_before_backward",
+    "on_after_backward",
+    "on_before_optimizer_step",
+    "on_before_zero_grad",
+)
+"""Hooks of Lightning around single optimizer steps."""
 _NO_EFFECT = "it has no effect on this training"
 _REFUSED: tuple[tuple[str, dict[str, tuple[Any, ...]]], ...] = (
     (
@@ -136,7 +143,7 @@ def further_callbacks(given: pl.Callback | Sequence[pl.Callback] | None) -> list
     """Return the callbacks that run beside this package's.
 
     Raises:
-        ValueError: One averages weights, which save points would not hold.
+        ValueError: One averages weights, which save points would not hold, or has a hook that is never called.
     """
     callbacks = list(_listed(given))
     for callback in callbacks:
@@ -145,6 +152,12 @@ def further_callbacks(given: pl.Callback | Sequence[pl.Callback] | None) -> list
                 f"trainer.callbacks: {type(callback).__name__} is not possible: save points would not hold its "
                 "weights. The mean of weights is an option of its own, average (--average.share 0.3333)."
             )
+        for hook in _WITHIN_UPDATES:
+            if getattr(type(callback), hook) is not getattr(pl.Callback, hook):
+                raise ValueError(
+                    f"trainer.callbacks: {type(callback).__name__}.{hook} would never be called: {_OWN_STEPS}. Use "
+                    "on_train_batch_start or on_train_batch_end, around an update."
+                )
     return callbacks
 
 

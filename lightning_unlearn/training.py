@@ -1,9 +1,10 @@
 """From a chain of config files to a finished run: the one path that `fit`, `quickstart` and studies share."""
 
+import gc
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
@@ -25,6 +26,7 @@ from lightning_unlearn.collection.data import RolloutData
 from lightning_unlearn.configuration import ConfigParser, expand, flatten, origin
 from lightning_unlearn.envs.concept_option import working_directory_importable
 from lightning_unlearn.methods.gradient import GradientMethod
+from lightning_unlearn.processes import cores
 from lightning_unlearn.trainer_options import (
     further_callbacks,
     further_loggers,
@@ -48,6 +50,8 @@ class FinishedRun:
 
 class TrainingCLI(LightningCLI):
     """LightningCLI with this project's options; parses and builds, and leaves training to `train`."""
+
+    resumed: resumption.Resumption | None = None
 
     def __init__(self, args: Sequence[str]) -> None:
         super().__init__(
@@ -83,16 +87,17 @@ class TrainingCLI(LightningCLI):
         average = "save points hold a mean of weights; null: the update's own"
         parser.add_argument("--average", type=WeightAverage | None, default=None, help=average)
         parser.add_argument("--resume", type=str | None, default=None, help="go on with a run: its id, or last")
-        parser.add_argument("--torch_threads", type=int, default=1, help="threads of PyTorch")
+        threads = "threads of PyTorch; auto: as many cores as the method's updates gain from"
+        parser.add_argument("--torch_threads", type=Literal["auto"] | int, default="auto", help=threads)
         for target in ("data.seed", "model.init_args.seed"):
             parser.link_arguments("seed_everything", target, compute_fn=_seed)
 
     def before_instantiate_classes(self) -> None:
         """Set what is global to the process, once the config is known to be sound."""
         require_possible(self.config.trainer)
-        if self.config.torch_threads < 1:
-            raise ValueError(f"torch_threads={self.config.torch_threads} is not possible: use at least 1.")
-        torch.set_num_threads(self.config.torch_threads)
+        threads = self.config.torch_threads
+        if threads != "auto" and threads < 1:
+            raise ValueError(f"torch_threads={threads} is not possible: use auto, or at least 1.")
         # Lightning asks PyTorch to look for GPUs by opening a library, which every step of an optimizer then does: a
         # sixth of an update.
         os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "0"
@@ -108,6 +113,7 @@ class TrainingCLI(LightningCLI):
         theirs, loggers = further_callbacks(given.callbacks), further_loggers(given.logger)
         plugins = [*further_plugins(given.plugins), WholeCheckpoints()]
         run, recorders = self.recorders()
+        torch.set_num_threads(self._threads())
         ours = [average, None if pid is None else ConceptCheck(), pid, *recorders, Progress()]
         callbacks = [*theirs, *(callback for callback in ours if callback is not None)]
         trainer = super().instantiate_trainer(logger=[*run, *loggers], callbacks=callbacks, plugins=plugins)
@@ -119,7 +125,11 @@ class TrainingCLI(LightningCLI):
         options = flatten(yaml.safe_load(self._dump()))
         tags = {"method": self.model.method, "seed": str(self.model.seed), "env": self.datamodule.env_id}
         self.resumed = self._resumed(tags, options)
-        run = self._run(tags | {resumption.CONFIG_DIGEST: resumption.config_digest(options)})
+        tags |= {
+            resumption.CONFIG_DIGEST: resumption.config_digest(options),
+            resumption.THREADS: str(self._threads()),
+        }
+        run = self._run(tags)
         self.save_points = SavePoints(run, self.config_init.save_points)
         self.save_points.require_within(self.config.trainer.max_epochs)
         record = RunRecord(run, self._dump(), options)
@@ -142,12 +152,15 @@ class TrainingCLI(LightningCLI):
     def fit(self) -> None:
         """Train, from the start or from where the run to be resumed had come to."""
         checkpoint = None if self.resumed is None else self.resumed.checkpoint
+        gc.freeze()  # else Python looks for garbage among a million objects of the libraries now and then, for 0.3 s
         try:
             self.trainer.fit(self.model, self.datamodule, ckpt_path=checkpoint, weights_only=True)
         except (Exception, SystemExit) as error:
             if (run_id := self.save_points.run.begun) and not isinstance(error, NothingToForgetError):
                 error.add_note(f"Run {run_id} ended early. To go on with it: the same command and --resume {run_id}")
             raise
+        finally:
+            gc.unfreeze()
 
     def _resumed(self, tags: dict[str, str], options: dict[str, Any]) -> resumption.Resumption | None:
         if self.config.resume is None:
@@ -159,6 +172,16 @@ class TrainingCLI(LightningCLI):
         print(f"Resuming run {found.run_id} after update {found.updates}.")
         self.model.resume_from(found.updates, found.source)
         return found
+
+    def _threads(self) -> int:
+        """As many as asked for, or as a run that is resumed had: rounding depends on it."""
+        if self.config.torch_threads != "auto":
+            return int(self.config.torch_threads)
+        if self.resumed is not None and self.resumed.threads:
+            return self.resumed.threads
+        own = os.environ.get("OMP_NUM_THREADS", "")
+        usable = min(cores(), int(own)) if own.isdigit() and int(own) else cores()
+        return min(usable, self.model.most_threads)  # workers sleep while the learner works
 
     def _run(self, tags: dict[str, str]) -> MLflowRun:
         run_id = None if self.resumed is None else self.resumed.run_id

@@ -8,6 +8,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "lightning_unlearn"
 ROOMS = {
     "keys": set(),
+    "arithmetic": set(),
     "seeds": set(),
     "options": set(),
     "torch_modes": set(),
@@ -29,10 +30,11 @@ ROOMS = {
     "verify": {"registry", "model_files", "policies", "options", "untrusted"},
     "runs": {"processes", "store", "addresses"},
     "checkpoints": {"policies"},
-    "methods": {"collection", "policies", "objectives", "registry", "envs", "keys", "seeds"},
+    "methods": {"collection", "policies", "objectives", "registry", "envs", "keys", "seeds", "arithmetic"},
     "audits": {"methods", "envs", "policies", "objectives", "registry", "runs", "collection", "keys", "seeds"}
     | {"options", "untrusted"},
-    "callbacks": {"objectives", "collection", "registry", "runs", "store", "processes", "policies", "keys", "seeds"},
+    "callbacks": {"objectives", "collection", "registry", "runs", "store", "processes", "policies", "keys", "seeds"}
+    | {"arithmetic"},
     "configuration": {"methods", "callbacks", "options", "untrusted"},
     "resumption": {"checkpoints", "configuration", "store"},
     "training": {
@@ -45,6 +47,7 @@ ROOMS = {
         "configuration",
         "checkpoints",
         "resumption",
+        "processes",
         "trainer_options",
     },
     "trainer_options": {"callbacks"},
@@ -76,7 +79,7 @@ ROOMS = {
     | {"untrusted", "torch_modes"},
     "housekeeping": {"audits", "registry", "versions", "runs", "store", "model_files", "resumption", "processes"}
     | {"policies", "options", "untrusted"},
-    "reproduce": {"training", "audits", "envs", "registry", "resumption", "policies", "options"},
+    "reproduce": {"training", "audits", "envs", "registry", "resumption", "policies", "options"} | {"arithmetic"},
     "quickstart": {"training", "configuration", "audits", "registry", "runs", "policies", "seeds", "options"},
     "study": {
         "training",
@@ -92,7 +95,7 @@ ROOMS = {
     }
     | {"addresses", "checkpoints", "cli", "options", "processes", "store", "untrusted", "envs", "children"},
     "bench": {"training", "configuration", "audits", "methods", "collection", "envs", "policies", "objectives"}
-    | {"keys", "seeds", "options"},
+    | {"keys", "seeds", "options", "processes", "registry"},
     "cli": {"addresses", "process_state", "quickstart", "training"},
     "__main__": {"cli"},
 }

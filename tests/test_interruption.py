@@ -11,7 +11,7 @@ import mlflow
 import pytest
 
 from lightning_unlearn import registry, training
-from lightning_unlearn.envs.sharded import ShardedNavigation
+from lightning_unlearn.envs.sharded import ShardedSimulator
 
 BASE = ["-c", "configs/base.yaml", "-c", "configs/env/point_goal1.yaml", "-c", "configs/method/unsafe.yaml"]
 
@@ -45,14 +45,14 @@ def kill(shard):
     ],
 )
 def test_a_failure_in_a_worker_ends_the_run(store, monkeypatch, harm, error, message):
-    def step(self, actions):
+    def roll_out(self, *args):
         sims.append(self)
-        if len(sims) == 100:
+        if len(sims) == 2:
             harm(self._shards[0])
-        return original(self, actions)
+        return original(self, *args)
 
-    sims, original = [], ShardedNavigation.step
-    monkeypatch.setattr(ShardedNavigation, "step", step)
+    sims, original = [], ShardedSimulator.roll_out
+    monkeypatch.setattr(ShardedSimulator, "roll_out", roll_out)
     with pytest.raises(error, match=message):
         training.train([*BASE, "--n_envs", "4", "--horizon", "64", "--updates", "3"])
     assert only_run(store).info.status == "FAILED"

@@ -211,6 +211,62 @@ def test_the_checkpoint_that_was_torn_is_passed_over(broken, capsys):
     assert "after update 1" in capsys.readouterr().out
 
 
+def rewrite_newest(run_id, change):
+    """Write the newest checkpoint of a run anew, as another release would have written it."""
+    path = checkpoints.newest(store_module.checkpoint_folder(run_id))
+    state = torch.load(path, weights_only=True)
+    change(state)
+    checkpoints.WholeCheckpoints().save_checkpoint(state, path.with_name(path.name.split(".")[0]))
+    path.unlink()
+
+
+def as_before_the_arithmetic_was_counted(state):
+    """Such checkpoints hold the state of PyTorch's own Adam, with nothing of parameters that no loss reached."""
+    del state["arithmetic"]
+    (optimizer,) = state["optimizer_states"]
+    weights = [torch.zeros_like(kept["exp_avg"]).requires_grad_() for _, kept in sorted(optimizer["state"].items())]
+    plain = torch.optim.Adam(weights, lr=optimizer["param_groups"][0]["lr"], fused=True)
+    plain.load_state_dict(optimizer)
+    state["optimizer_states"] = [plain.state_dict()]
+
+
+def test_a_checkpoint_from_before_the_arithmetic_changed_goes_on_and_says_so(broken, capsys):
+    rewrite_newest(broken, as_before_the_arithmetic_was_counted)
+    assert training.train(toy("--resume", broken)).run_id == broken
+    told = capsys.readouterr().out
+    assert "begun with version 1 of the arithmetic of training, and goes on with version 2" in told
+
+
+def test_a_resumed_run_keeps_the_threads_that_were_chosen_for_it(broken, monkeypatch):
+    """Where more or fewer cores are there than before; the number asked for counts first."""
+    assert only_run().data.tags[resumption.THREADS] == "1"
+    client = mlflow.MlflowClient()
+    client.set_tag(broken, resumption.THREADS, "2")
+    threads = []
+    monkeypatch.setattr(torch, "set_num_threads", threads.append)
+    with pytest.raises(ValueError, match="average"):
+        training.train(toy("--resume", broken, "--average.share", "0.5"))
+    training.TrainingCLI(toy("--resume", broken, "--torch_threads", "3"))
+    training.TrainingCLI(toy("--resume", broken))
+    client.delete_tag(broken, resumption.THREADS)
+    training.TrainingCLI(toy("--resume", broken))
+    assert threads == [3, 2, 1]
+
+
+@pytest.mark.parametrize(
+    ("method", "cores", "chosen"), [("oracle", 8, 1), ("off_policy_concept", 2, 2), ("off_policy_concept", 64, 4)]
+)
+def test_as_many_threads_are_chosen_as_a_method_gains_from(store, monkeypatch, method, cores, chosen):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(training, "cores", lambda: cores)
+    threads = []
+    monkeypatch.setattr(torch, "set_num_threads", threads.append)
+    training.TrainingCLI(killing.options(method, *LEARNS_AT_ONCE.get(method, [])))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # as a study gives each of the runs that share a machine
+    training.TrainingCLI(killing.options(method, *LEARNS_AT_ONCE.get(method, [])))
+    assert threads == [chosen, 1]
+
+
 def test_a_checkpoint_of_many_environments_is_read_again(tmp_path):
     tensors = {f"environment {number}": torch.tensor([number]) for number in range(17_000)}
     checkpoints.WholeCheckpoints().save_checkpoint(tensors, tmp_path / "update-1")
@@ -233,7 +289,7 @@ def test_what_a_method_keeps_beside_its_weights_survives(store, monkeypatch, met
             raise OSError(28, "No space left on device")
         return step(self, *args, **kwargs)
 
-    own = {**LEARNS_AT_ONCE, "trajectory_decremental": ["--dataset_episodes", "20", "--recollect_every", "2"]}[method]
+    own = {**LEARNS_AT_ONCE, "trajectory_decremental": ["--dataset_episodes", "60", "--recollect_every", "2"]}[method]
     args = killing.options(method, *UPDATES, *own)
     alone = training.train(args)
     cls = type(training.TrainingCLI(args).model)
@@ -393,6 +449,11 @@ def test_a_run_is_made_again_from_what_it_left(store, capsys, monkeypatch):
     with pytest.raises(SystemExit):
         cli.main(["reproduce", run.run_id])
     assert "NOT reproduced: weights after update 2" in capsys.readouterr().out
+    registry.open_store(store)
+    mlflow.MlflowClient().delete_tag(run.run_id, "version.arithmetic")  # as runs from before it was recorded
+    with pytest.raises(SystemExit):
+        cli.main(["reproduce", run.run_id])
+    assert "Changed since: arithmetic 1 → 2" in capsys.readouterr().out
 
 
 def test_workers_do_not_change_a_bit_of_a_run(store):

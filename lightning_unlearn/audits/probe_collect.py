@@ -13,6 +13,8 @@ from tqdm.auto import tqdm
 from lightning_unlearn.audits.policy_suite import hazard_lidar
 from lightning_unlearn.audits.probe_data import CLASSES, LIDAR_DISTANCE, STEPS_DISTANCE, ProbeData, steps_until
 from lightning_unlearn.audits.records import require_at_least
+from lightning_unlearn.collection.acting import actor_of
+from lightning_unlearn.collection.episodes import BLOCK_STEPS
 from lightning_unlearn.envs.batched import BatchedEnv, make_env
 from lightning_unlearn.envs.concepts import Concept, recorded_as
 from lightning_unlearn.envs.simulator import Step
@@ -74,19 +76,21 @@ def collect(policy: ActorCritic, wanted: Collection, label: str | None = None) -
         env.close()
 
 
-@torch.inference_mode()
 def _transitions(
     env: BatchedEnv, policy: ActorCritic, seeds: list[int], steps: int
 ) -> Iterator[tuple[np.ndarray, Step, np.ndarray]]:
     """What the policy saw, (E, O), what came of its action, and whether that showed the concept, (E,) bool."""
-    observation = torch.from_numpy(env.simulator.reset(None, seeds)).to(policy.observation_dtype)
-    for _ in range(steps):
-        action = policy.act(observation).numpy().astype(np.float64)
-        step = env.simulator.step(action)
-        yield observation.numpy(), step, env.c_forget(observation.numpy(), action, step) > 0
-        done = step.terminated | step.truncated
-        following = env.simulator.reset(done) if done.any() else step.observation
-        observation = torch.from_numpy(following).to(policy.observation_dtype)
+    sim, actor = env.simulator, actor_of(policy)
+    buffer = sim.rollout_buffer(min(steps, BLOCK_STEPS))
+    dtype = torch.zeros(0, dtype=policy.observation_dtype).numpy().dtype
+    buffer.deviation[:] = 0.0
+    buffer.current[0], buffer.ended[0] = sim.reset(None, seeds), False
+    for start in range(0, steps, BLOCK_STEPS):
+        block = buffer.first(steps - start)
+        sim.roll_out(actor, block)
+        shown = env.c_forget_of(block) > 0
+        for t in range(block.horizon):
+            yield block.observation[t].astype(dtype), block.step(t, sim), shown[t]
 
 
 def _require_fit(policy: ActorCritic, env: BatchedEnv, wanted: Collection) -> None:

@@ -14,6 +14,7 @@ from mlflow.entities import Metric
 from mlflow.exceptions import MlflowException
 
 from lightning_unlearn import processes, registry
+from lightning_unlearn.arithmetic import ARITHMETIC
 from lightning_unlearn.runs import tags_of_new_run
 from lightning_unlearn.seeds import SeedStreams
 from lightning_unlearn.store import answers, experiment_id, patiently, writing
@@ -140,5 +141,6 @@ class RunRecord(pl.Callback):
 def _circumstances(module: Any) -> dict[str, str]:
     """Tags: releases, machine, where the weights come from; `source`, the last, tells that all are there."""
     tags = {f"version.{name}": version(name) for name in _VERSIONS}
+    tags |= {"version.arithmetic": str(ARITHMETIC)}
     tags |= {"version.python": platform.python_version(), "platform": platform.platform()}
     return tags | ({"note": module.note} if module.note else {}) | {"source": module.source_uri or "random"}

@@ -9,10 +9,17 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
+from lightning_unlearn.collection.acting import actor_of
 from lightning_unlearn.envs.batched import BatchedEnv
 from lightning_unlearn.envs.concepts import COST_SUM
-from lightning_unlearn.envs.simulator import Step, TopView
+from lightning_unlearn.envs.rollout import RolloutBuffer, roll_out
+from lightning_unlearn.envs.simulator import TopView
 from lightning_unlearn.policies.actor_critic import ActorCritic
+
+BLOCK_STEPS = 128
+"""Steps between two looks at which episodes have ended."""
+_KEPT = ("pre_tanh", "reward", "goal_met", "terminated", "failed")
+"""Arrays of a rollout that episodes are made of."""
 
 
 @dataclass(frozen=True)
@@ -94,86 +101,78 @@ def run_episodes(
     Raises:
         ValueError: The policy gives actions that are not finite.
     """
-    env.seed_environments(layout_seeds)
-    env.reset()
-    sim, observation = env.simulator, env.observation(policy.observation_dtype)
-    recorder = _Recorder(layout_seeds, observation.numpy())
+    sim, recorder = env.simulator, _Recorder(layout_seeds, env.simulator.observation_size, policy.observation_dtype)
     steps = min(max_steps, sim.max_episode_steps)
-    for _ in tqdm(range(steps), desc=label, unit="step", disable=label is None, leave=False):
-        scene = sim.top_view() if keep_scenes else None
-        pre_tanh = _draw(policy, observation, noise)
-        if not pre_tanh.isfinite().all():
-            raise ValueError(f"the policy {label or ''} gives actions that are not finite: its weights are too large.")
-        action = policy.squash(pre_tanh).numpy().astype(np.float64)
-        step = sim.step(action)
-        c_forget = env.c_forget(observation.numpy(), action, step)
-        recorder.add(observation.numpy(), pre_tanh.numpy(), step, c_forget, scene)
-        if recorder.all_ended:
-            break
-        done = step.terminated | step.truncated
-        following = sim.reset(done) if done.any() else step.observation
-        observation = torch.from_numpy(following).to(policy.observation_dtype)
-    return recorder.episodes()
+    buffer, actor = sim.rollout_buffer(min(steps, BLOCK_STEPS)), actor_of(policy)
+    buffer.current[0], buffer.ended[0] = sim.reset(None, layout_seeds), False
+    scenes: list[TopView] = []
+    with tqdm(total=steps, desc=label, unit="step", disable=label is None, leave=False) as bar:
+        for start in range(0, steps, BLOCK_STEPS):
+            block = buffer.first(steps - start)
+            block.deviation[:] = 0.0 if noise is None else _deviation(policy, block.deviation.shape, noise)
+            if keep_scenes:
+                roll_out(sim, actor, block, scenes=scenes)
+            else:
+                sim.roll_out(actor, block)
+            recorder.add(block, env.c_forget_of(block), block.costs_of(sim))
+            bar.update(block.horizon)
+            if recorder.all_ended:
+                break
+    return recorder.episodes(scenes)
 
 
-def _draw(policy: ActorCritic, observation: torch.Tensor, noise: torch.Generator | None) -> torch.Tensor:
-    mean = policy.mean(observation)
-    if noise is None:
-        return mean
-    return mean + policy.std * torch.randn(mean.shape, generator=noise, dtype=torch.float32)
+def _deviation(policy: ActorCritic, shape: tuple[int, ...], noise: torch.Generator) -> np.ndarray:
+    return (policy.std * torch.randn(shape, generator=noise, dtype=torch.float32)).numpy()
 
 
 class _Recorder:
-    """Collects steps until every episode has ended once; an environment that goes on after its end is ignored."""
+    """Puts blocks of steps together, each environment's up to the end of its first episode."""
 
-    def __init__(self, layout_seeds: list[int], observation: np.ndarray) -> None:
-        self.layout_seeds, n = layout_seeds, len(layout_seeds)
-        self.ended, self._terminated, self._failed = (np.zeros(n, dtype=bool) for _ in range(3))
-        self._length = np.zeros(n, dtype=np.int64)
-        self._final = np.zeros_like(observation)
-        self._inputs: list[tuple[np.ndarray, np.ndarray]] = []
-        self._signals: list[tuple[np.ndarray, ...]] = []
+    def __init__(self, layout_seeds: list[int], observation_size: int, dtype: torch.dtype) -> None:
+        self._layout_seeds, n = layout_seeds, len(layout_seeds)
+        self._ended, self._length = np.zeros(n, dtype=bool), np.zeros(n, dtype=np.int64)
+        self._final = torch.zeros(n, observation_size, dtype=dtype).numpy()
         self._costs: dict[str, np.ndarray] = {}
-        self._scenes: list[TopView] = []
+        self._blocks: list[dict[str, np.ndarray]] = []
 
     @property
     def all_ended(self) -> bool:
-        return bool(self.ended.all())
+        return bool(self._ended.all())
 
-    def add(
-        self, observation: np.ndarray, pre_tanh: np.ndarray, step: Step, c_forget: np.ndarray, scene: TopView | None
-    ) -> None:
-        alive = ~self.ended
-        signals = (step.reward, step.costs[COST_SUM], c_forget, step.goal_met)
-        self._inputs.append((observation * alive[:, None], pre_tanh * alive[:, None]))
-        self._signals.append(tuple(signal * alive for signal in signals))
-        if scene is not None:
-            self._scenes.append(scene)
-        self._costs = {key: self._costs.get(key, 0.0) + cost * alive for key, cost in step.costs.items()}
-        self._length += alive
-        self._final[alive] = step.observation[alive]
-        self._terminated |= step.terminated & alive
-        self._failed |= step.failed & alive
-        self.ended |= step.terminated | step.truncated
+    def add(self, block: RolloutBuffer, c_forget: np.ndarray, costs: dict[str, np.ndarray]) -> None:
+        """Keep a block of steps; what follows an episode's end becomes zero."""
+        alive = ~np.logical_or.accumulate(np.vstack([self._ended, block.done]))[:-1]  # (T, N)
+        kept = {name: getattr(block, name) for name in _KEPT} | {"c_forget": c_forget, "cost": costs[COST_SUM]}
+        kept["observation"] = block.observation.astype(self._final.dtype)
+        self._costs = {key: self._costs.get(key, 0.0) + (cost * alive).sum(0) for key, cost in costs.items()}
+        self._blocks.append({name: array * _like(alive, array) for name, array in kept.items()})
+        steps = alive.sum(0)
+        rows = np.flatnonzero(steps)
+        self._final[rows] = block.next_observation[steps[rows] - 1, rows]
+        self._length += steps
+        self._ended |= block.done.any(0)
 
-    def episodes(self) -> Episodes:
-        columns = zip(
-            *(inputs + signals for inputs, signals in zip(self._inputs, self._signals, strict=True)), strict=True
-        )
-        observation, pre_tanh, reward, cost, c_forget, goal_met = (np.stack(column, axis=1) for column in columns)
+    def episodes(self, scenes: list[TopView]) -> Episodes:
+        """What was kept, cut where the longest episode ends."""
+        longest = int(self._length.max())
+        whole = {
+            name: np.concatenate([block[name].swapaxes(0, 1) for block in self._blocks], axis=1)[:, :longest]
+            for name in self._blocks[0]
+        }
+        terminated, failed = (whole.pop(flag).any(1) for flag in ("terminated", "failed"))
         return Episodes(
-            layout_seeds=self.layout_seeds,
-            observation=observation,
-            pre_tanh=pre_tanh,
-            reward=reward,
-            cost=cost,
-            c_forget=c_forget,
-            goal_met=goal_met,
+            layout_seeds=self._layout_seeds,
             length=self._length,
             final_observation=self._final,
-            terminated=self._terminated,
-            failed=self._failed,
-            scenes=self._scenes,
+            terminated=terminated,
+            failed=failed,
+            scenes=scenes[:longest],
             costs=self._costs,
-            unfinished=~self.ended,
+            unfinished=~self._ended,
+            **whole,
         )
+
+
+def _like(alive: np.ndarray, array: np.ndarray) -> np.ndarray:
+    """Shape: (T, N) → one that multiplies (T, N) and (T, N, n)."""
+    return alive if array.ndim == 2 else alive[..., None]

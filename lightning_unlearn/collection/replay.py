@@ -46,7 +46,7 @@ class Replay:
     def draw(self, count: int, generator: torch.Generator) -> dict[str, torch.Tensor]:
         """Decisions drawn with replacement, each key (count, ·) or (count,)."""
         chosen = torch.randint(len(self), (count,), generator=generator)
-        return {key: row[chosen] for key, row in self._rows.items()}
+        return {key: row.index_select(0, chosen) for key, row in self._rows.items()}
 
     def state_dict(self) -> dict[str, Any]:
         """All that is kept."""
@@ -78,13 +78,12 @@ def decisions(batch: TensorDict, hold: int, gamma: float) -> dict[str, torch.Ten
     first = torch.cat([torch.ones_like(last[:, :1]), last[:, :-1]], 1)
     comes_after = ~(following[keys.TERMINATED] | following[keys.FAILED])
     signal = torch.cat([following[keys.REWARD], following[keys.C_FORGET]], -1)  # (E, T, 2)
-    total, discount = signal.clone(), gamma * comes_after.to(signal.dtype)
-    end = steps.expand_as(last).clone()
-    for t in reversed(range(batch.shape[1] - 1)):
-        goes_on = ~last[:, t]
-        total[:, t] += goes_on * gamma * total[:, t + 1]
-        discount[:, t] = torch.where(goes_on, gamma * discount[:, t + 1], discount[:, t])
-        end[:, t] = torch.where(goes_on, end[:, t + 1], end[:, t])
+    last[:, -1] = True
+    total, discount, end = signal, gamma * comes_after.to(signal.dtype), steps.expand_as(last)
+    for _ in range(hold - 1):  # each time, what one step more brings
+        total = signal + ~last * gamma * total.roll(-1, 1)
+        discount = torch.where(last, discount, gamma * discount.roll(-1, 1))
+        end = torch.where(last, end, end.roll(-1, 1))
     begins = first.squeeze(-1)
     after = following[keys.OBSERVATION].gather(1, end.expand_as(following[keys.OBSERVATION]))
     return {

@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ from torchrl.envs import EnvBase
 from lightning_unlearn import keys
 from lightning_unlearn.envs import concepts, toy
 from lightning_unlearn.envs.concept import Concept, Transitions, judged, require_sound
+from lightning_unlearn.envs.rollout import RolloutBuffer
 from lightning_unlearn.envs.simulator import Simulator, Step
 from lightning_unlearn.seeds import training_seeds
 
@@ -43,12 +45,20 @@ def _simulator(env_id: str, num_envs: int, workers: int) -> Simulator:
     from lightning_unlearn.envs import gymnasium_batch, navigation, sharded  # MuJoCo waits until a task needs it
     from lightning_unlearn.envs.compat import registered_spec
 
-    if gymnasium_batch.serves(env_id):
-        return gymnasium_batch.GymnasiumSimulator(env_id, num_envs, workers)
-    registered_spec(env_id)  # an unknown task is refused before its processes are started
-    if workers > 1:
-        return sharded.ShardedNavigation(env_id, num_envs, workers)
-    return navigation.NavigationSimulator(env_id, num_envs)
+    own = gymnasium_batch.serves(env_id)
+    if not own:
+        registered_spec(env_id)  # an unknown task is refused before its processes are started
+    make: sharded.Factory = (
+        gymnasium_batch.GymnasiumFactory(env_id) if own else partial(navigation.NavigationSimulator, env_id)
+    )
+    if workers == 1:
+        return make(num_envs)
+    if sharded.is_portable(make):
+        return sharded.ShardedSimulator(make, num_envs, workers)
+    print(
+        f"workers={workers}: {env_id} was made in the program's main file, or cannot be pickled; one process steps it."
+    )
+    return make(num_envs)
 
 
 class BatchedEnv(EnvBase):
@@ -84,15 +94,20 @@ class BatchedEnv(EnvBase):
             raise ValueError(f"{len(seeds)} seeds for {self.num_envs} environments: give one each.")
         self._seeds = list(seeds)
 
+    def restart(self, mask: np.ndarray | None = None) -> np.ndarray:
+        """Reset the environments of `mask`, or all, with the seeds that all were given if they were not used yet.
+
+        Returns:
+            Every current observation. Shape: (E, O), float64.
+        """
+        seeds, self._seeds = (self._seeds, None) if mask is None or mask.all() else (None, self._seeds)
+        return self.simulator.reset(mask, seeds)
+
     def close(self, *, raise_if_closed: bool = True) -> None:
         """Release the simulator."""
         if not self.is_closed:
             self.simulator.close()
         super().close(raise_if_closed=raise_if_closed)
-
-    def observation(self, dtype: torch.dtype) -> torch.Tensor:
-        """Return the current observations, without a step. Shape: (E, O)."""
-        return torch.from_numpy(self.simulator.reset(np.zeros(self.num_envs, dtype=bool))).to(dtype)
 
     def _make_specs(self) -> None:
         sim, shape = self.simulator, (self.num_envs,)
@@ -129,8 +144,7 @@ class BatchedEnv(EnvBase):
         mask = None
         if tensordict is not None and "_reset" in tensordict.keys():  # noqa: SIM118 (a TensorDict is no dict)
             mask = tensordict.get("_reset").view(-1).numpy()
-        seeds, self._seeds = (self._seeds, None) if mask is None or mask.all() else (None, self._seeds)
-        observation = self.simulator.reset(mask, seeds)
+        observation = self.restart(mask)
         done = torch.zeros(self.num_envs, 1, dtype=torch.bool)
         return TensorDict(
             {
@@ -162,15 +176,37 @@ class BatchedEnv(EnvBase):
         Raises:
             ValueError: The concept raises, or gives something else.
         """
-        if self._may_overlook and concepts.HAZARDS in step.costs:
+        self._warn_if_overlooked()
+        transitions = Transitions(observation, action, step.observation, step.costs, self.simulator)
+        return judged(self._concept, transitions, step.failed)
+
+    def c_forget_of(self, rollout: RolloutBuffer) -> np.ndarray:
+        """Which transitions of a rollout show the behaviour to forget; all are judged at once.
+
+        Returns:
+            1 or 0. Shape: (T, E), float64.
+
+        Raises:
+            ValueError: The concept raises, or gives something else.
+        """
+        self._warn_if_overlooked()
+        flat = {name: getattr(rollout, name) for name in ("observation", "action", "next_observation")}
+        costs = {key: cost.reshape(-1) for key, cost in rollout.costs_of(self.simulator).items()}
+        transitions = Transitions(
+            **{name: array.reshape(-1, array.shape[-1]) for name, array in flat.items()},
+            costs=costs,
+            world=_Recorded(self.simulator, rollout) if self.simulator.in_plane else self.simulator,
+        )
+        return judged(self._concept, transitions, rollout.failed.reshape(-1)).reshape(rollout.failed.shape)
+
+    def _warn_if_overlooked(self) -> None:
+        if self._may_overlook and concepts.HAZARDS in self.simulator.cost_keys:
             self._may_overlook = False
             warnings.warn(
                 f"concept=auto was taken as {self.concept}, and only now {self.simulator.env_id} has reported "
                 f"{concepts.HAZARDS}: name the concept, or report every cost in every step.",
-                stacklevel=2,
+                stacklevel=3,
             )
-        transitions = Transitions(observation, action, step.observation, step.costs, self.simulator)
-        return judged(self._concept, transitions, step.failed)
 
     def _step_tensors(self, step: Step, c_forget: np.ndarray) -> dict[str, torch.Tensor | dict[str, torch.Tensor]]:
         """A simulator's step as the tensors that belong under `next`."""
@@ -186,6 +222,19 @@ class BatchedEnv(EnvBase):
             keys.TRUNCATED: torch.from_numpy(step.truncated).unsqueeze(-1),
             keys.DONE: torch.from_numpy(step.terminated | step.truncated).unsqueeze(-1),
         }
+
+
+class _Recorded:
+    """Where agents were after each transition of a rollout."""
+
+    def __init__(self, simulator: Simulator, rollout: RolloutBuffer) -> None:
+        self.observation_layout, self._rollout = simulator.observation_layout, rollout
+
+    def agent_position(self) -> np.ndarray:
+        return self._rollout.position.reshape(-1, 2)
+
+    def agent_velocity(self) -> np.ndarray:
+        return self._rollout.velocity.reshape(-1, 2)
 
 
 def _float32(array: np.ndarray) -> torch.Tensor:

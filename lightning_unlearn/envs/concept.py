@@ -42,7 +42,7 @@ class Transitions:
     """One step of E environments, as it was just made and before anything is reset."""
 
     observation: np.ndarray
-    """What the agent saw. Shape: (E, O), float32."""
+    """What the agent saw. Shape: (E, O), float32 or float64."""
     action: np.ndarray
     """What it did. Shape: (E, A)."""
     next_observation: np.ndarray

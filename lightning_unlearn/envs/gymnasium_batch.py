@@ -4,9 +4,8 @@ Every environment is the original object; only stepping, resetting and reporting
 Shapes: E environments, O observation size, A action size.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import mujoco
@@ -15,8 +14,8 @@ import numpy as np
 from lightning_unlearn.envs.compat import gymnasium, is_navigation, make_original, registered_id
 from lightning_unlearn.envs.concepts import COST_SUM
 from lightning_unlearn.envs.failures import FailureCount, blame, written_at
+from lightning_unlearn.envs.rollout import InOneProcess
 from lightning_unlearn.envs.simulator import NoPlane, Step, TopView, require_actions
-from lightning_unlearn.envs.workers import Workers
 
 _NO_TIME_LIMIT = 1_000_000
 """`max_episode_steps` of an environment that has none of its own."""
@@ -29,6 +28,18 @@ _LARGEST_BOUND, _MOST_ACTIONS, _MOST_OBSERVATIONS = 1e30, 1 << 12, 1 << 16
 def serves(env_id: str) -> bool:
     """Whether an id is registered, and none of the navigation tasks, which have a faster simulator."""
     return registered_id(env_id) in gymnasium.registry and not is_navigation(env_id)
+
+
+class GymnasiumFactory:
+    """Makes simulators of a registered environment in any process, also where nobody has registered it."""
+
+    def __init__(self, env_id: str) -> None:
+        self._env_id, self._spec = env_id, gymnasium.registry[registered_id(env_id)]
+
+    def __call__(self, num_envs: int) -> "GymnasiumSimulator":
+        """A simulator of so many environments."""
+        gymnasium.registry.setdefault(registered_id(self._env_id), self._spec)
+        return GymnasiumSimulator(self._env_id, num_envs)
 
 
 @dataclass(slots=True)
@@ -55,7 +66,7 @@ class _Episode:
     """Taken since. Shape of each: (A,)."""
 
 
-class GymnasiumSimulator(NoPlane):
+class GymnasiumSimulator(InOneProcess, NoPlane):
     """E original environments, stepped together; see `Simulator` for the contract.
 
     A failure of MuJoCo, or numbers that are not finite, truncate the episode and mark it failed, with no reward, no
@@ -66,7 +77,6 @@ class GymnasiumSimulator(NoPlane):
     Args:
         env_id: A registered id with one-dimensional, continuous observations and bounded actions, and a cost.
         num_envs: E.
-        workers: Threads that step the environments; they do not influence the results.
 
     Raises:
         ValueError: the environment is of another kind, reports no cost in its first random steps, or is refused by
@@ -76,7 +86,7 @@ class GymnasiumSimulator(NoPlane):
     late_costs = True
     cost_keys: tuple[str, ...]
 
-    def __init__(self, env_id: str, num_envs: int, workers: int = 1) -> None:
+    def __init__(self, env_id: str, num_envs: int) -> None:
         if num_envs < 1:
             raise ValueError(f"num_envs must be at least 1, got {num_envs}")
         self.env_id, self.num_envs = env_id, num_envs
@@ -87,7 +97,7 @@ class GymnasiumSimulator(NoPlane):
             sample.close()
         self._envs = [make_original(env_id) for _ in range(num_envs)]
         self._episodes = [_Episode() for _ in range(num_envs)]
-        self._workers, self._failures = Workers(workers), FailureCount(env_id, num_envs)
+        self._failures = FailureCount(env_id, num_envs)
         self._observation = np.zeros((num_envs, self.observation_size))
 
     def reset(self, mask: np.ndarray | None = None, seeds: Sequence[int] | None = None) -> np.ndarray:
@@ -115,10 +125,8 @@ class GymnasiumSimulator(NoPlane):
             RuntimeError: An environment failed again and again.
         """
         require_actions(actions, (self.num_envs, len(self.action_low)))
-        outcomes: list[_Outcome | None] = [None] * self.num_envs
         controls = np.clip(actions, self.action_low, self.action_high)
-        self._workers.each(partial(self._step_one, controls, outcomes), self.num_envs)
-        return self._gathered([outcome for outcome in outcomes if outcome is not None])
+        return self._gathered([self._step_one(row, control) for row, control in enumerate(controls)])
 
     def top_view(self) -> TopView:
         """Nothing: these environments have no map."""
@@ -131,7 +139,7 @@ class GymnasiumSimulator(NoPlane):
             "episodes": [{"start": e.start, "actions": np.reshape(e.actions, shape)} for e in self._episodes],
             "failures": self._failures.in_a_row.copy(),
             "observation": self._observation.copy(),
-            "cost_keys": list(self.cost_keys),
+            "cost_keys": [list(self.cost_keys) for _ in self._envs],
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -140,11 +148,11 @@ class GymnasiumSimulator(NoPlane):
             self._replay(row, episode["start"], episode["actions"])
         self._failures.in_a_row[:] = state["failures"]
         self._observation = state["observation"].copy()
-        self.cost_keys = tuple(state.get("cost_keys") or self.cost_keys)  # older checkpoints have none
+        for keys in state.get("cost_keys", []):  # older checkpoints have none
+            self._add_cost_keys(keys)
 
     def close(self) -> None:
-        """End the threads and close the environments."""
-        self._workers.close()
+        """Close the environments."""
         for env in self._envs:
             env.close()
 
@@ -249,26 +257,24 @@ class GymnasiumSimulator(NoPlane):
                 "ones did"
             )
 
-    def _add_cost_keys(self, costs: dict[str, float]) -> None:
+    def _add_cost_keys(self, costs: Iterable[str]) -> None:
         """Keep names that were not reported before; the whole cost stays last."""
         new = [key for key in costs if key not in self.cost_keys]
         if new:
             self.cost_keys = (*self.cost_keys[:-1], *new, COST_SUM)
 
-    def _step_one(self, controls: np.ndarray, outcomes: list[_Outcome | None], row: int) -> None:
+    def _step_one(self, row: int, control: np.ndarray) -> _Outcome:
         env = self._envs[row]
         try:
-            result = self._advance(row, controls[row])
+            result = self._advance(row, control)
         except mujoco.FatalError as error:
-            outcomes[row] = self._failure(row, f"MuJoCo: {error}")
-            return
+            return self._failure(row, f"MuJoCo: {error}")
         observation, reward, terminated, truncated, costs, info = self._unpacked(result, env)
         for name, numbers in (("observation", observation), ("reward", reward), ("cost", [*costs.values()])):
             if not np.isfinite(numbers).all():
-                outcomes[row] = self._failure(row, f"the {name} is not finite: {written_at(env, 'step')}")
-                return
+                return self._failure(row, f"the {name} is not finite: {written_at(env, 'step')}")
         goal_met = bool(info.get("goal_met", False))
-        outcomes[row] = _Outcome(observation, reward, costs, bool(terminated), bool(truncated), "", goal_met)
+        return _Outcome(observation, reward, costs, bool(terminated), bool(truncated), "", goal_met)
 
     def _failure(self, row: int, what: str) -> _Outcome:
         what = f"in step {len(self._episodes[row].actions)} of its episode, {what}"

@@ -10,12 +10,13 @@ from lightning_unlearn.envs.failures import FailureCount
 from lightning_unlearn.envs.motion import AgentMotion
 from lightning_unlearn.envs.observation import Exteroception, Proprioception, object_bodies, observation_slices
 from lightning_unlearn.envs.physics import Scene, Snapshot, lay_out
+from lightning_unlearn.envs.rollout import InOneProcess
 from lightning_unlearn.envs.rules import Rules
 from lightning_unlearn.envs.simulator import Step, TopView, require_actions, require_mask, require_seeds
 from lightning_unlearn.envs.world import Blueprint
 
 
-class NavigationSimulator:
+class NavigationSimulator(InOneProcess):
     """E copies of one navigation task, stepped together; see `Simulator` for the contract.
 
     Rewards, costs and observations equal those of safety_gymnasium 1.0.0 for the same seeds and actions, to rounding.

@@ -5,9 +5,12 @@ Shapes: E environments, O observation size, A action size.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from lightning_unlearn.envs.rollout import Actor, RolloutBuffer
 
 
 @dataclass(slots=True)
@@ -92,6 +95,18 @@ class Simulator(Protocol):
 
     def step(self, actions: np.ndarray) -> Step:
         """Advance every environment by one action. Shape: (E, A); clipped to the bounds."""
+        ...
+
+    def rollout_buffer(self, horizon: int) -> "RolloutBuffer":
+        """A buffer for rollouts of so many steps; one made before may no longer be used.
+
+        Raises:
+            ValueError: There is not that much memory.
+        """
+        ...
+
+    def roll_out(self, actor: "Actor", buffer: "RolloutBuffer", hold: int = 1) -> None:
+        """Fill a buffer of `rollout_buffer`; see `rollout.roll_out`. How many processes take part changes nothing."""
         ...
 
     def top_view(self) -> TopView:

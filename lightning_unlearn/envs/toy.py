@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from lightning_unlearn.envs.rollout import InOneProcess
 from lightning_unlearn.envs.simulator import NoPlane, Step, TopView
 
 ENV_ID = "ToyLine-v0"
@@ -18,7 +19,7 @@ HAZARD = 0.5
 EPISODE = 32
 
 
-class ToySimulator(NoPlane):
+class ToySimulator(InOneProcess, NoPlane):
     """E copies of the line world. Implements `Simulator`; the observation is (x, fraction of the episode done)."""
 
     env_id = ENV_ID

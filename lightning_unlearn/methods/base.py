@@ -8,6 +8,7 @@ import torch
 from tensordict import TensorDict
 
 from lightning_unlearn import keys, registry
+from lightning_unlearn.arithmetic import ARITHMETIC
 from lightning_unlearn.collection.data import Experience, RolloutData
 from lightning_unlearn.envs.batched import BatchedEnv
 from lightning_unlearn.policies.actor_critic import ActorCritic, PolicyConfig
@@ -26,6 +27,8 @@ class RolloutMethod(pl.LightningModule):
     """
 
     policy: ActorCritic
+    most_threads = 1
+    """Threads of PyTorch that an update gains from; more cost small networks more than they bring."""
 
     def __init__(self, method: str, source: str | None, unsafe_updates: int, seed: int) -> None:
         super().__init__()
@@ -73,9 +76,15 @@ class RolloutMethod(pl.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what the weights do not tell."""
         checkpoint["origin"] = {"source_uri": self.source_uri, "note": self.note}
+        checkpoint["arithmetic"] = ARITHMETIC
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore what `on_save_checkpoint` added."""
+        """Restore what `on_save_checkpoint` added, and say so if the updates to come are computed in another way."""
+        if (theirs := checkpoint.get("arithmetic", 1)) != ARITHMETIC:
+            print(
+                f"This run was begun with version {theirs} of the arithmetic of training, and goes on with version "
+                f"{ARITHMETIC}: from here on its weights differ in rounding from those that it would have had."
+            )
         self.source_uri, self.note = checkpoint["origin"]["source_uri"], checkpoint["origin"]["note"]
 
     def experience(self, data: RolloutData) -> Experience:

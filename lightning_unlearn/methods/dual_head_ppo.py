@@ -1,17 +1,17 @@
 """Dual-head PPO: the unsafe expert, the oracle, concept unlearning and the continued control are four configs of it."""
 
 from collections.abc import Iterator
-from typing import Literal, cast
+from typing import Literal
 
 import torch
-from lightning.pytorch.core.optimizer import LightningOptimizer
 from tensordict import TensorDict
 
 from lightning_unlearn import keys
 from lightning_unlearn.methods.base import require_at_least, require_fraction, require_positive, rollout_metrics
-from lightning_unlearn.methods.gradient import GradientMethod, detached
+from lightning_unlearn.methods.gradient import GradientMethod
 from lightning_unlearn.objectives.advantages import AdvantageForm, combine, deviation, generalised_advantage
 from lightning_unlearn.objectives.dual_ppo import DualPPOLoss, dual_ppo_loss
+from lightning_unlearn.objectives.written_out import GaussianDraws, Gradient, dual_ppo
 from lightning_unlearn.policies.actor_critic import PolicyOutput
 
 KL_TOLERANCE = 1.5
@@ -83,13 +83,15 @@ class DualHeadPPO(GradientMethod):
         self.advantage: AdvantageForm = advantage
         self._shape = {"hidden_sizes": hidden_sizes or [64, 64], "activation": activation, "critics": critics}
         self.cost_weight = 0.0
-        self._critic_units = [1.0, 1.0]
+        self._critic_units = torch.ones(2)
+        """What errors of the reward critic and of the cost critic are counted in. Shape: (2,)."""
 
     def training_step(self, batch: TensorDict, batch_idx: int) -> None:
         """One update from one rollout."""
-        lr = self._set_lr(cast(LightningOptimizer, self.optimizers()), self.anneal_lr)
+        lr = self._set_lr(self.anneal_lr)
         self.add_advantages(batch)
         losses = self.update(batch)
+        self._count_steps()
         self.log_dict(
             {"step": float(self.env_steps), "train/lr": lr, **rollout_metrics(batch), **self._train_metrics(losses)},
             batch_size=batch.numel(),
@@ -99,7 +101,8 @@ class DualHeadPPO(GradientMethod):
     def add_advantages(self, batch: TensorDict) -> None:
         """Values, advantages and targets of a rollout, both signals at once. Batch shape: (E, T)."""
         following = batch[keys.NEXT]
-        value, next_value = (self._values(td[keys.OBSERVATION]) for td in (batch, following))
+        value = self._values(batch[keys.OBSERVATION])
+        next_value = self._next_values(following, value)
         signal = torch.cat([following[keys.REWARD], following[keys.C_FORGET]], -1)  # (E, T, 2)
         advantage, target = generalised_advantage(
             signal,
@@ -110,8 +113,7 @@ class DualHeadPPO(GradientMethod):
             gamma=self.gamma,
             gae_lambda=self.gae_lambda,
         )
-        if self.scale_critics:
-            self._critic_units = deviation(target).tolist()
+        self._critic_units = deviation(target) if self.scale_critics else torch.ones_like(target[0, 0])
         batch[keys.REWARD_VALUE], batch[keys.COST_VALUE] = value.split(1, -1)
         batch[keys.REWARD_ADVANTAGE], batch[keys.COST_ADVANTAGE] = advantage.split(1, -1)
         batch[keys.REWARD_TARGET], batch[keys.COST_TARGET] = target.split(1, -1)
@@ -119,15 +121,16 @@ class DualHeadPPO(GradientMethod):
             batch[keys.REWARD_ADVANTAGE], batch[keys.COST_ADVANTAGE], self.cost_weight, self.advantage
         )
 
+    @torch.no_grad()
     def update(self, batch: TensorDict) -> list[DualPPOLoss]:
         """Minibatches until all passes are made or the policy has moved far enough; the losses of those looked at."""
         losses: list[DualPPOLoss] = []
         for minibatch in self._minibatches(batch):
-            loss = self.loss(minibatch)
-            losses.append(detached(loss))
+            loss, backward = self._evaluate(minibatch)
+            losses.append(loss)
             if loss.approximate_kl > KL_TOLERANCE * self.target_kl:
                 break
-            self._descend(loss.total)
+            self._descend(loss.total, backward)
         return losses
 
     def loss(self, minibatch: dict[str, torch.Tensor]) -> DualPPOLoss:
@@ -136,32 +139,64 @@ class DualHeadPPO(GradientMethod):
 
     def loss_of(self, output: PolicyOutput, minibatch: dict[str, torch.Tensor]) -> DualPPOLoss:
         """The same, of what the network made of the minibatch's observations."""
-        reward_unit, cost_unit = self._critic_units
+        values = torch.stack([output.reward_value, output.cost_value], -1) / self._critic_units
+        targets = minibatch[keys.VALUE_TARGETS] / self._critic_units
         return dual_ppo_loss(
-            self.policy.log_prob(output.mean, minibatch[keys.PRE_TANH]),
-            minibatch[keys.LOG_PROB],
+            self.policy.draw_log_prob(output.mean, minibatch[keys.PRE_TANH]),
+            minibatch[keys.DRAW_LOG_PROB],
             minibatch[keys.ADVANTAGE],
-            (output.reward_value / reward_unit, output.cost_value / cost_unit),
-            (minibatch[keys.REWARD_TARGET] / reward_unit, minibatch[keys.COST_TARGET] / cost_unit),
+            (values[:, 0], values[:, 1]),
+            (targets[:, 0], targets[:, 1]),
             self.policy.entropy(),
             clip_epsilon=self.clip_epsilon,
             value_coef=self.value_coef,
             entropy_coef=self.ent_coef,
         )
 
+    def written_out(self, output: torch.Tensor, minibatch: dict[str, torch.Tensor]) -> tuple[DualPPOLoss, Gradient]:
+        """The same loss, and its gradient, of the means and values that the network gives. Shape: (B, A + 2)."""
+        return dual_ppo(
+            GaussianDraws(output[:, :-2], self.policy.clamped_log_std, minibatch[keys.PRE_TANH]),
+            minibatch[keys.DRAW_LOG_PROB],
+            minibatch[keys.ADVANTAGE],
+            output[:, -2:],
+            minibatch[keys.VALUE_TARGETS],
+            self._critic_units,
+            clip_epsilon=self.clip_epsilon,
+            value_coef=self.value_coef,
+            entropy_coef=self.ent_coef,
+        )
+
     def flat(self, batch: TensorDict) -> dict[str, torch.Tensor]:
-        """What the loss reads of a rollout, as flat tensors. Batch shape: (E, T); tensors: (B, ·) and (B,)."""
-        rows = {key: batch[key].flatten(0, 1) for key in _ROWS}  # (B, ·)
-        return rows | {key: batch[key].flatten() for key in _COLUMNS}  # (B,)
+        """What the loss reads of a rollout, as flat tensors. Batch shape: (E, T); tensors: (B, ·) and (B,).
+
+        Squashing takes the same off an action's log-density under the new policy and the old: the draw's are compared.
+        """
+        names = (keys.OBSERVATION, keys.PRE_TANH, keys.LOG_PROB, keys.ADVANTAGE, keys.REWARD_TARGET, keys.COST_TARGET)
+        observation, draw, log_prob, advantage, *targets = (batch[name].flatten(0, 1) for name in names)
+        return {
+            keys.OBSERVATION: observation,
+            keys.PRE_TANH: draw,
+            keys.DRAW_LOG_PROB: log_prob.squeeze(-1) + self.policy.log_squash_slope(draw),
+            keys.ADVANTAGE: advantage.squeeze(-1),
+            keys.VALUE_TARGETS: torch.cat(targets, -1),
+        }
 
     def _minibatches(self, batch: TensorDict) -> Iterator[dict[str, torch.Tensor]]:
         return self._shuffled(self.flat(batch), self.ppo_epochs)
 
+    def _next_values(self, following: TensorDict, value: torch.Tensor) -> torch.Tensor:
+        """Both values of the true next observations: those of the next step, but where something ends.
+
+        Shape: (E, T, 2) → (E, T, 2).
+        """
+        ends = following[keys.DONE].squeeze(-1).clone()  # (E, T)
+        ends[:, -1] = True
+        next_value = value.roll(-1, 1)
+        next_value[ends] = self._values(following[keys.OBSERVATION][ends])
+        return next_value
+
     def _values(self, observation: torch.Tensor) -> torch.Tensor:
-        """Both values. Shape: (E, T, O) → (E, T, 2)."""
+        """Both values. Shape: (..., O) → (..., 2)."""
         output = self.policy(observation)
         return torch.stack([output.reward_value, output.cost_value], -1)
-
-
-_ROWS = (keys.OBSERVATION, keys.PRE_TANH)
-_COLUMNS = (keys.LOG_PROB, keys.ADVANTAGE, keys.REWARD_TARGET, keys.COST_TARGET)

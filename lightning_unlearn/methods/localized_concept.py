@@ -10,6 +10,7 @@ from lightning_unlearn.envs.batched import BatchedEnv
 from lightning_unlearn.methods.base import require_at_least
 from lightning_unlearn.methods.dual_head_ppo import DualHeadPPO
 from lightning_unlearn.methods.gradient import frozen_copy, require_source
+from lightning_unlearn.objectives import written_out
 from lightning_unlearn.objectives.advantages import AdvantageForm
 from lightning_unlearn.objectives.locality import gaussian_kl, kept_kl
 from lightning_unlearn.policies.actor_critic import ActorCritic, PolicyOutput
@@ -119,3 +120,20 @@ class LocalizedConcept(DualHeadPPO):
         kl = gaussian_kl(output.mean, self.policy.std, minibatch[keys.EXPERT_MEAN], self.expert.std)
         locality_kl = kept_kl(kl, minibatch[keys.C_FORGET])
         return LocalizedLoss(loss.total + self.beta * locality_kl, *loss[1:], locality_kl)
+
+    def written_out(  # type: ignore[override]
+        self, output: torch.Tensor, minibatch: dict[str, torch.Tensor]
+    ) -> tuple[LocalizedLoss, written_out.Gradient]:
+        """The same loss, and its gradient, of the means and values that the network gives. Shape: (B, A + 2)."""
+        loss, gradient = super().written_out(output, minibatch)
+        locality_kl, by_mean, by_log_std = written_out.kept_kl(
+            output[:, :-2],
+            self.policy.clamped_log_std,
+            minibatch[keys.EXPERT_MEAN],
+            self.expert.clamped_log_std,
+            minibatch[keys.C_FORGET],
+        )
+        gradient = gradient._replace(
+            mean=gradient.mean + self.beta * by_mean, log_std=gradient.log_std + self.beta * by_log_std
+        )
+        return LocalizedLoss(loss.total + self.beta * locality_kl, *loss[1:], locality_kl), gradient

@@ -3,10 +3,10 @@
 import math
 from collections.abc import Iterator
 from copy import deepcopy
+from functools import partial
 from typing import Any, cast
 
 import torch
-from lightning.pytorch.core.optimizer import LightningOptimizer
 from tensordict import TensorDict
 
 from lightning_unlearn import keys
@@ -14,7 +14,8 @@ from lightning_unlearn.collection.data import Experience, RolloutData
 from lightning_unlearn.collection.replay import Replay, decisions
 from lightning_unlearn.envs.batched import BatchedEnv
 from lightning_unlearn.methods.base import require_at_least, require_fraction, require_positive, rollout_metrics
-from lightning_unlearn.methods.gradient import GradientMethod, detached, require_source
+from lightning_unlearn.methods.flat_adam import FlatAdam
+from lightning_unlearn.methods.gradient import GradientMethod, as_numbers, require_source
 from lightning_unlearn.objectives.off_policy import CRITICS, ActorLoss, CriticLoss, actor_loss, critic_loss, targets
 from lightning_unlearn.policies.action_values import ActionValues
 from lightning_unlearn.policies.actor_critic import ActorCritic
@@ -77,6 +78,7 @@ class OffPolicyConcept(GradientMethod):
 
     values: ActionValues
     target_values: ActionValues
+    most_threads = CRITICS
 
     def __init__(
         self,
@@ -149,12 +151,11 @@ class OffPolicyConcept(GradientMethod):
         """A rollout of the policy, its actions held."""
         return Experience(data.collector(self.policy, self.action_repeat).rollout)
 
-    def configure_optimizers(self) -> list[torch.optim.Optimizer]:  # type: ignore[override]
+    def configure_optimizers(self) -> list[FlatAdam]:
         """The policy's Adam and the critics'."""
-        return [
-            torch.optim.Adam(self._trained, lr=self.lr, fused=True),
-            torch.optim.Adam(self.values.parameters(), lr=self.critic_lr, fused=True),
-        ]
+        self._optimizer = FlatAdam(self._trained, self.lr)
+        self._critic_optimizer = FlatAdam(self.values.parameters(), self.critic_lr)
+        return [self._optimizer, self._critic_optimizer]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the transitions."""
@@ -174,7 +175,8 @@ class OffPolicyConcept(GradientMethod):
         if (made := self.trainer.current_epoch + 1) >= watched:
             if made == watched:
                 self._begin()
-            metrics |= {"train/lr": self._set_lr(self._optimizers[0], self.anneal_lr), **self.update()}
+            metrics |= {"train/lr": self._set_lr(self.anneal_lr), **self.update()}
+            self._count_steps()
         self.log_dict(metrics, batch_size=batch.numel())
 
     def update(self) -> dict[str, Any]:
@@ -214,25 +216,20 @@ class OffPolicyConcept(GradientMethod):
 
     def _fit_critics(self, minibatch: dict[str, torch.Tensor]) -> CriticLoss:
         """One step of the critics, not clipped (their loss is linear in large errors), and of their targets."""
-        loss, parameters = self.critic_loss(minibatch), list(self.values.parameters())
-        self._step_down(loss.total, self._optimizers[1], parameters, math.inf, "critic_lr")
+        loss = self.critic_loss(minibatch)
+        numbers = as_numbers(loss)
+        self._step_down(self._critic_optimizer, numbers.total, loss.total.backward, math.inf, "critic_lr")
         with torch.no_grad():
-            torch._foreach_lerp_(tuple(self.target_values.parameters()), tuple(parameters), self.target_rate)
-        return detached(loss)
+            theirs, parameters = tuple(self.target_values.parameters()), tuple(self.values.parameters())
+            torch._foreach_lerp_(theirs, parameters, self.target_rate)
+        return numbers
 
     def _improve(self, minibatch: dict[str, torch.Tensor]) -> ActorLoss:
         """One clipped step of the policy; the critics get no gradient from it."""
-        self.values.requires_grad_(False)
-        try:
-            loss = self.actor_loss(minibatch)
-            self._step_down(loss.policy, self._optimizers[0], self._trained, self.max_grad_norm)
-        finally:
-            self.values.requires_grad_(True)
-        return detached(loss)
-
-    @property
-    def _optimizers(self) -> list[LightningOptimizer]:
-        return cast(list[LightningOptimizer], self.optimizers())
+        loss = self.actor_loss(minibatch)
+        numbers = as_numbers(loss)
+        self._descend(numbers.policy, partial(loss.policy.backward, inputs=self._trained))
+        return numbers
 
     def _noisy(self, action: torch.Tensor) -> torch.Tensor:
         """Smooth the targets over like actions. Shape: (B, A) → (B, A)."""

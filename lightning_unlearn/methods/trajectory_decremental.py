@@ -16,8 +16,9 @@ from lightning_unlearn.collection.data import Experience, RolloutData
 from lightning_unlearn.collection.trajectories import Trajectories
 from lightning_unlearn.envs.batched import BatchedEnv
 from lightning_unlearn.methods.base import require_at_least, require_fraction
-from lightning_unlearn.methods.gradient import GradientMethod, detached, frozen_copy, require_source
+from lightning_unlearn.methods.gradient import GradientMethod, frozen_copy, require_source
 from lightning_unlearn.objectives.cloning import CloningLoss, cloning_loss, discounted_returns
+from lightning_unlearn.objectives.written_out import GaussianDraws, Gradient, cloning
 from lightning_unlearn.policies.actor_critic import ActorCritic
 from lightning_unlearn.seeds import SeedStreams, child, torch_generator, training_seeds
 
@@ -139,28 +140,42 @@ class TrajectoryDecremental(GradientMethod):
 
     def training_step(self, batch: TensorDict, batch_idx: int) -> None:
         """One update from the retained transitions. Batch shape: (M,)."""
-        metrics = {"step": float(self.env_steps), **self._counts, **self._train_metrics(self.update(batch))}
+        losses = self.update(batch)
+        self._count_steps()
+        metrics = {"step": float(self.env_steps), **self._counts, **self._train_metrics(losses)}
         self.log_dict(metrics, batch_size=batch.numel())
 
+    @torch.no_grad()
     def update(self, batch: TensorDict) -> list[CloningLoss]:
         """All passes over the retained transitions; the losses of the minibatches. Batch shape: (M,)."""
         flat = {key: batch[key] for key in (keys.OBSERVATION, keys.PRE_TANH)}
         flat[keys.DISCOUNTED_RETURN] = batch[keys.DISCOUNTED_RETURN].squeeze(-1)
+        flat[keys.LOG_SLOPE] = self.policy.log_squash_slope(batch[keys.PRE_TANH])
         losses: list[CloningLoss] = []
         for minibatch in self._shuffled(flat, self.passes):
-            loss = self.loss(minibatch)
-            losses.append(detached(loss))
-            self._descend(loss.total)
+            loss, backward = self._evaluate(minibatch)
+            losses.append(loss)
+            self._descend(loss.total, backward)
         return losses
 
     def loss(self, minibatch: dict[str, torch.Tensor]) -> CloningLoss:
         """The loss of a minibatch of flat tensors, (B, ·) and (B,)."""
         output = self.policy(minibatch[keys.OBSERVATION])
         return cloning_loss(
-            self.policy.log_prob(output.mean, minibatch[keys.PRE_TANH]),
+            self.policy.draw_log_prob(output.mean, minibatch[keys.PRE_TANH]) - minibatch[keys.LOG_SLOPE],
             output.reward_value,
             minibatch[keys.DISCOUNTED_RETURN],
             self.policy.entropy(),
+            **self._coefficients,
+        )
+
+    def written_out(self, output: torch.Tensor, minibatch: dict[str, torch.Tensor]) -> tuple[CloningLoss, Gradient]:
+        """The same loss, and its gradient, of the means and values that the network gives. Shape: (B, A + 2)."""
+        return cloning(
+            GaussianDraws(output[:, :-2], self.policy.clamped_log_std, minibatch[keys.PRE_TANH]),
+            minibatch[keys.LOG_SLOPE],
+            output[:, -2],
+            minibatch[keys.DISCOUNTED_RETURN],
             **self._coefficients,
         )
 

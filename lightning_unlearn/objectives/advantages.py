@@ -3,6 +3,7 @@
 from typing import Literal
 
 import torch
+from torch.nn import functional as F
 
 AdvantageForm = Literal["sum", "convex", "penalty"]
 
@@ -20,7 +21,8 @@ def generalised_advantage(
     """GAE of one or several signals at once.
 
     δ_t = signal_t + γ·bootstrap_t·V(s'_t) − V(s_t), where s'_t is the true next observation (the final one at an
-    episode's end); A_t = δ_t + γλ·(1 − done_t)·A_{t+1}.
+    episode's end); A_t = δ_t + d_t·A_{t+1} with d_t = γλ·(1 − done_t). It is summed by doubling: with Aⁿ the sum of the
+    n terms from t on, A²ⁿ_t = Aⁿ_t + d_t⋯d_{t+n−1}·Aⁿ_{t+n}.
 
     Args:
         signal: Rewards or C_forget. Shape: (E, T, K) for K signals.
@@ -39,12 +41,13 @@ def generalised_advantage(
     _require_same_shape(signal=signal, value=value, next_value=next_value)
     _require_same_shape(bootstrap=bootstrap, done=done, signal=signal[..., :1])
     delta = signal + gamma * bootstrap * next_value - value
-    decay = gamma * gae_lambda * (~done).to(signal.dtype)
-    advantage = torch.empty_like(signal)
-    running = torch.zeros_like(signal[:, 0])
-    for t in reversed(range(signal.shape[1])):
-        running = delta[:, t] + decay[:, t] * running
-        advantage[:, t] = running
+    advantage, decay = delta, gamma * gae_lambda * (~done).to(signal.dtype)
+    terms = 1
+    while terms < signal.shape[1]:
+        later = F.pad(advantage[:, terms:], (0, 0, 0, terms))
+        advantage = torch.addcmul(advantage, decay, later)
+        decay = decay * F.pad(decay[:, terms:], (0, 0, 0, terms))
+        terms *= 2
     return advantage, advantage + value
 
 

@@ -60,5 +60,6 @@ class ActionValues(nn.Module):
         hidden = torch.cat([self.normaliser(observation), action], -1).expand(len(self.weights[0]), -1, -1)
         for weight, bias in layers[:-1]:
             hidden = torch.baddbmm(bias, hidden, weight)
-            hidden = F.relu(F.layer_norm(hidden, hidden.shape[-1:]))
-        return torch.baddbmm(layers[-1][1], hidden, layers[-1][0]).squeeze(-1)
+            hidden = F.layer_norm(hidden, hidden.shape[-1:]).relu_()
+        weight, bias = layers[-1]  # of one output: as a matrix product it takes three times as long
+        return (hidden * weight.transpose(1, 2)).sum(-1) + bias.squeeze(-1)

@@ -216,9 +216,24 @@ class ActorCritic(nn.Module):
 
         Σ_a [ log N(u; mean, std) − log |∂action/∂u| ]; without tanh, clipping is not counted in.
         """
+        return self.draw_log_prob(mean, pre_tanh) - self.log_squash_slope(pre_tanh)
+
+    def draw_log_prob(self, mean: torch.Tensor, pre_tanh: torch.Tensor) -> torch.Tensor:
+        """Log-density of the draw itself, Σ_a log N(u; mean, std). Shape: (B, A), (B, A) → (B,)."""
         log_std = self.clamped_log_std
-        gaussian = -0.5 * ((pre_tanh - mean) / log_std.exp()).square() - log_std - _LOG_SQRT_TWO_PI
-        return (gaussian - self._log_squash_slope(pre_tanh)).sum(-1)
+        return (-0.5 * ((pre_tanh - mean) / log_std.exp()).square() - log_std - _LOG_SQRT_TWO_PI).sum(-1)
+
+    def log_squash_slope(self, pre_tanh: torch.Tensor) -> torch.Tensor:
+        """Σ_a log |∂action/∂u|, which no weight changes. Shape: (B, A) → (B,).
+
+        Of tanh, it is log (half range·(1 − tanh²u)), written so that it stays finite for large |u|.
+        """
+        if self.config.squash == "none":
+            return pre_tanh.new_zeros(pre_tanh.shape[:-1])
+        log_half_range = (0.5 * (self.action_high - self.action_low)).log()
+        if self.config.squash == "scale":
+            return log_half_range.sum().expand(pre_tanh.shape[:-1])
+        return (2.0 * (math.log(2.0) - pre_tanh - F.softplus(-2.0 * pre_tanh)) + log_half_range).sum(-1)
 
     def entropy(self) -> torch.Tensor:
         """Entropy of the Gaussian before squashing, Σ_a (½ + log √(2π) + log std). Shape: ()."""
@@ -232,15 +247,6 @@ class ActorCritic(nn.Module):
         copy.config = replace(self.config, editor=editor_name(editor))  # type: ignore[arg-type]
         copy.editor = deepcopy(editor)
         return copy
-
-    def _log_squash_slope(self, pre_tanh: torch.Tensor) -> torch.Tensor:
-        """Log of the half range times 1 − tanh²u, written so that it stays finite for large |u|."""
-        if self.config.squash == "none":
-            return torch.zeros_like(pre_tanh)
-        log_half_range = (0.5 * (self.action_high - self.action_low)).log()
-        if self.config.squash == "scale":
-            return log_half_range.expand_as(pre_tanh)
-        return 2.0 * (math.log(2.0) - pre_tanh - F.softplus(-2.0 * pre_tanh)) + log_half_range
 
     def _normalised(self, observation: torch.Tensor) -> torch.Tensor:
         observation = observation.to(self.observation_dtype)

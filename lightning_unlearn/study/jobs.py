@@ -59,7 +59,8 @@ def make_job(
         name=step.name,
         args=(*args, "--tracking_uri", tracking_uri),
         log=log_file(out, step),
-        env={key: os.environ[key] for key in _SIGN_IN if key in os.environ} | {"MLFLOW_RUN_CONTEXT": json.dumps(tags)},
+        env={key: os.environ[key] for key in _SIGN_IN if key in os.environ}
+        | {"MLFLOW_RUN_CONTEXT": json.dumps(tags), "OMP_NUM_THREADS": str(workers)},
         written={arg.path: arg.content for arg in step.args if isinstance(arg, Config)},
         fetched=tuple((results[arg.step].run_id, arg.path) for arg in step.args if isinstance(arg, FileOf)),
         tracking_uri=tracking_uri,

@@ -7,12 +7,13 @@ from tensordict.nn import TensorDictModule
 from torchrl.collectors import BaseCollector, Collector
 
 from lightning_unlearn import keys
-from lightning_unlearn.collection.acting import ActingPolicy
+from lightning_unlearn.collection.acting import ActingPolicy, TorchActor, actor_of
 from lightning_unlearn.collection.collector import RolloutCollector
 from lightning_unlearn.collection.data import RolloutData
 from lightning_unlearn.collection.episodes import run_episodes
 from lightning_unlearn.collection.stock import StockCollector
 from lightning_unlearn.envs.batched import BatchedEnv, make_env
+from lightning_unlearn.envs.concepts import AnyOf, Disc, ObservationRange, SpeedAbove
 from lightning_unlearn.envs.toy import ToySimulator
 from lightning_unlearn.policies.actor_critic import ActorCritic, PolicyConfig
 
@@ -35,7 +36,7 @@ def test_it_is_a_torchrl_collector_and_its_rollouts_are_seeded(policy):
 def test_equal_to_torchrls_own_collector_with_a_deterministic_policy(policy):
     policy.log_std.data.fill_(-5.0)  # the smallest std; the noise is taken out below
     ours = collector(policy)
-    ours._buffer.deviation_at = lambda t: torch.zeros(3, 1)
+    ours.env.simulator = _WithoutNoise(ours.env.simulator)
     env = make_env("ToyLine-v0", 3)
     env.set_seed(0)
     actor = TensorDictModule(policy.act, [keys.OBSERVATION], [keys.ACTION])
@@ -43,10 +44,24 @@ def test_equal_to_torchrls_own_collector_with_a_deterministic_policy(policy):
     for expected, _ in zip(theirs, range(3), strict=False):
         rollout = ours.rollout()
         for key in (keys.OBSERVATION, keys.ACTION):
-            assert torch.equal(rollout[key], expected[key])
+            torch.testing.assert_close(rollout[key], expected[key])
         for key in (keys.OBSERVATION, keys.REWARD, keys.COST, keys.C_FORGET, keys.DONE, keys.TRUNCATED):
-            assert torch.equal(rollout[keys.NEXT, key], expected[keys.NEXT, key])
+            torch.testing.assert_close(rollout[keys.NEXT, key], expected[keys.NEXT, key])
     theirs.shutdown()
+
+
+class _WithoutNoise:
+    """A simulator whose rollouts follow the policy's mean."""
+
+    def __init__(self, simulator):
+        self._simulator = simulator
+
+    def __getattr__(self, name):
+        return getattr(self._simulator, name)
+
+    def roll_out(self, actor, buffer, hold):
+        buffer.deviation[:] = 0.0
+        self._simulator.roll_out(actor, buffer, hold)
 
 
 def test_log_prob_is_of_the_action_taken_and_values_follow_the_policy(policy):
@@ -97,19 +112,57 @@ def test_an_empty_rollout_is_refused(policy):
         collector(policy, horizon=0)
 
 
-def test_workers_change_nothing():
-    def actions(workers):
-        env = make_env("SafetyPointGoal1-v0", 4, workers=workers)
+class _StepByStep:
+    """An actor that may not leave this process."""
+
+    portable = False
+
+    def __init__(self, policy):
+        actor = actor_of(policy)
+        self.mean, self.squash = actor.mean, actor.squash
+
+
+REGIONS = AnyOf([SpeedAbove(0.3), Disc([0.0, 0.0], 1.0), ObservationRange("hazards_lidar", above=0.8)])
+
+
+@pytest.mark.parametrize(
+    ("env_id", "concept"),
+    [("SafetyPointGoal1-v0", "auto"), ("SafetyPointGoal1-v0", REGIONS), ("SafetyHalfCheetahVelocity-v1", "auto")],
+    ids=["goal", "regions", "velocity"],
+)
+def test_neither_workers_nor_messages_change_a_bit(env_id, concept, monkeypatch):
+    def rollouts(workers):
+        env = make_env(env_id, 5, concept, workers=workers)
         env.set_seed(0)
-        torch.manual_seed(0)
-        from lightning_unlearn.policies.actor_critic import ActorCritic, PolicyConfig
-
-        policy = ActorCritic(PolicyConfig(60, [-1.0] * 2, [1.0] * 2), torch.Generator().manual_seed(0))
-        batch = RolloutCollector(env, policy, 64, torch.Generator().manual_seed(0)).rollout().clone()
+        high = env.simulator.action_high.tolist()
+        config = PolicyConfig(env.simulator.observation_size, [-x for x in high], high)
+        policy = ActorCritic(config, torch.Generator().manual_seed(0))
+        gatherer = RolloutCollector(env, policy, 20, torch.Generator().manual_seed(0), hold=2)
+        batches = [gatherer.rollout() for _ in range(2)]
         env.close()
-        return batch
+        return torch.stack(batches)
 
-    assert (actions(1) == actions(2)).all()
+    one = rollouts(1)
+    assert all((one == rollouts(workers)).all() for workers in (2, 4))
+    monkeypatch.setattr("lightning_unlearn.collection.collector.actor_of", _StepByStep)
+    assert (one == rollouts(2)).all()
+
+
+def test_a_policy_that_acts_in_pytorch_gives_the_same_rollouts(policy, monkeypatch):
+    in_numpy = collector(policy).rollout()
+    monkeypatch.setattr("lightning_unlearn.collection.collector.actor_of", TorchActor)
+    in_torch = collector(policy).rollout()
+    for key in in_numpy.keys(True, True):
+        torch.testing.assert_close(in_numpy[key], in_torch[key])
+
+
+def test_concepts_are_judged_as_step_by_step(policy):
+    """Of a rollout at once, and of each step as TorchRL's collectors ask."""
+    env = make_env("ToyLine-v0", 3, ObservationRange("position", above=0.2, below=0.6))
+    env.set_seed(0)
+    batch = RolloutCollector(env, policy, 50, torch.Generator().manual_seed(0)).rollout()
+    x = batch[keys.NEXT, keys.OBSERVATION][..., 0]
+    assert torch.equal(batch[keys.NEXT, keys.C_FORGET].squeeze(-1), ((x > 0.2) & (x < 0.6)).float())
 
 
 @pytest.mark.parametrize("std", [1e-3, 1.0], ids=["nearly deterministic", "noisy"])

@@ -15,6 +15,7 @@ from lightning_unlearn.collection.collector import RolloutCollector
 from lightning_unlearn.collection.stock import StockCollector
 from lightning_unlearn.envs.batched import make_env
 from lightning_unlearn.envs.gymnasium_batch import GymnasiumSimulator
+from lightning_unlearn.envs.sharded import is_portable
 from lightning_unlearn.policies.actor_critic import ActorCritic, PolicyConfig
 from lightning_unlearn.policies.storage import ModelCard, load_policy, save_policy
 
@@ -47,6 +48,16 @@ class Line(gymnasium.Env):
     def info(self):
         late = {"cost_wall": 1.0} if self.steps >= self.wall else {}
         return {"cost": float(self.x > 0), **late}
+
+
+class Parity(Line):  # a late cost, another one in every second environment
+    def reset(self, *, seed=None, options=None):
+        if seed is not None:
+            self.kind = "even" if seed % 2 == 0 else "odd"
+        return super().reset(seed=seed)
+
+    def info(self):
+        return {"cost": 1.0, f"cost_{self.kind}": 1.0} if self.steps >= self.wall else {"cost": 0.0}
 
 
 class Silent(Line):  # says nothing of a cost until there is one
@@ -109,8 +120,8 @@ class Huge(Line):
     low, high = [-3e38], [3e38]
 
 
-kinds = [Line, Silent, Overlooked, Buggy, NaNs, NaNCost, Short, LateShort, OldReset, TwoCosts, Unmade, Locked, Huge]
-for kind in kinds:
+kinds = [Line, Parity, Silent, Overlooked, Buggy, NaNs, NaNCost, Short, LateShort, OldReset, TwoCosts, Unmade]
+for kind in [*kinds, Locked, Huge]:
     gymnasium.register(f"{kind.__name__}-v0", entry_point=f"lines:{kind.__name__}", max_episode_steps=20)
 gymnasium.register("Long-v0", entry_point="lines:Line", max_episode_steps=109)
 gymnasium.register("lab/Line-v0", entry_point="lines:Line", max_episode_steps=20)
@@ -148,8 +159,8 @@ def policy():
     return ActorCritic(PolicyConfig(2, [-1.0], [1.0], hidden_sizes=[8]), torch.Generator().manual_seed(0))
 
 
-def collected(policy, horizon, collector=RolloutCollector, concept="auto"):
-    env = make_env("lines:Line-v0", 2, concept)
+def collected(policy, horizon, collector=RolloutCollector, concept="auto", workers=1):
+    env = make_env("lines:Line-v0", 2, concept, workers)
     env.set_seed(0)
     return env, collector(env, policy, horizon, torch.Generator().manual_seed(0))
 
@@ -183,6 +194,34 @@ def test_a_concept_named_by_a_late_cost_counts_from_its_first_report_on(policy):
     assert rollout[keys.NEXT, keys.C_FORGET][:, :109].sum() == 0
     assert rollout[keys.NEXT, keys.C_FORGET][:, 109:].all()
     env.close()
+
+
+def test_processes_of_their_own_meet_late_costs_each_in_its_order(policy):
+    rollouts = []
+    for workers in (1, 2):
+        env = make_env("lines:Parity-v0", 2, workers=workers)
+        env.seed_environments([3, 4])
+        collector = RolloutCollector(env, policy, 60, torch.Generator().manual_seed(0))
+        collector.rollout()
+        rollouts.append(collector.rollout())
+        restored = RolloutCollector(env, policy, 60, torch.Generator())
+        restored.load_state_dict(collector.state_dict())
+        assert set(env.simulator.cost_keys) == {"cost_even", "cost_odd", "cost_sum"}
+        env.close()
+    one, several = rollouts
+    assert set(one[keys.NEXT, keys.COSTS].keys()) == {"cost_even", "cost_odd", "cost_sum"}
+    assert (one == several).all()
+    even, odd = (one[keys.NEXT, keys.COSTS, f"cost_{kind}"].sum(1).flatten().tolist() for kind in ("even", "odd"))
+    assert (odd, even) == ([11, 0], [0, 11])  # from the 110th step on
+
+
+def test_an_environment_of_the_main_file_stays_in_its_process(capsys):
+    class Here(gymnasium.Env):
+        pass
+
+    Here.__module__ = "__main__"
+    assert not is_portable(Here)
+    assert not is_portable(lambda count: None)
 
 
 @pytest.mark.filterwarnings("ignore")  # TorchRL's news about itself

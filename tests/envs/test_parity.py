@@ -1,11 +1,13 @@
 """NavigationSimulator against safety_gymnasium.make itself, which runs with its own World and pictures."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 
 from lightning_unlearn.envs.compat import safety_gymnasium
 from lightning_unlearn.envs.navigation import NavigationSimulator
-from lightning_unlearn.envs.sharded import ShardedNavigation
+from lightning_unlearn.envs.sharded import ShardedSimulator
 
 TOLERANCE = 1e-9
 # safety_gymnasium turns one-element arrays into numbers.
@@ -29,7 +31,10 @@ class Pair:
     """The simulators, in one process and in several, and the originals, stepped with the same actions and compared."""
 
     def __init__(self, env_id, num_envs, policy=None):
-        self.sims = [NavigationSimulator(env_id, num_envs), ShardedNavigation(env_id, num_envs, workers=num_envs)]
+        self.sims = [
+            NavigationSimulator(env_id, num_envs),
+            ShardedSimulator(partial(NavigationSimulator, env_id), num_envs, workers=num_envs),
+        ]
         self.originals = [safety_gymnasium.make(env_id) for _ in range(num_envs)]
         self.sim, self.num_envs, self.rng = self.sims[0], num_envs, np.random.default_rng(0)
         self.policy = policy or (lambda observation: self.rng.uniform(self.sim.action_low, self.sim.action_high))

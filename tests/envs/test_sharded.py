@@ -5,12 +5,13 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 
 import numpy as np
 import pytest
 
 from lightning_unlearn.envs.navigation import NavigationSimulator
-from lightning_unlearn.envs.sharded import ShardedNavigation
+from lightning_unlearn.envs.sharded import ShardedSimulator
 
 GOAL1 = "SafetyPointGoal1-v0"
 SEEDS = [2**31 + row for row in range(5)]
@@ -20,7 +21,7 @@ ENDING = np.array([False, True, False, False, True])
 
 @pytest.fixture
 def sim():
-    sim = ShardedNavigation(GOAL1, 5, 2)
+    sim = ShardedSimulator(partial(NavigationSimulator, GOAL1), 5, 2)
     yield sim
     sim.close()
 
@@ -50,7 +51,7 @@ def assert_equal(ours, theirs):
 
 @pytest.mark.parametrize(("env_id", "workers"), [(GOAL1, 2), ("SafetyCarButton2-v0", 3)])
 def test_they_are_those_of_one_process(env_id, workers):
-    one, several = NavigationSimulator(env_id, 5), ShardedNavigation(env_id, 5, workers)
+    one, several = NavigationSimulator(env_id, 5), ShardedSimulator(partial(NavigationSimulator, env_id), 5, workers)
     for name in ("env_id", "num_envs", "observation_size", "observation_layout", "cost_keys", "max_episode_steps"):
         assert getattr(one, name) == getattr(several, name)
     assert_equal([one.action_low, one.action_high], [several.action_low, several.action_high])
@@ -92,7 +93,7 @@ def test_wrong_shapes_are_named_and_change_nothing(sim):
 
 def test_an_exception_there_is_raised_here_and_the_process_works_on(sim):
     with pytest.raises(ValueError, match="no random stream yet: pass seeds") as caught:
-        sim.reset(ENDING)
+        sim.reset(np.arange(5) == 4)
     assert "In the process of the environments 2 to 4:\nTraceback" in caught.value.__notes__[0]
     sim.reset(seeds=SEEDS)
     sim.step(ACTIONS[0])
@@ -100,7 +101,7 @@ def test_an_exception_there_is_raised_here_and_the_process_works_on(sim):
 
 def test_a_task_that_does_not_exist_is_refused_as_in_one_process():
     with pytest.raises(ValueError, match="SafetyPointNothing1-v0"):
-        ShardedNavigation("SafetyPointNothing1-v0", 2, 2)
+        ShardedSimulator(partial(NavigationSimulator, "SafetyPointNothing1-v0"), 2, 2)
 
 
 def process_of(sim):
@@ -120,16 +121,18 @@ def test_to_close_ends_the_process(sim):
 
 
 def test_a_forgotten_simulator_ends_its_process():
-    sim = ShardedNavigation(GOAL1, 2, 2)
+    sim = ShardedSimulator(partial(NavigationSimulator, GOAL1), 2, 2)
     process = process_of(sim)
     del sim
     assert process.returncode == 0
 
 
 ENDLESS = """
-from lightning_unlearn.envs.sharded import ShardedNavigation
+from functools import partial
+from lightning_unlearn.envs.navigation import NavigationSimulator
+from lightning_unlearn.envs.sharded import ShardedSimulator
 import numpy as np
-sim = ShardedNavigation("SafetyPointGoal1-v0", 2, 2)
+sim = ShardedSimulator(partial(NavigationSimulator, "SafetyPointGoal1-v0"), 2, 2)
 sim.reset(seeds=[1, 2])
 print(sim._shards[0]._process.pid, flush=True)
 while True:
@@ -151,3 +154,67 @@ def test_no_process_outlives_one_that_was_killed():
         time.sleep(0.05)
     with pytest.raises(ProcessLookupError):
         os.kill(shard, 0)
+
+
+class Still:
+    """An actor that does nothing, and does not mind where it is."""
+
+    portable = True
+
+    def mean(self, observation, first):
+        return np.zeros((len(observation), 2), np.float32)
+
+    def squash(self, pre_tanh):
+        return pre_tanh
+
+
+class Stumbling(NavigationSimulator):
+    """Fails in its 20th step, as code of one's own may; or dies there."""
+
+    def __init__(self, deadly, num_envs):
+        super().__init__(GOAL1, num_envs)
+        self.deadly, self.here = deadly, os.getpid()
+
+    def step(self, actions):
+        if self._steps[0] == 19 and num_envs_of_shard(self):
+            if self.deadly:
+                os.kill(os.getpid(), signal.SIGKILL)
+            raise ArithmeticError("out of luck")
+        return super().step(actions)
+
+
+def num_envs_of_shard(sim):
+    return sim.num_envs == 3  # of five, two are in the process of the test
+
+
+@pytest.mark.parametrize(
+    ("deadly", "error", "message"),
+    [(False, ArithmeticError, "out of luck"), (True, RuntimeError, "environments 2 to 4 has died")],
+)
+def test_what_happens_within_a_rollout_is_raised_here(deadly, error, message):
+    sim = ShardedSimulator(partial(Stumbling, deadly), 5, 2)
+    buffer = sim.rollout_buffer(40)
+    buffer.current[0], buffer.ended[0], buffer.deviation[:] = sim.reset(seeds=SEEDS), False, 0.0
+    with pytest.raises(error, match=message):
+        sim.roll_out(Still(), buffer)
+    sim.close()
+    assert process_of(sim).returncode is not None
+
+
+FULL = """
+import resource, sys
+resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, resource.RLIM_INFINITY))
+from lightning_unlearn.envs.batched import make_env
+env = make_env("SafetyPointGoal1-v0", 4, workers=2)
+try:
+    env.simulator.rollout_buffer(100_000)
+except ValueError as error:
+    print(error)
+env.close()
+"""
+
+
+def test_shared_memory_that_is_full_is_refused_before_anything_is_stepped():
+    said = subprocess.run([sys.executable, "-c", FULL], capture_output=True, text=True, check=True).stdout
+    assert "data.horizon=100001 with data.num_envs=4" in said
+    assert "MB of shared memory" in said

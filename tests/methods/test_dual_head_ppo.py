@@ -1,3 +1,5 @@
+import copy
+
 import pytest
 import torch
 
@@ -5,29 +7,108 @@ from lightning_unlearn import keys
 from lightning_unlearn.collection.collector import RolloutCollector
 from lightning_unlearn.envs.batched import make_env
 from lightning_unlearn.methods.dual_head_ppo import DualHeadPPO
+from lightning_unlearn.methods.localized_concept import LocalizedConcept
+from lightning_unlearn.objectives.dual_ppo import dual_ppo_loss
+from lightning_unlearn.objectives.locality import gaussian_kl, kept_kl
+from lightning_unlearn.seeds import SeedStreams, torch_generator
 
 
-def built(**options):
+def built(cls=DualHeadPPO, **options):
     env = make_env("ToyLine-v0", 4)
     env.set_seed(0)
-    method = DualHeadPPO("unsafe", **({"batch_size": 32, "hidden_sizes": [8, 8]} | options))
+    method = cls("unsafe", **({"batch_size": 32} | ({"hidden_sizes": [8, 8]} if cls is DualHeadPPO else {}) | options))
     method.build(env)
     return method, RolloutCollector(env, method.policy, 64, torch.Generator().manual_seed(0)).rollout()
 
 
-def descend_plainly(method):
-    """Stand in for the trainer's optimizer, so that `update` can be called on its own."""
-    optimizer = torch.optim.SGD(method.policy.parameters(), lr=0.5)
-    steps = []
+def reference_update(method, batch):
+    """The update as textbooks have it: autograd, PyTorch's Adam and clipping, and GAE backwards step by step."""
+    policy, following = method.policy, batch[keys.NEXT]
+    optimizer = torch.optim.Adam(policy.parameters(), lr=method.lr)
+    signal = torch.cat([following[keys.REWARD], following[keys.C_FORGET]], -1)
+    with torch.no_grad():
+        outputs = [policy(rows[keys.OBSERVATION]) for rows in (batch, following)]
+    value, next_value = (torch.stack([out.reward_value, out.cost_value], -1) for out in outputs)
+    advantage, running = torch.zeros_like(signal), torch.zeros_like(signal[:, 0])
+    for t in reversed(range(signal.shape[1])):
+        delta = signal[:, t] + method.gamma * next_value[:, t] * ~following[keys.TERMINATED][:, t] - value[:, t]
+        running = delta + method.gamma * method.gae_lambda * ~following[keys.DONE][:, t] * running
+        advantage[:, t] = running
+    target = advantage + value
+    units = target.flatten(0, 1).std(0, correction=0) if method.scale_critics else torch.ones(2)
+    reward, cost = ((a - a.mean()) / a.std(correction=0) for a in advantage.unbind(-1))
+    flat = {
+        "advantage": reward - method.cost_weight * cost,
+        **{key: batch[key] for key in (keys.OBSERVATION, keys.PRE_TANH, keys.LOG_PROB)},
+        **{"target": target, "shows": following[keys.C_FORGET].squeeze(-1)},
+    }
+    flat = {key: value.flatten(0, 1) for key, value in flat.items()}
+    order = torch_generator(SeedStreams.of(0).minibatches)
+    for _ in range(method.ppo_epochs):
+        for chosen in torch.randperm(len(flat["target"]), generator=order).split(method.batch_size):
+            rows = {key: value[chosen] for key, value in flat.items()}
+            out = policy(rows[keys.OBSERVATION])
+            log_prob = policy.log_prob(out.mean, rows[keys.PRE_TANH])
+            loss = dual_ppo_loss(
+                log_prob,
+                rows[keys.LOG_PROB].squeeze(-1),
+                rows["advantage"],
+                (out.reward_value / units[0], out.cost_value / units[1]),
+                tuple((rows["target"] / units).unbind(-1)),
+                policy.entropy(),
+                clip_epsilon=method.clip_epsilon,
+                value_coef=method.value_coef,
+                entropy_coef=method.ent_coef,
+            )
+            total = loss.total
+            if hasattr(method, "expert"):
+                expert_mean = method.expert.mean(rows[keys.OBSERVATION])
+                kl = gaussian_kl(out.mean, policy.std, expert_mean, method.expert.std)
+                total = total + method.beta * kept_kl(kl, rows["shows"])
+            if loss.approximate_kl > 1.5 * method.target_kl:
+                return
+            optimizer.zero_grad()
+            total.backward()
+            torch.nn.utils.clip_grad_norm_(policy.parameters(), method.max_grad_norm)
+            optimizer.step()
 
-    def descend(loss):
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        steps.append(loss.item())
 
-    method._descend = descend
+def counted(method):
+    """Stand in for the trainer, which asks for optimizers; returns the losses of the steps that are made."""
+    method.configure_optimizers()
+    steps, descend = [], method._descend
+
+    def count(loss, backward):
+        descend(loss, backward)
+        steps.append(loss)
+
+    method._descend = count
     return steps
+
+
+@pytest.mark.parametrize(
+    ("cls", "options", "written_out"),
+    [
+        (DualHeadPPO, {"scale_critics": True, "target_kl": 1e9}, True),
+        (DualHeadPPO, {"target_kl": 1e-3}, True),
+        (DualHeadPPO, {"critics": "separate", "target_kl": 1e9}, False),
+        (LocalizedConcept, {"source": "zoo:unsafe.ToyLine-v0", "beta": 2.0, "target_kl": 1e9}, True),
+    ],
+)
+def test_an_update_ends_with_the_weights_of_the_plain_loop(cls, options, written_out):
+    method, batch = built(cls, ppo_epochs=3, lr=1e-3, **options)
+    batch[keys.NEXT, keys.TERMINATED][:, 20] = batch[keys.NEXT, keys.DONE][:, 20] = True
+    method.cost_weight = 0.7
+    plain, start = copy.deepcopy(method), copy.deepcopy(method.policy)
+    steps = counted(method)
+    assert (method._network is not None) is written_out
+    method.add_advantages(batch)
+    method.update(batch)
+    assert len(steps) == 3 * 8 if options["target_kl"] == 1e9 else 1 < len(steps) < 3 * 8
+    reference_update(plain, batch)
+    for (name, ours), theirs in zip(method.policy.named_parameters(), plain.policy.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=2e-5, msg=lambda m, name=name: f"{name}: {m}")
+    assert (method.policy.action_mean.weight - start.action_mean.weight).abs().max() > 1e-3
 
 
 def test_the_toys_truncations_are_bootstrapped_with_the_final_observation():
@@ -74,7 +155,7 @@ def test_scaled_critics_errors_count_in_units_of_their_targets_deviation():
 def test_every_transition_is_seen_once_an_epoch():
     method, batch = built(ppo_epochs=2)
     method.add_advantages(batch)
-    seen = [m[keys.OBSERVATION] for m in method._minibatches(batch)]
+    seen = [m[keys.OBSERVATION].clone() for m in method._minibatches(batch)]
     assert len(seen) == 2 * 256 // 32
     epoch = torch.cat(seen[:8])
     flat = batch[keys.OBSERVATION].flatten(0, 1)
@@ -83,8 +164,8 @@ def test_every_transition_is_seen_once_an_epoch():
 
 
 def test_the_update_stops_before_the_step_that_would_go_on_too_far():
-    method, batch = built(ppo_epochs=6, target_kl=1e-4)
-    steps = descend_plainly(method)
+    method, batch = built(ppo_epochs=6, target_kl=1e-4, lr=0.05)
+    steps = counted(method)
     method.add_advantages(batch)
     losses = method.update(batch)
     # the first minibatch is taken (log-ratio 0), the second one sees a moved policy and stops
@@ -93,7 +174,7 @@ def test_the_update_stops_before_the_step_that_would_go_on_too_far():
 
 def test_without_early_stop_all_passes_are_made():
     method, batch = built(ppo_epochs=3, target_kl=1e9)
-    steps = descend_plainly(method)
+    steps = counted(method)
     method.add_advantages(batch)
     assert len(method.update(batch)) == len(steps) == 3 * 8
 

@@ -10,8 +10,8 @@ Each model is kept in `artifacts/recomputed` once it is evaluated, so that an in
 
 A row is `equal` if every number of it is. It is `close` if each mean differs by at most two standard errors of the
 difference: another processor rounds differently, and one bit is enough to part two episodes. Where
-`mlruns/results/evaluated_on.json` names this processor and these releases for the table, it has to be equal. The exit
-code is 1 if a row differs.
+`mlruns/results/evaluated_on.json` names this processor, these releases and this arithmetic for the table, it has to be
+equal. The exit code is 1 if a row differs.
 """
 
 import argparse
@@ -31,6 +31,7 @@ import torch
 from pandas.api.types import is_number
 
 from lightning_unlearn import registry
+from lightning_unlearn.arithmetic import ARITHMETIC
 from lightning_unlearn.audits.subjects import UNSAFE, Subject, read
 from lightning_unlearn.audits.suite import Comparison, Result, Suite, SuiteOptions, settings
 from lightning_unlearn.audits.suite_files import Partial
@@ -104,7 +105,7 @@ def _of_shipped(path: Path) -> Iterator[Table]:
 
 
 def this_machine() -> dict[str, Any]:
-    """The processor and the releases that the bits of an evaluation depend on."""
+    """The processor, the releases and this package's arithmetic, which the bits of an evaluation depend on."""
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     about = dict(reversed([[part.strip() for part in line.split(":", 1)] for line in lines if ":" in line]))
     model = ", ".join(f"{name} {about[name]}" for name in ("cpu family", "model", "stepping") if name in about)
@@ -112,6 +113,7 @@ def this_machine() -> dict[str, Any]:
     return {
         "processor": f"{about.get('model name', 'unknown')} ({model}), {torch.backends.cpu.get_cpu_capability()}",
         "releases": {name: version(name).partition("+")[0] for name in releases},
+        "arithmetic": ARITHMETIC,
     }
 
 

@@ -1,0 +1,144 @@
+"""A policy's mean in numpy, for processes that only step environments: they need no PyTorch.
+
+Shapes: n environments, O observation size, A action size, H latent size.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+BLOCK = 8
+"""Environments in one matrix product. It is always made with this many rows, each environment at its own place, so that
+its action does not depend, to the bit, on how many environments are beside it in a process."""
+
+
+class Linear(NamedTuple):
+    """x W + b."""
+
+    weight: np.ndarray
+    """W. Shape: (in, out), float32."""
+    bias: np.ndarray
+    """b. Shape: (out,), float32."""
+
+
+class Normaliser(NamedTuple):
+    """(observation − mean) / √(variance + epsilon), clipped to ±clip, computed in the type of mean and variance."""
+
+    mean: np.ndarray
+    """Shape: (O,)."""
+    variance: np.ndarray
+    """Shape: (O,)."""
+    epsilon: float
+    clip: float
+
+
+class GatedEdit(NamedTuple):
+    """z' = z − α·g·relu(s − τ)·d with the score s = z·d and the gate g = sigmoid(β(s − τ))."""
+
+    direction: np.ndarray
+    """d. Shape: (H,), float32."""
+    alpha: float
+    tau: float
+    beta: float
+
+
+@dataclass(frozen=True)
+class NumpyActor:
+    """The deterministic part of an `ActorCritic` of linear layers, equal to it to float32 rounding."""
+
+    portable = True
+
+    hidden: Sequence[Linear]
+    activation: str
+    """A name in `ACTIVATIONS`."""
+    output: Linear
+    """From the latent to the mean."""
+    action_low: np.ndarray
+    """Shape: (A,), float32."""
+    action_high: np.ndarray
+    """Shape: (A,), float32."""
+    squashing: Literal["tanh", "none", "scale"]
+    normaliser: Normaliser | None = None
+    editor: GatedEdit | Linear | None = None
+
+    def mean(self, observation: np.ndarray, first: int = 0) -> np.ndarray:
+        """Mean of the Gaussian before squashing. Shape: (n, O) float64 → (n, A) float32.
+
+        Args:
+            observation: Of n environments that follow each other.
+            first: Index of the first of them among all environments.
+        """
+        count, size = observation.shape
+        start = first % BLOCK
+        blocks = -(-(start + count) // BLOCK)
+        rows = np.zeros((blocks * BLOCK, size), np.float32)
+        rows[start : start + count] = self._normalised(observation)
+        activation = ACTIVATIONS[self.activation]
+        x = rows.reshape(blocks, BLOCK, size)
+        with np.errstate(over="ignore", invalid="ignore"):  # who asks looks whether the mean is finite
+            for weight, bias in self.hidden:
+                x = activation(x @ weight + bias)
+            x = self._edited(x) @ self.output.weight + self.output.bias
+        return x.reshape(blocks * BLOCK, -1)[start : start + count]
+
+    def squash(self, pre_tanh: np.ndarray) -> np.ndarray:
+        """From the Gaussian draw to the action, inside the bounds. Shape: (n, A) → (n, A), float32."""
+        low, high = self.action_low, self.action_high
+        if self.squashing == "tanh":
+            return low + np.float32(0.5) * (high - low) * (np.tanh(pre_tanh) + 1)
+        if self.squashing == "scale":
+            pre_tanh = low + (high - low) * (pre_tanh + 1) / 2
+        return np.minimum(np.maximum(pre_tanh, low), high)
+
+    def _normalised(self, observation: np.ndarray) -> np.ndarray:
+        if self.normaliser is None:
+            return observation
+        mean, variance, epsilon, clip = self.normaliser
+        normalised = (observation.astype(mean.dtype) - mean) / np.sqrt(variance + mean.dtype.type(epsilon))
+        return np.clip(normalised, -clip, clip)
+
+    def _edited(self, latent: np.ndarray) -> np.ndarray:
+        if self.editor is None:
+            return latent
+        if isinstance(self.editor, Linear):
+            return latent @ self.editor.weight + self.editor.bias
+        direction, alpha, tau, beta = self.editor
+        excess = (latent @ direction)[..., None] - np.float32(tau)
+        return latent - np.float32(alpha) * _sigmoid(np.float32(beta) * excess) * np.maximum(excess, 0) * direction
+
+
+def _sigmoid(x: np.ndarray) -> np.ndarray:
+    return np.float32(0.5) * (np.tanh(np.float32(0.5) * x) + 1)
+
+
+def _softplus(x: np.ndarray) -> np.ndarray:
+    return np.maximum(x, 0) + np.log1p(np.exp(-np.abs(x)))
+
+
+def _gelu(x: np.ndarray) -> np.ndarray:
+    from scipy.special import erf
+
+    return np.float32(0.5) * x * (1 + erf(x * np.float32(0.5**0.5)))
+
+
+def _elu(x: np.ndarray) -> np.ndarray:
+    return np.maximum(x, 0) + np.expm1(np.minimum(x, 0))
+
+
+_SELU_SCALE, _SELU_ALPHA = np.float32(1.0507009873554804934193349852946), np.float32(1.6732632423543772848170429916717)
+
+ACTIVATIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "tanh": np.tanh,
+    "relu": lambda x: np.maximum(x, 0),
+    "elu": _elu,
+    "leaky_relu": lambda x: np.maximum(x, np.float32(0.01) * x),
+    "selu": lambda x: _SELU_SCALE * (np.maximum(x, 0) + _SELU_ALPHA * np.expm1(np.minimum(x, 0))),
+    "silu": lambda x: x * _sigmoid(x),
+    "gelu": _gelu,
+    "mish": lambda x: x * np.tanh(_softplus(x)),
+    "softplus": _softplus,
+    "sigmoid": _sigmoid,
+}
+"""Those of `actor_critic.ACTIVATIONS`, with PyTorch's defaults."""
