@@ -11,9 +11,10 @@ from jsonargparse import Namespace
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 
 from lightning_unlearn.bench import ours, peers, report, trained
-from lightning_unlearn.bench.plan import PEER_ENVS, Item, Measurement, Plan, cores
+from lightning_unlearn.bench.plan import PEER_ENVS, Item, Measurement, Plan
 from lightning_unlearn.bench.soak import soak
 from lightning_unlearn.options import CommandParser
+from lightning_unlearn.processes import cores
 
 _PHYSICS_LIMIT = Measurement("physics.limit", "10 mj_step + 3 mj_forward on all cores", "steps/s", [])
 
@@ -24,20 +25,23 @@ def main(args: Sequence[str]) -> None:
     torch.set_num_threads(1)
     make = Plan.quick if options.quick else Plan.full
     plan = make(options.env, options.repeats or (2 if options.quick else 5), options.seed)
-    measurements = measure(plan)
+    measurements = measure(plan, options.workers)
     soaked = soak(plan, options.soak_steps) if options.soak_steps else None
     print(report.table(measurements))
     if soaked:
         verdict = "flat" if soaked.flat else "not flat"
-        print(f"soak: {verdict}; speed {soaked.speed_change:+.1%}, resident memory {soaked.memory_change:+.1%}")
+        print(f"soak: {verdict}; speed {soaked.speed_change:+.1%}, memory {soaked.memory_change:+.1%}")
+    if options.workers:
+        print(report.scaling_table(ours.rollout_costs(plan), plan.horizon))
     written = report.write(Path(options.out), plan, measurements, soaked)
     print("wrote " + ", ".join(map(str, written)))
     print(report.summary_line(report.summary(measurements)))
 
 
-def measure(plan: Plan) -> list[Measurement]:
-    """Everything, in order; a line to stderr as each begins."""
-    measurements, listed, started = [], list(items(plan)), time.perf_counter()
+def measure(plan: Plan, workers: Sequence[int] = ()) -> list[Measurement]:
+    """Everything, in order, and collecting with each of these numbers of workers; a line to stderr as each begins."""
+    measurements, started = [], time.perf_counter()
+    listed = [*items(plan), *(Item(f"scaling, {w} worker(s)", partial(ours.scaling, workers=w)) for w in workers)]
     for number, item in enumerate(listed, start=1):
         elapsed = time.perf_counter() - started
         print(f"[{number}/{len(listed)}, {elapsed:.0f} s] {item.label}", file=sys.stderr, flush=True)
@@ -58,6 +62,7 @@ def items(plan: Plan) -> Iterator[Item]:
     yield Item("collecting, lean collector", partial(ours.collection, collector="lean"))
     yield Item("collecting, stock collector", partial(ours.collection, collector="stock"))
     yield Item("training", trained.whole_training)
+    yield Item("off-policy updates", trained.off_policy_updates, (trained.OFF_POLICY_UPDATE,))
     if plan.thorough:
         yield Item("evaluation", ours.evaluation)
         yield Item("memory of 128 environments, in a process of its own", peers.memory)
@@ -68,6 +73,8 @@ def _options(args: Sequence[str]) -> Namespace:
     parser.add_argument("--env", type=str, default="SafetyPointGoal1-v0", help="the task that is measured")
     quick = "about a minute: less of all, and no TorchRL, evaluation or memory"
     parser.add_argument("--quick", action="store_true", help=quick)
+    scaling = "also collect with each of these numbers of workers and 8 environments each, and extrapolate to 64"
+    parser.add_argument("--workers", type=PositiveInt, nargs="*", default=[], help=scaling)
     parser.add_argument("--repeats", type=PositiveInt | None, help="of each measurement; medians count; 5, quick 2")
     parser.add_argument("--seed", type=NonNegativeInt, default=0, help="of layouts, actions and policies")
     parser.add_argument("--soak_steps", type=NonNegativeInt, default=0, help="also collect so many steps; 0: do not")

@@ -3,10 +3,12 @@
 Shapes: E environments, A action size.
 """
 
+import statistics
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
@@ -16,7 +18,9 @@ import torch
 
 from lightning_unlearn import keys
 from lightning_unlearn.audits.policy_suite import evaluate
-from lightning_unlearn.bench.plan import PEER_ENVS, Measurement, Plan, cores
+from lightning_unlearn.bench.plan import PEER_ENVS, Measurement, Plan
+from lightning_unlearn.collection.acting import actor_of
+from lightning_unlearn.collection.collector import RolloutCollector
 from lightning_unlearn.collection.data import RolloutData
 from lightning_unlearn.envs.batched import BatchedEnv, make_env
 from lightning_unlearn.envs.compat import BaseTask, make_task
@@ -24,6 +28,7 @@ from lightning_unlearn.envs.physics import lay_out
 from lightning_unlearn.envs.simulator import Simulator
 from lightning_unlearn.envs.world import Blueprint
 from lightning_unlearn.policies.actor_critic import ActorCritic, PolicyConfig
+from lightning_unlearn.processes import cores
 from lightning_unlearn.seeds import evaluation_layouts
 
 FRAMES = 10
@@ -85,6 +90,60 @@ def collection(plan: Plan, collector: Literal["lean", "stock"]) -> list[Measurem
         data.teardown("fit")
     return [
         Measurement(f"collect.{collector}", f"collecting 8 x {plan.horizon}, {collector} collector", "steps/s", rates)
+    ]
+
+
+@dataclass(frozen=True)
+class RolloutCosts:
+    """What collecting a rollout takes."""
+
+    step_s: float
+    """Seconds of one environment step and its action, in one process that has a core."""
+    message_s: float
+    """Seconds that a rollout's message takes to and from one more process."""
+    hand_over_s: float
+    """Seconds to hand one step over to the learner, in the learner's process."""
+
+    def rate(self, workers: int, horizon: int) -> float:
+        """Environment steps a second of so many workers with a core and 8 environments each."""
+        each = PEER_ENVS * horizon
+        seconds = each * self.step_s + (workers - 1) * self.message_s + workers * each * self.hand_over_s
+        return workers * each / seconds
+
+
+def rollout_costs(plan: Plan) -> RolloutCosts:
+    """Measure one worker's rollout, its hand-over, and an empty rollout of two workers."""
+    with _environment(plan, PEER_ENVS, 1) as env:
+        policy = random_policy(env, plan.seed)
+        gatherer = RolloutCollector(env, policy, plan.horizon, torch.Generator())
+        buffer = env.simulator.rollout_buffer(plan.horizon)
+        buffer.current[0], buffer.ended[0], buffer.deviation[:] = env.simulator.reset(), False, 0.0
+        steps, whole = [], []
+        for _ in range(plan.repeats):
+            steps.append(_seconds(partial(env.simulator.roll_out, actor_of(policy), buffer)))
+            whole.append(_seconds(gatherer.rollout))
+    with _environment(plan, PEER_ENVS, 2) as env:
+        empty = env.simulator.rollout_buffer(0)
+        actor = actor_of(random_policy(env, plan.seed))
+        messages = [_seconds(partial(env.simulator.roll_out, actor, empty)) for _ in range(10 * plan.repeats)]
+    each = PEER_ENVS * plan.horizon
+    step_s, whole_s = statistics.median(steps) / each, statistics.median(whole) / each
+    return RolloutCosts(step_s, statistics.median(messages), max(whole_s - step_s, 0.0))
+
+
+def scaling(plan: Plan, workers: int) -> list[Measurement]:
+    """Collecting and stepping with so many workers and 8 environments each."""
+    num_envs = PEER_ENVS * workers
+    with _environment(plan, num_envs, workers) as env:
+        gatherer = RolloutCollector(env, random_policy(env, plan.seed), plan.horizon, torch.Generator())
+        gatherer.rollout()
+        rates = [num_envs * plan.horizon / _seconds(gatherer.rollout) for _ in range(plan.repeats)]
+        stepped = [step_rate(env.simulator, plan.steps // num_envs, plan.seed) for _ in range(plan.repeats)]
+    note = "" if workers <= cores() else f"more workers than the {cores()} cores"
+    what = f"{workers} worker(s), E={num_envs}"
+    return [
+        Measurement(f"scaling.collect_w{workers}", f"collecting, {what}", "steps/s", rates, note),
+        Measurement(f"scaling.step_w{workers}", f"stepping, {what}", "steps/s", stepped, note),
     ]
 
 

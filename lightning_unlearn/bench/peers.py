@@ -17,10 +17,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from lightning_unlearn.bench.plan import PEER_ENVS, Measurement, Plan, cores
+from lightning_unlearn.bench.plan import PEER_ENVS, Measurement, Plan
 from lightning_unlearn.envs.batched import make_env
 from lightning_unlearn.envs.compat import original_vector
 from lightning_unlearn.policies.actor_critic import ActorCritic, PolicyConfig
+from lightning_unlearn.processes import cores
 
 VECTOR = (
     Measurement("env.vector_make", "stepping, safety_gymnasium.vector.make, E=8", "steps/s", []),
@@ -31,7 +32,7 @@ TORCHRL = (
     Measurement("env.torchrl_parallel", "stepping, TorchRL ParallelEnv of SafetyGymnasiumEnv, E=8", "steps/s", []),
 )
 MEMORY = (
-    Measurement("memory.process", "resident memory of the processes of 128 environments", "MB", []),
+    Measurement("memory.process", "memory (PSS) of the processes of 128 environments", "MB", []),
     Measurement("memory.environments", "of it for the 128 environments", "MB", []),
 )
 
@@ -47,20 +48,21 @@ def torchrl_parallel(plan: Plan) -> list[Measurement]:
 
 
 def memory(plan: Plan) -> list[Measurement]:
-    """Resident memory of 128 environments, reset and stepped."""
+    """Memory of 128 environments, reset and stepped."""
     return _in_own_process(_memory, plan)
 
 
-def resident_megabytes() -> float:
-    """Memory that this process and its children hold (its own maximum, where the system does not tell)."""
+def memory_megabytes() -> float:
+    """Memory of this process and its children, what they share counted once (PSS); its own maximum without /proc."""
     try:
-        return sum(_resident_pages(pid) for pid in ["self", *_children()]) * resource.getpagesize() / 2**20
+        return sum(_proportional_kilobytes(pid) for pid in ["self", *_children()]) / 2**10
     except OSError:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
 
 
-def _resident_pages(pid: str) -> int:
-    return int(Path(f"/proc/{pid}/statm").read_text(encoding="utf-8").split()[1])
+def _proportional_kilobytes(pid: str) -> int:
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="utf-8").splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
 
 
 def _children() -> list[str]:
@@ -171,12 +173,12 @@ _TORCHRL_STEPS = 200
 
 def _memory(plan: Plan) -> list[Measurement]:
     torch.set_num_threads(1)
-    before = resident_megabytes()
+    before = memory_megabytes()
     env = make_env(plan.env, 128, workers=cores())
     try:
         env.set_seed(plan.seed)
         env.rollout(3, break_when_any_done=False)
-        after = resident_megabytes()
+        after = memory_megabytes()
     finally:
         env.close()
     return [Measurement(m.name, m.what, m.unit, [mb]) for m, mb in zip(MEMORY, (after, after - before), strict=True)]

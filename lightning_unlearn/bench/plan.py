@@ -1,6 +1,5 @@
 """What a benchmark run measures, how long, and how a measurement is kept."""
 
-import os
 import statistics
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -42,7 +41,7 @@ class Plan:
     @classmethod
     def quick(cls, env: str, repeats: int, seed: int) -> "Plan":
         """About a minute: 8 environments, fewer repeats, shorter training, no TorchRL, evaluation or memory."""
-        return cls(env, repeats, seed, (8,), 8192, 1024, 1, 2, 200, False)
+        return cls(env, repeats, seed, (8,), 8192, 256, 1, 2, 200, False)
 
 
 @dataclass(frozen=True)
@@ -88,8 +87,3 @@ class Item:
                 raise
             reason = f"{type(error).__name__}: {error}".splitlines()[0]
             return [Measurement(m.name, m.what, m.unit, [], reason) for m in self.missing]
-
-
-def cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -13,9 +13,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from lightning_unlearn.audits.drawing import BLUE, INK, save_png
-from lightning_unlearn.bench.ours import stepping_name
-from lightning_unlearn.bench.plan import PEER_ENVS, Measurement, Plan, cores
+from lightning_unlearn.bench.ours import RolloutCosts, stepping_name
+from lightning_unlearn.bench.plan import PEER_ENVS, Measurement, Plan
 from lightning_unlearn.bench.soak import Soak
+from lightning_unlearn.processes import cores
 
 _VERSIONS = ("lightning-unlearn", "torch", "torchrl", "lightning", "mujoco", "safety-gymnasium", "numpy")
 _PEER, _LIMIT = "#BBBBBB", "#555555"
@@ -34,7 +35,7 @@ def machine() -> dict[str, Any]:
 
 
 def summary(measurements: Sequence[Measurement]) -> dict[str, float | None]:
-    """Speed-ups over `vector.make` at 8 environments, training's rate, and its share of the physics limit."""
+    """Speed-ups over `vector.make` at E = 8, training's rate and share of the limit, and an off-policy minibatch."""
     median = {m.name: m.median for m in measurements}
     training = median.get("train.published")
     stepping = median.get(stepping_name(PEER_ENVS, min(cores(), PEER_ENVS)))
@@ -43,6 +44,7 @@ def summary(measurements: Sequence[Measurement]) -> dict[str, float | None]:
         "collect_speedup": _ratio(median.get("collect.lean"), median.get("collect.vector_make")),
         "train_steps_per_s": training,
         "limit_fraction": _ratio(training, median.get("physics.limit")),
+        "off_policy_update_ms": median.get("update.off_policy"),
     }
 
 
@@ -58,6 +60,20 @@ def table(measurements: Sequence[Measurement]) -> str:
     return "\n".join(
         f"{what:<{widths[0]}}  {median:>{widths[1]}}  {unit:<{widths[2]}}  {spread:<{widths[3]}}  {note}".rstrip()
         for what, median, unit, spread, note in rows
+    )
+
+
+def scaling_table(costs: RolloutCosts, horizon: int) -> str:
+    """Rates of collecting with more cores than were measured: one row a number of workers, 8 environments each."""
+    rows = [f"{workers:>7}  {costs.rate(workers, horizon):>9,.0f}" for workers in (1, 2, 4, 8, 16, 32, 64)]
+    return "\n".join(
+        [
+            f"EXTRAPOLATED, not measured: collecting, 8 environments x {horizon} steps a worker, one core each",
+            f"(one worker: {1e6 * costs.step_s:.1f} us a step; each further one: {1e3 * costs.message_s:.2f} ms a "
+            f"rollout; handing over: {1e6 * costs.hand_over_s:.2f} us a step)",
+            "workers    steps/s",
+            *rows,
+        ]
     )
 
 
@@ -96,12 +112,12 @@ def bars(measurements: Sequence[Measurement]) -> Figure:
 
 
 def soak_curve(soak: Soak) -> Figure:
-    """Speed and resident memory along the soak."""
+    """Speed and memory along the soak."""
     figure = Figure(figsize=(8, 4.4), dpi=100, layout="constrained")
     FigureCanvasAgg(figure)
     speed, memory = figure.subplots(2, 1, sharex=True)
     millions = [steps / 1e6 for steps in soak.env_steps]
-    for ax, values, label in ((speed, soak.steps_per_s, "steps/s"), (memory, soak.resident_mb, "resident memory, MB")):
+    for ax, values, label in ((speed, soak.steps_per_s, "steps/s"), (memory, soak.memory_mb, "memory (PSS), MB")):
         ax.plot(millions, values, color=BLUE, marker="o", markersize=3)
         ax.set_ylim(0, 1.2 * max(values))
         ax.set_ylabel(label)

@@ -7,12 +7,13 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from lightning_unlearn.bench.ours import random_policy
-from lightning_unlearn.bench.peers import resident_megabytes
-from lightning_unlearn.bench.plan import PEER_ENVS, Plan, cores
+from lightning_unlearn.bench.peers import memory_megabytes
+from lightning_unlearn.bench.plan import PEER_ENVS, Plan
 from lightning_unlearn.collection.data import AnyCollector, RolloutData
+from lightning_unlearn.processes import cores
 
 POINTS = 20
-SPEED_DRIFT, MEMORY_DRIFT = 0.10, 0.05
+SPEED_DRIFT, MEMORY_DRIFT = 0.05, 0.05
 """Shares of the first points' median by which the last points' may fall or rise and still be called flat."""
 _ENDS = 5
 """Points at each end that are compared, after the first one, which warms up."""
@@ -24,7 +25,7 @@ class Soak:
 
     env_steps: list[int]
     steps_per_s: list[float]
-    resident_mb: list[float]
+    memory_mb: list[float]
 
     @property
     def speed_change(self) -> float:
@@ -34,7 +35,7 @@ class Soak:
     @property
     def memory_change(self) -> float:
         """Share by which the last points are larger than the first."""
-        return _change(self.resident_mb)
+        return _change(self.memory_mb)
 
     @property
     def flat(self) -> bool:
@@ -58,9 +59,9 @@ def soak(plan: Plan, steps: int) -> Soak:
             rate = _rate(gatherer, rollouts) * data.steps_per_update
             outcome.env_steps.append(point * rollouts * data.steps_per_update)
             outcome.steps_per_s.append(rate)
-            outcome.resident_mb.append(resident_megabytes())
+            outcome.memory_mb.append(memory_megabytes())
             print(
-                f"soak {outcome.env_steps[-1]:>9} steps, {rate:.0f} steps/s, {outcome.resident_mb[-1]:.0f} MB",
+                f"soak {outcome.env_steps[-1]:>9} steps, {rate:.0f} steps/s, {outcome.memory_mb[-1]:.0f} MB",
                 file=sys.stderr,
             )
     finally:

@@ -4,6 +4,8 @@ import math
 import statistics
 import tempfile
 import time
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +13,20 @@ import lightning.pytorch as pl
 import torch
 from tensordict import TensorDict
 
-from lightning_unlearn import keys, training
-from lightning_unlearn.bench.plan import Measurement, Plan, cores
+from lightning_unlearn import keys, registry, training
+from lightning_unlearn.bench.plan import Measurement, Plan
 from lightning_unlearn.configuration import shipped_config
 from lightning_unlearn.methods.dual_head_ppo import DualHeadPPO
 from lightning_unlearn.objectives.dual_ppo import dual_ppo_loss
+from lightning_unlearn.processes import cores
 
-CONFIGS = ("base.yaml", "env/point_goal1.yaml", "method/unsafe.yaml")
-"""The published settings: 8 environments of 1024 steps, 6 epochs, minibatches of 256."""
+METHOD, OFF_POLICY = "method/unsafe.yaml", "method/off_policy_concept.yaml"
+"""The published settings: 8 environments of 1024 steps, 6 epochs, minibatches of 256; and off-policy unlearning."""
+OFF_POLICY_UPDATE = Measurement(
+    "update.off_policy", "updating off policy, a minibatch of 256, through Lightning", "ms", []
+)
+OFF_POLICY_STEPS = 128
+"""Minibatches of an off-policy update, fewer than the method's default: only one of them is timed."""
 
 
 class Stopwatch(pl.Callback):
@@ -43,7 +51,7 @@ class Stopwatch(pl.Callback):
     ) -> None:
         """The update is done."""
         self.updates.append(time.perf_counter() - self._began)
-        self.minibatches.append(float(trainer.callback_metrics["train/minibatches"]))
+        self.minibatches.append(float(trainer.callback_metrics.get("train/minibatches", 0)))
         self.rollout = batch.clone()
 
     def cycles(self) -> list[float]:
@@ -53,7 +61,7 @@ class Stopwatch(pl.Callback):
 
 def whole_training(plan: Plan) -> list[Measurement]:
     """Training at the published settings, and its minibatch loop beside a plain one on the last rollout."""
-    clock, module = _train(plan)
+    clock, module = _train(_options(plan, METHOD, plan.updates))
     rates = [8 * plan.horizon / seconds for seconds in clock.cycles()]
     taken = f"{statistics.median(clock.minibatches):.0f} minibatches an update"
     ours = [_each(seconds, number) for seconds, number in zip(clock.updates, clock.minibatches, strict=True)]
@@ -67,31 +75,44 @@ def whole_training(plan: Plan) -> list[Measurement]:
     ]
 
 
+def off_policy_updates(plan: Plan) -> list[Measurement]:
+    """A minibatch of `off_policy_concept`, the policy's every second one included, through Lightning."""
+    options = [*_options(plan, OFF_POLICY, 1 + plan.updates), "--model.steps", str(OFF_POLICY_STEPS)]
+    few = ["--horizon", "256", "--model.warm_up", "0.0", "--model.critic_steps", "0"]
+    clock, _ = _train([*options, *few])
+    each = [_each(seconds, OFF_POLICY_STEPS) for seconds in clock.updates[1:]]  # the first one warms up
+    return [replace(OFF_POLICY_UPDATE, values=each)]
+
+
 def _each(seconds: float, minibatches: float) -> float:
     """Milliseconds of one minibatch."""
     return 1000 * seconds / minibatches
 
 
-def _train(plan: Plan) -> tuple[Stopwatch, DualHeadPPO]:
+def _train(options: Sequence[str]) -> tuple[Stopwatch, Any]:
     with tempfile.TemporaryDirectory() as folder:
-        cli = training.TrainingCLI(_options(plan, Path(folder)))
+        cli = training.TrainingCLI([*options, "--tracking_uri", registry.sqlite_uri(Path(folder) / "mlflow.db")])
         cli.prepare()
         clock = Stopwatch()
         cli.trainer.callbacks.append(clock)  # type: ignore[attr-defined]
-        cli.trainer.fit(cli.model, cli.datamodule)
+        try:
+            cli.trainer.fit(cli.model, cli.datamodule)
+        finally:
+            cli.datamodule.teardown("fit")
     return clock, cli.model
 
 
-def _options(plan: Plan, folder: Path) -> list[str]:
+def _options(plan: Plan, method: str, updates: int) -> list[str]:
     given = {
-        "tracking_uri": f"sqlite:///{folder}/mlflow.db",
         "env": plan.env,
         "seed": str(plan.seed),
         "horizon": str(plan.horizon),
-        "updates": str(plan.updates),
+        "updates": str(updates),
+        "save_points": "null",
         "data.workers": str(min(cores(), 8)),
     }
-    files = [part for name in CONFIGS for part in ("-c", str(shipped_config(name)))]
+    chain = ("base.yaml", "env/point_goal1.yaml", method)
+    files = [part for name in chain for part in ("-c", str(shipped_config(name)))]
     return files + [part for key, value in given.items() for part in (f"--{key}", value)]
 
 

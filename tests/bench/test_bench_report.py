@@ -6,8 +6,9 @@ import pytest
 
 from lightning_unlearn import cli
 from lightning_unlearn.bench import command, ours, report
-from lightning_unlearn.bench.plan import Item, Measurement, Plan, cores
+from lightning_unlearn.bench.plan import Item, Measurement, Plan
 from lightning_unlearn.bench.soak import Soak, soak
+from lightning_unlearn.processes import cores
 
 STEPPING = ours.stepping_name(8, min(cores(), 8))
 MADE_UP = [
@@ -17,6 +18,7 @@ MADE_UP = [
     Measurement("collect.lean", "ours", "steps/s", [7000.0]),
     Measurement("collect.vector_make", "peer", "steps/s", [], "OSError: no such thing"),
     Measurement("train.published", "training", "steps/s", [5500.0]),
+    Measurement("update.off_policy", "updating", "ms", [5.0, 6.0, 8.0]),
 ]
 TINY = Plan("ToyLine-v0", 2, 0, (8,), 64, 4, 1, 2, 8, False, horizon=16)
 
@@ -24,8 +26,9 @@ TINY = Plan("ToyLine-v0", 2, 0, (8,), 64, 4, 1, 2, 8, False, horizon=16)
 def test_the_summary_by_hand():
     numbers = report.summary(MADE_UP)
     # medians: 9000/900; no peer; 5500; 5500/11000
-    assert numbers == {"env_speedup": 10.0, "collect_speedup": None, "train_steps_per_s": 5500.0, "limit_fraction": 0.5}
-    line = "env_speedup=10 collect_speedup=null train_steps_per_s=5500 limit_fraction=0.5"
+    assert numbers == {"env_speedup": 10.0, "collect_speedup": None, "train_steps_per_s": 5500.0, "limit_fraction": 0.5,
+                       "off_policy_update_ms": 6.0}  # fmt: skip
+    line = "env_speedup=10 collect_speedup=null train_steps_per_s=5500 limit_fraction=0.5 off_policy_update_ms=6"
     assert report.summary_line(numbers) == line
 
 
@@ -49,7 +52,7 @@ def test_results_are_strict_json_with_figures_beside_them(tmp_path):
 
 @pytest.mark.parametrize(
     ("speed", "memory", "flat"),
-    [((100, 91), (500, 510), True), ((100, 89), (500, 500), False), ((100, 120), (500, 530), False)],
+    [((100, 96), (500, 510), True), ((100, 94), (500, 500), False), ((100, 120), (500, 530), False)],
 )
 def test_a_soak_is_flat_when_neither_speed_nor_memory_drifts(speed, memory, flat):
     series = [
@@ -77,6 +80,24 @@ def test_our_own_measurements_run_on_the_toy():
     assert ours.evaluation(TINY)[0].median > 0
     assert ours.resets(TINY)[0].median > 0
     assert len(soak(TINY, 1).steps_per_s) == 20
+
+
+def test_rates_of_more_cores_are_extrapolated_by_hand():
+    costs = ours.RolloutCosts(step_s=1e-4, message_s=1e-3, hand_over_s=1e-6)
+    assert costs.rate(1, 100) == pytest.approx(800 / (0.08 + 0.0008))
+    assert costs.rate(4, 100) == pytest.approx(3200 / (0.08 + 0.003 + 0.0032))
+    table = report.scaling_table(costs, 100).splitlines()
+    assert table[0].startswith("EXTRAPOLATED, not measured")
+    assert table[-5].split() == ["4", "37,123"]
+
+
+def test_scaling_is_measured_with_each_number_of_workers():
+    for workers in (1, 2):
+        rows = ours.scaling(TINY, workers)
+        assert [row.name for row in rows] == [f"scaling.collect_w{workers}", f"scaling.step_w{workers}"]
+        assert all(row.median > 0 for row in rows)
+    costs = ours.rollout_costs(TINY)
+    assert min(costs.step_s, costs.message_s) > 0
 
 
 def test_a_task_without_a_known_scene_has_no_limit():
