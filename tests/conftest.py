@@ -1,5 +1,6 @@
 """What every test shares: one thread, and a store of its own."""
 
+import importlib
 import os
 
 from lightning_unlearn.process_state import VARIABLES
@@ -52,6 +53,12 @@ def store(tmp_path, template_store, monkeypatch):
     monkeypatch.chdir(tmp_path)
     registry.open_store(registry.DEFAULT_TRACKING_URI)
     return registry.DEFAULT_TRACKING_URI
+
+
+@pytest.fixture(scope="session")
+def ray():
+    """Ray; without it its tests are skipped, except in CI, where they fail."""
+    return importlib.import_module("ray") if os.environ.get("CI") else pytest.importorskip("ray")
 
 
 @pytest.fixture

@@ -14,11 +14,10 @@ E, T = 4, 40
 
 
 @pytest.fixture
-def cluster(monkeypatch):
+def cluster(ray, monkeypatch):
     """One node of two cores; on a busy machine Ray's own defaults give up too soon, and starve its workers."""
     for name, value in {"raylet_start_wait_time_s": "300", "worker_niceness": "0"}.items():
         monkeypatch.setenv(f"RAY_{name}", value)
-    ray = pytest.importorskip("ray")
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
     yield ray
     ray.shutdown()
@@ -56,8 +55,7 @@ def test_a_method_trains_on_a_cluster(cluster, store, capsys):
 
 
 @pytest.mark.parametrize(("workers", "message"), [("3", "data.num_envs=4"), ("0", "data.workers=0")])
-def test_environments_that_cannot_be_shared_out_are_refused(store, capsys, workers, message):
-    pytest.importorskip("ray")
+def test_environments_that_cannot_be_shared_out_are_refused(ray, store, capsys, workers, message):
     with pytest.raises(SystemExit):
         cli.main(["fit", *CHAIN, "--data.collector", "ray", "--data.workers", workers])
     assert message in capsys.readouterr().err

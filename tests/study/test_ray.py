@@ -28,11 +28,10 @@ audits:
 
 
 @pytest.fixture
-def cluster(monkeypatch):
+def cluster(ray, monkeypatch):
     """Two nodes of one core each; on a busy machine Ray's own defaults give up too soon, and starve its workers."""
     for name, value in {"raylet_start_wait_time_s": "300", "worker_niceness": "0"}.items():
         monkeypatch.setenv(f"RAY_{name}", value)
-    ray = pytest.importorskip("ray")
     from ray.cluster_utils import Cluster
 
     nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
