@@ -10,6 +10,7 @@ from functools import cache
 from importlib import metadata
 from io import TextIOWrapper
 from opcode import opmap
+from pathlib import Path
 from types import FrameType
 
 from lightning_unlearn.addresses import without_password
@@ -40,6 +41,8 @@ COMMANDS = {
 """Name → the module whose `main(args)` runs it, and what it does."""
 
 HELP_FLAGS = ("-h", "--help")
+HELP_TEXTS = Path(__file__).parent / "help"
+"""What each command's own parser prints; `tests/help_texts.py` writes the files, and a test compares them."""
 
 _OURS = "lightning_unlearn"
 _CHECK_OPTIONS = sys.stdlib_module_names | {"jsonargparse", "lightning", "mlflow"}
@@ -59,6 +62,9 @@ def main(args: Sequence[str] | None = None) -> None:
         return
     if command not in COMMANDS:
         _fail(f"unknown command {command!r}.\n\n{usage()}")
+    if options and options[-1] in HELP_FLAGS and (text := help_text(command, *options[:-1])):
+        print(text, end="")
+        raise SystemExit(0)  # as a parser does
     logging.getLogger().addFilter(_is_no_plugin_news)
     set_variables()
     module = importlib.import_module(COMMANDS[command][0])
@@ -147,6 +153,12 @@ def _owner(frame: FrameType) -> str:
 
 def _notes(error: BaseException) -> list[str]:
     return getattr(error, "__notes__", [])
+
+
+def help_text(*words: str) -> str:
+    """The stored help of a command or subcommand, for which nothing has to be imported; empty if there is none."""
+    file = HELP_TEXTS / f"{' '.join(words)}.txt".replace("/", "")
+    return file.read_text(encoding="utf-8") if file.is_file() else ""
 
 
 def usage() -> str:

@@ -2,6 +2,7 @@ import subprocess
 import sys
 from types import SimpleNamespace
 
+import help_texts
 import pytest
 
 from lightning_unlearn import cli
@@ -27,6 +28,25 @@ def test_top_level_help_loads_nothing_heavy():
     )
     printed = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
     assert printed.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize("words", [["fit"], ["evaluate"], ["probe", "collect"], ["import", "sb3"]], ids=" ".join)
+def test_help_of_a_command_loads_nothing_heavy(words):
+    program = (
+        "import atexit, sys; from lightning_unlearn.cli import main; "
+        "atexit.register(lambda: print(sorted({'torch', 'lightning', 'mlflow', 'numpy'} & set(sys.modules)))); "
+        f"main({[*words, '-h']})"
+    )
+    printed = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+    assert printed.startswith(f"usage: lightning-unlearn {' '.join(words)} ")
+    assert printed.splitlines()[-1] == "[]"
+
+
+@pytest.mark.skipif(sys.version_info[:2] != (3, 11), reason="argparse of another Python lays help out otherwise")
+def test_stored_help_is_what_the_parsers_print(tmp_path):
+    subprocess.run([sys.executable, help_texts.__file__, tmp_path], check=True)  # help lists the classes of a process
+    made, stored = ({f.name: f.read_text(encoding="utf-8") for f in at.iterdir()} for at in (tmp_path, cli.HELP_TEXTS))
+    assert {name for name in made | stored if made.get(name) != stored.get(name)} == set(), "run tests/help_texts.py"
 
 
 OTHERS = """
