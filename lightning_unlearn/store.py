@@ -44,7 +44,7 @@ def resolve_tracking_uri(given: str | None = None) -> str:
     return tracking_uri() if mlflow.is_tracking_uri_set() else DEFAULT_TRACKING_URI
 
 
-def open_store(given: str | None = None) -> None:
+def open_store(given: str | None = None) -> str:
     """Make MLflow use a store from here on; a SQLite store is made at first use.
 
     Runs of this machine whose process has ended without saying so are marked KILLED.
@@ -52,10 +52,13 @@ def open_store(given: str | None = None) -> None:
     Args:
         given: URI of the store; None: see `resolve_tracking_uri`.
 
+    Returns:
+        The option that names this store in a command, with a space before it; empty if a command without one opens it.
+
     Raises:
         ValueError: The URI names no store, the store cannot be written, or a variable asks for what is not possible.
     """
-    tracking_uri = resolve_tracking_uri(given)
+    plain, tracking_uri = _absolute(resolve_tracking_uri()), resolve_tracking_uri(given)
     if not tracking_uri.startswith(_STORES):
         source = "" if given is not None else " (from MLFLOW_TRACKING_URI or mlflow.set_tracking_uri)"
         raise ValueError(
@@ -83,6 +86,14 @@ def open_store(given: str | None = None) -> None:
     except (MlflowException, SQLAlchemyError) as error:
         told = without_password(str(error))
         raise ValueError(f"tracking_uri={store_address()} cannot be opened: {told}") from error
+    return "" if without_password(plain) == store_address() else f" --tracking_uri {shlex.quote(store_address())}"
+
+
+def _absolute(tracking_uri: str) -> str:
+    """The URI of a store that stays the same wherever the process moves to."""
+    if not tracking_uri.startswith(_SQLITE):
+        return tracking_uri
+    return sqlite_uri(Path(make_url(tracking_uri).database or "").resolve())
 
 
 def use_existing_store(given: str | None = None) -> None:

@@ -49,7 +49,7 @@ def main(args: Sequence[str]) -> None:
 
 def _import(library: str, options: Any, data: RolloutData, started: float) -> None:
     simulator = data.env.simulator  # an impossible environment is refused before a store is made
-    registry.open_store(options.tracking_uri)
+    store = registry.open_store(options.tracking_uri)
     registry.require_recordable(options.env)
     agent, reference = _read(library, options, simulator)
     policy = as_policy(agent, simulator, torch_generator(SeedStreams.of(options.seed).weights))
@@ -59,7 +59,7 @@ def _import(library: str, options: Any, data: RolloutData, started: float) -> No
     states = raw_states(policy, simulator, min(STATES, len(warmth.observations)))
     difference = largest_difference(reference, policy, states)
     run_id, uri = _record(library, options, agent, policy, data, _figures(warmth, difference, read_s))
-    print(_summary(warmth, difference, uri, run_id, options))
+    print(_summary(warmth, difference, uri, run_id, options, store))
 
 
 def _read(library: str, options: Any, simulator: Simulator) -> tuple[ForeignAgent, Reference]:
@@ -128,18 +128,17 @@ def _record(
     return run_id, f"models:/{registry.model_name(card.method, card.env)}/{version}"
 
 
-def _summary(warmth: WarmUp, difference: float, uri: str, run_id: str, options: Any) -> str:
+def _summary(warmth: WarmUp, difference: float, uri: str, run_id: str, options: Any, store: str) -> str:
     steps = len(warmth.observations)
     named = ["--env", options.env, "--unsafe_updates", "0", "--model.source", uri]
-    if options.tracking_uri != registry.DEFAULT_TRACKING_URI:
-        named += ["--tracking_uri", options.tracking_uri]
+    command = shlex.join(named) + store
     return (
         f"Largest difference of an action on {min(steps, STATES)} of its own states: {difference:.1e}\n"
         f"Critics after {steps} of its own steps ({warmth.seconds:.0f} s): reward explains "
         f"{warmth.before.reward:.2f} → {warmth.after.reward:.2f} of its targets' variance, cost "
         f"{warmth.before.cost:.2f} → {warmth.after.cost:.2f}\n"
         f"The expert is {uri}, of run {run_id}. Repair it with\n"
-        f"  lightning-unlearn fit -c base.yaml -c env/point_goal1.yaml -c method/concept.yaml {shlex.join(named)}"
+        f"  lightning-unlearn fit -c base.yaml -c env/point_goal1.yaml -c method/concept.yaml {command}"
     )
 
 

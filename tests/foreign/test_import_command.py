@@ -25,6 +25,7 @@ def test_an_agent_becomes_an_expert_that_a_method_starts_from(store, capsys):
     cli.main(["import", "sb3", *AGENT, *SMALL])
     printed = capsys.readouterr().out
     assert float(re.search(r"difference.*: (\S+)", printed)[1]) < 1e-4
+    assert "--tracking_uri" not in printed
     assert URI in printed
     stored = registry.load_policy(URI)
     assert (stored.card.method, stored.card.note) == ("unsafe", "imported from Stable-Baselines3 2.9.2, file agent.zip")
@@ -79,6 +80,29 @@ def test_an_rl_zoo_folder_with_observations_far_from_zero(store, capsys, tmp_pat
     np.testing.assert_allclose(actions.detach().numpy(), recorded["offset"], atol=1e-5)
     served = mlflow.pyfunc.load_model(f"models:/unsafe.{far_line}/1")
     np.testing.assert_allclose(served.predict(recorded["states"] + 1e6), recorded["offset"], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("given", "variable", "printed"),
+    [
+        (None, None, None),
+        ("sqlite:///mlruns/mlflow.db", None, None),
+        ("sqlite:///other/mlruns/mlflow.db", None, "other"),
+        (None, "sqlite:///other/mlflow.db", None),
+        ("sqlite:///mlruns/mlflow.db", "sqlite:///other/mlflow.db", "."),
+    ],
+)
+def test_the_printed_command_names_the_store_where_a_plain_one_opens_another(
+    store, tmp_path, template_store, monkeypatch, given, variable, printed
+):
+    for folder in ("other", "other/mlruns"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "mlflow.db").write_bytes(template_store.read_bytes())
+    mlflow.set_tracking_uri(None)
+    if variable:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", variable)
+    uri = f"sqlite:///{(tmp_path / (printed or '.')).resolve()}/mlruns/mlflow.db"
+    assert registry.open_store(given) == (f" --tracking_uri {uri}" if printed else "")
 
 
 @pytest.mark.parametrize("critics", ["shared", "separate"])

@@ -43,13 +43,13 @@ def main(args: Sequence[str]) -> None:
     """Read the store, draw, write both files, and record them."""
     (options, wanted), started = read_options(args), time.perf_counter()
     torch.set_num_threads(1)  # networks of this size gain nothing from more, and lose much on a busy machine
-    registry.open_store(options.tracking_uri)
+    store = registry.open_store(options.tracking_uri)
     registry.require_recordable(options.env)
     findings = gather(wanted)
     out = results_folder(options.out or f"{ARTIFACTS}/report/{options.env}", "report", None)
     found = kinds(findings.evaluation, wanted) if findings.evaluation else []
     maps = _maps(options, found)
-    files = write(out, document(Material(findings, found, maps)))
+    files = write(out, document(Material(findings, found, maps, store)))
     run = _record(options, findings, files)
     print("\n".join(f"  {file.resolve()}" for file in files if file.parent == out))
     print(f"MLflow run: {run}\nWritten in {time.perf_counter() - started:.0f} s.")

@@ -23,6 +23,8 @@ class Material:
     """Of the evaluation; empty without one."""
     maps: Mapping[str, bytes] = field(default_factory=dict)
     """Kind → heat map."""
+    store_option: str = ""
+    """Names the store in a command, with a space before it; empty where a command finds it by itself."""
 
     @property
     def env(self) -> str:
@@ -50,9 +52,7 @@ class Material:
 
     def missing(self, what: str, command: str) -> Missing:
         """What is not there, and how to make it in this store."""
-        store = registry.store_address()
-        named = "" if store.endswith("/mlruns/mlflow.db") else f" --tracking_uri {store}"
-        return Missing(what, f"lightning-unlearn {command}{named}")
+        return Missing(what, f"lightning-unlearn {command}{self.store_option}")
 
 
 def number(value: float | None, digits: int = 2) -> str:
