@@ -18,6 +18,7 @@ import torch
 from tensordict import TensorDict
 from tensordict.nn import NormalParamExtractor, TensorDictModule
 from torch import nn
+from torchrl.data import Bounded
 from torchrl.envs import ExplorationType, set_exploration_type
 from torchrl.modules import (
     Actor,
@@ -386,6 +387,36 @@ OTHER_ACTORS = {
 def test_an_actor_that_would_act_otherwise_is_refused(toy_simulator, actor, squash, message):
     with pytest.raises(ValueError, match=message):
         around(actor, toy_simulator, std=0.2, squash=squash)
+
+
+class NaNFromAStep(nn.Module):
+    """A network that is sound at the first state."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(2, 1)
+
+    def forward(self, observation):
+        return self.layer(observation) + torch.where(observation[:, 1:] > 0.0, torch.nan, 0.0)
+
+
+def test_means_that_are_not_numbers_are_called_that(toy_simulator):
+    with pytest.raises(ValueError, match=r"component 0 of the policy's action is nan in the state \[[^,]+, 0.03125\]"):
+        around(NaNFromAStep(), toy_simulator, 0.5)
+
+
+@pytest.mark.parametrize("squash", ["clip", "Tanh", None, True])
+def test_a_squash_that_is_none_is_refused(toy_simulator, squash):
+    with pytest.raises(ValueError, match=f"squash='{squash}' is not one of .'tanh', 'none', 'scale'"):
+        around(nn.Linear(2, 1), toy_simulator, 0.5, squash)
+
+
+def test_a_projection_of_torchrl_is_named(toy_simulator):
+    module = TensorDictModule(nn.Linear(2, 1), in_keys=["observation"], out_keys=["param"])
+    spec = Bounded(-0.01, 0.01, (1,))
+    narrow = ProbabilisticActor(module, spec=spec, in_keys=["param"], distribution_class=Delta, safe=True)
+    with pytest.raises(ValueError, match="safe=True projects actions into its own spec"):
+        around(narrow, toy_simulator, 0.5)
 
 
 BAD = {

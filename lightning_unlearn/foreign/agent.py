@@ -51,6 +51,12 @@ class Normaliser:
             raise ValueError("its mean and variance must be finite, and the variance not negative")
         if not (0 <= self.epsilon < 1 and self.clip > 0):
             raise ValueError(f"epsilon={self.epsilon} or clip={self.clip} is out of range")
+        scale = self.variance.to(getattr(torch, self.dtype)) + self.epsilon
+        if (still := (scale == 0).nonzero().flatten()).numel():
+            raise ValueError(
+                f"variance + epsilon is 0 in component {int(still[0])}, by which observations would be divided: use "
+                "an epsilon above 0, such as 1e-8"
+            )
 
 
 @dataclass(frozen=True)
@@ -142,12 +148,22 @@ def raw_states(
 
     Returns:
         Observations, (N, O) float64.
+
+    Raises:
+        ValueError: An action is not finite.
     """
     states: list[np.ndarray] = []
     observation = simulator.reset(None, seeds)
     while len(states) * simulator.num_envs < count:
         states.append(observation)
-        step = simulator.step(policy.act(torch.from_numpy(observation)).numpy().astype(np.float64))
+        action = policy.act(torch.from_numpy(observation)).numpy().astype(np.float64)
+        if (invalid := np.argwhere(~np.isfinite(action))).size:
+            row, component = invalid[0]
+            raise ValueError(
+                f"component {component} of the policy's action is {action[row, component]} in the state "
+                f"{observation[row].tolist()}: its network must give finite numbers"
+            )
+        step = simulator.step(action)
         done = step.terminated | step.truncated
         observation = simulator.reset(done) if done.any() else step.observation
     return torch.from_numpy(np.concatenate(states)[:count])

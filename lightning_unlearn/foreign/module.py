@@ -34,7 +34,7 @@ def wrap(
     actor: nn.Module,
     env: str,
     std: float | Sequence[float],
-    squash: Literal["tanh", "none"] = "none",
+    squash: Literal["tanh", "none", "scale"] = "none",
     warm_up_rollouts: int = 4,
     seed: int = 0,
     concept: str | Concept = "auto",
@@ -49,7 +49,8 @@ def wrap(
             with the distribution Normal, IndependentNormal, TanhNormal, Delta, TanhDelta or none.
         env: The task it acts in.
         std: Of its Gaussian, one number or one an action; it does not depend on the state here.
-        squash: `none` if draws are clipped to the bounds, `tanh` if they go through tanh (TorchRL's TanhNormal).
+        squash: `none` if draws are clipped to the bounds, `tanh` if they go through tanh (TorchRL's TanhNormal),
+            `scale` if the range from -1 to 1 stands for the bounds.
         warm_up_rollouts: Rollouts of 8 environments × 1024 steps that the critics are fitted to; at least 2.
         seed: Of the critics' weights and the rollouts.
         concept: The behaviour to forget, which the cost critic is fitted to: auto, an info key or a concept.
@@ -73,7 +74,7 @@ def around(
     actor: nn.Module,
     simulator: Simulator,
     std: float | Sequence[float],
-    squash: Literal["tanh", "none"] = "none",
+    squash: Literal["tanh", "none", "scale"] = "none",
     seed: int = 0,
 ) -> ActorCritic:
     """The same with critics that know nothing yet. The simulator is reset and stepped for a comparison of actions."""
@@ -177,11 +178,15 @@ def _require_own_actions(actor: TensorDictModuleBase, policy: ActorCritic, obser
     difference = float((policy.act(observation) - own).abs().max())
     if not difference < LARGEST_DIFFERENCE:
         kind = type(actor.get_dist(_as_input(observation))).__name__ if hasattr(actor, "get_dist") else "none"
+        projects = any(getattr(module, "safe", False) for module in actor.modules())
+        hint = (
+            " Its safe=True projects actions into its own spec, which is not copied: leave it out." if projects else ""
+        )
         raise ValueError(
             f"the policy's deterministic actions would be up to {difference:.3g} off the actor's own (distribution "
             f"{kind}, squash={policy.config.squash!r}): use squash='tanh' for TanhNormal and TanhDelta, whose low and "
             f"high must be the environment's, {policy.config.action_low} and {policy.config.action_high}, and 'none' "
-            "for the others."
+            f"for the others.{hint}"
         )
 
 

@@ -31,6 +31,15 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
     "sigmoid": nn.Sigmoid,
 }
 """Name in a policy's description → layer, with PyTorch's defaults."""
+_CHOICES = {
+    "activation": tuple(ACTIVATIONS),
+    "squash": ("tanh", "none", "scale"),
+    "critics": ("shared", "separate"),
+    "editor": ("none", *EDITORS),
+    "normaliser_dtype": ("float32", "float64"),
+    "observation_dtype": ("float32", "float64"),
+}
+"""Field of `PolicyConfig` → what it may be."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +79,10 @@ class PolicyConfig:
     """What the log-std is clamped to."""
 
     def __post_init__(self) -> None:
-        """Refuse impossible shapes."""
+        """Refuse impossible shapes, and names that stand for nothing."""
+        for name, allowed in _CHOICES.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name}={str(getattr(self, name))[:40]!r} is not one of {allowed}")
         if len(self.action_low) != len(self.action_high) or not self.action_low:
             raise ValueError(f"action_low={self.action_low} and action_high={self.action_high} must pair up.")
         named = {"observation_size": [self.observation_size], "hidden_sizes": self.hidden_sizes}

@@ -7,8 +7,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from lightning_unlearn.policies.actor_critic import ACTIVATIONS, PolicyConfig
-from lightning_unlearn.policies.editor import EDITORS
+from lightning_unlearn.policies.actor_critic import PolicyConfig
 from lightning_unlearn.untrusted import read_json
 
 FORMAT = "lightning-unlearn/policy/1"
@@ -16,14 +15,6 @@ _MAX_BYTES = 1 << 20
 _MAX_LAYERS = 32
 MAX_NUMBER = 1e30
 """Numbers become float32, and so does the range between two bounds."""
-_CHOICES = {
-    "activation": tuple(ACTIVATIONS),
-    "squash": ("tanh", "none", "scale"),
-    "critics": ("shared", "separate"),
-    "editor": ("none", *EDITORS),
-    "normaliser_dtype": ("float32", "float64"),
-    "observation_dtype": ("float32", "float64"),
-}
 _NAMES = {"method": r"\w*", "env": r"((\w[\w.]*:)?(\w[\w-]*/)?\w[\w.-]*)?"}
 """An environment may have a module that registers it, and a namespace: `module:namespace/Id-v0`."""
 
@@ -110,9 +101,6 @@ def _config(policy: Mapping[str, Any]) -> PolicyConfig:
     if not all(type(size) is int and 0 < size <= 1 << 16 for size in sizes):
         raise ValueError(f"sizes must be whole numbers up to 65536, got {str(sizes)[:80]}")
     _require_bounds(config.action_low, config.action_high)
-    for name, allowed in _CHOICES.items():
-        if getattr(config, name) not in allowed:
-            raise ValueError(f"{name}={str(getattr(config, name))[:40]!r} is not one of {allowed}")
     if not isinstance(config.normalise_observation, bool):
         raise ValueError("normalise_observation must be true or false")
     _require_numbers(config)

@@ -56,6 +56,7 @@ BAD = {
     "not a number": ({"mean": [np.nan], "var": [1.0]}, "finite"),
     "a clip that is none": ({"mean": [1.0], "var": [1.0], "clip": np.nan}, "clip=nan"),
     "no clip": ({"mean": [1.0], "var": [1.0], "clip": 0.0}, "clip=0.0"),
+    "no spread": ({"mean": [1.0, 1.0], "var": [1.0, 0.0], "epsilon": 0.0}, r"variance \+ epsilon is 0 in component 1"),
     "objects": ({"mean": np.array([object()]), "var": [1.0]}, "damaged|cannot be loaded"),
 }
 
