@@ -15,6 +15,7 @@ from lightning_unlearn import registry, resumption
 from lightning_unlearn.addresses import without_password
 from lightning_unlearn.callbacks.concept_check import ConceptCheck, NothingToForgetError
 from lightning_unlearn.callbacks.durability import Durability
+from lightning_unlearn.callbacks.failed_episodes import FailedEpisodes
 from lightning_unlearn.callbacks.pid_lagrangian import PIDLagrangian
 from lightning_unlearn.callbacks.progress import Progress
 from lightning_unlearn.callbacks.run_record import MLflowRun, RunRecord
@@ -114,7 +115,7 @@ class TrainingCLI(LightningCLI):
         plugins = [*further_plugins(given.plugins), WholeCheckpoints()]
         run, recorders = self.recorders()
         torch.set_num_threads(self._threads())
-        ours = [average, None if pid is None else ConceptCheck(), pid, *recorders, Progress()]
+        ours = [average, None if pid is None else ConceptCheck(), pid, FailedEpisodes(), *recorders, Progress()]
         callbacks = [*theirs, *(callback for callback in ours if callback is not None)]
         trainer = super().instantiate_trainer(logger=[*run, *loggers], callbacks=callbacks, plugins=plugins)
         require_one_device(trainer)

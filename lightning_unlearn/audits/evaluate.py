@@ -229,6 +229,9 @@ def _result(suite: Suite, partial: Partial, wanted: SuiteOptions, comparison: Co
     partial.write(subject.label, about, result)
     reward, cost = result.episodes["reward"].mean(), result.episodes["cost_sum"].mean()
     print(f"{number}  {subject.label}: return {reward:.2f}, cost {cost:.2f} an episode", flush=True)
+    if failed := result.episodes["simulator_failed"].sum():
+        why = f", the last one {reason}" if (reason := suite.env.simulator.last_failure()) else ""
+        print(f"The simulation failed in {failed} of {len(result.episodes)} episodes{why}", flush=True)
     return result
 
 

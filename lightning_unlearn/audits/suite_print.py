@@ -20,7 +20,7 @@ def print_tables(
         over_seeds: From `suite_table.over_training_seeds`.
         said: Notes.
     """
-    cut = ["Cut_Episodes"] if table["Cut_Episodes"].any() else []
+    cut = [name for name in ("Failed_Episodes", "Cut_Episodes") if table[name].any()]
     shown = table[_SHOWN + cut].rename(columns=lambda name: name.removesuffix("_vs_Unsafe").replace("_Sum", ""))
     _print_rows(shown)
     if len(kinds) > 1:

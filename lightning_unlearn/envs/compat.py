@@ -172,8 +172,13 @@ def registered_spec(env_id: str) -> Any:
     Raises:
         ValueError: the id is unknown (the nearest ones are named), or it is none of the supported tasks.
     """
-    env_id = registered_id(env_id)
+    given, env_id = env_id, registered_id(env_id)
     if env_id not in registry:
+        if module := given.rpartition(":")[0]:
+            raise ValueError(
+                f"unknown environment {given!r}: the module {module!r} is there, and registers "
+                f"{', '.join(difflib.get_close_matches(env_id, _ids_of(module), n=10, cutoff=0.0)) or 'none'}."
+            )
         known = [*navigation_ids(), TOY_ID] + [name for name in registry if _VELOCITY.fullmatch(name)]
         near = difflib.get_close_matches(env_id, known, n=3, cutoff=0.0)
         raise ValueError(
@@ -187,6 +192,13 @@ def registered_spec(env_id: str) -> Any:
             f"{env_id} is not supported; supported are {_SUPPORTED_IN_WORDS}, without pictures or keys{hint}"
         )
     return registry[env_id]
+
+
+def _ids_of(module: str) -> list[str]:
+    """Registered ids of the environments whose code is in a module, or in the package that it is a part of."""
+    package = module.partition(".")[0]
+    code = {env_id: getattr(spec.entry_point, "__module__", spec.entry_point) for env_id, spec in registry.items()}
+    return [env_id for env_id, place in code.items() if re.match(rf"{re.escape(package)}[.:]", f"{place}.")]
 
 
 def make_task(env_id: str) -> BaseTask:

@@ -8,13 +8,31 @@ from typing import Any
 import numpy as np
 
 MOST_IN_A_ROW = 10
+_CALLERS = ("gymnasium", "lightning_unlearn")
+"""Packages that call an environment."""
 
 
-def blame(error: Exception, env: Any, what: str) -> None:
-    """Add a note to an exception that an environment raised: what happened, and the environment's line."""
-    lines = traceback.extract_tb(error.__traceback__)
-    written = sys.modules[type(env.unwrapped).__module__].__dict__.get("__file__")
-    line = next((line for line in reversed(lines) if line.filename == written), lines[-1])
+def blame(error: BaseException, env: Any, method: str, what: str) -> None:
+    """Add a note to an exception that an environment raised: what happened, and the environment's line.
+
+    Where none of its lines raised it, as where its method takes or returns something else than Gymnasium expects, the
+    note names the method.
+
+    Args:
+        error: Raised by the environment or by a wrapper around it.
+        env: The environment with its wrappers.
+        method: Which was called: reset or step.
+        what: Begins the note.
+    """
+    lines, inner = traceback.extract_tb(error.__traceback__), type(env.unwrapped)
+    *_, (last, _) = traceback.walk_tb(error.__traceback__)
+    code = getattr(getattr(inner, method), "__code__", None)
+    written = {vars(sys.modules[inner.__module__]).get("__file__"), code and code.co_filename}
+    own = [line for line in lines if line.filename in written]
+    if not own and str(last.f_globals.get("__name__")).partition(".")[0] in _CALLERS:
+        error.add_note(f"{what}: {written_at(env, method)}")
+        return
+    line = (own or lines)[-1]
     error.add_note(f"{what}, at {line.filename}:{line.lineno}, in {line.name}")
 
 
@@ -37,6 +55,8 @@ class FailureCount:
     def __init__(self, env_id: str, num_envs: int) -> None:
         self._env_id = env_id
         self.in_a_row = np.zeros(num_envs, dtype=np.int64)  # (E,)
+        self.last = ""
+        """Why the last failure happened, if that is known."""
 
     def add(self, failed: np.ndarray, ended: np.ndarray, reasons: Sequence[str] | None = None) -> None:
         """Take one step into account.
@@ -53,6 +73,8 @@ class FailureCount:
             return
         self.in_a_row[ended & ~failed] = 0
         self.in_a_row += failed
+        if reasons is not None and failed.any():
+            self.last = reasons[int(failed.nonzero()[0][-1])]
         if (self.in_a_row > MOST_IN_A_ROW).any():
             row = int(self.in_a_row.argmax())
             what = f"the simulation of environment {row} failed {self.in_a_row[row]} times in a row"

@@ -128,6 +128,10 @@ class GymnasiumSimulator(InOneProcess, NoPlane):
         controls = np.clip(actions, self.action_low, self.action_high)
         return self._gathered([self._step_one(row, control) for row, control in enumerate(controls)])
 
+    def last_failure(self) -> str:
+        """See `Simulator.last_failure`."""
+        return self._failures.last
+
     def top_view(self) -> TopView:
         """Nothing: these environments have no map."""
         return TopView()
@@ -200,11 +204,11 @@ class GymnasiumSimulator(InOneProcess, NoPlane):
     def _begin(self, env: gymnasium.Env, seed: int | None, row: int) -> np.ndarray:
         """Reset one environment. Shape: (O,)."""
         try:
-            result = env.reset(seed=seed)
-        except Exception as error:
-            blame(error, env, f"{self.env_id}: environment {row} raised this in a reset")
+            observation = env.reset(seed=seed)[0]
+        except (Exception, SystemExit) as error:
+            blame(error, env, "reset", f"{self.env_id}: environment {row} raised this in a reset")
             raise
-        return self._require_shape(result[0], env, "reset", f"the reset of environment {row}")
+        return self._require_shape(observation, env, "reset", f"the reset of environment {row}")
 
     def _stepped(self, env: gymnasium.Env, action: np.ndarray, row: int, number: int) -> tuple[Any, ...]:
         """What one environment returns, its observation of the right shape."""
@@ -212,9 +216,14 @@ class GymnasiumSimulator(InOneProcess, NoPlane):
             observation, *rest = env.step(action.astype(self._action_dtype))
         except mujoco.FatalError:
             raise
-        except Exception as error:
-            blame(error, env, f"{self.env_id}: environment {row} raised this in step {number} of its episode")
+        except (Exception, SystemExit) as error:
+            blame(error, env, "step", f"{self.env_id}: environment {row} raised this in step {number} of its episode")
             raise
+        if len(rest) not in (4, 5) or not isinstance(rest[-1], dict):
+            raise ValueError(
+                f"{self.env_id}: a step must return observation, reward, terminated, truncated and the dict info: "
+                f"{written_at(env, 'step')}"
+            )
         where = f"step {number} of an episode of environment {row}"
         return self._require_shape(observation, env, "step", where), *rest
 
@@ -253,8 +262,8 @@ class GymnasiumSimulator(InOneProcess, NoPlane):
             ended = bool(terminated or truncated)
         if not reported:
             raise ValueError(
-                f'{self.env_id} reports no cost: its steps must give info["cost"], but none of {_LONGEST_PROBE} random '
-                "ones did"
+                f'{self.env_id} reports no cost: none of {_LONGEST_PROBE} random steps gave info["cost"]. If a cost is '
+                f'rare, report info["cost"] = 0.0 in the other steps: {written_at(sample, "step")}'
             )
 
     def _add_cost_keys(self, costs: Iterable[str]) -> None:

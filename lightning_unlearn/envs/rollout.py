@@ -165,6 +165,10 @@ class InOneProcess:
         keys: tuple[str, ...] = self.cost_keys
         return keys
 
+    def last_failure(self: Any) -> str:
+        """See `Simulator.last_failure`."""
+        return ""
+
 
 def roll_out(
     simulator: Simulator,
@@ -217,7 +221,7 @@ def _refuse(env_id: str, observation: np.ndarray) -> NoReturn:
         raise FloatingPointError(
             f"{env_id}: an observation is not a finite number. Nothing is learned from this rollout."
         )
-    raise ValueError("the policy gives actions that are not finite: its weights are too large.")
+    raise ValueError("the policy gives actions that are not finite: its weights or statistics are out of range.")
 
 
 def cost_columns(cost_keys: Sequence[str]) -> tuple[str, ...]:

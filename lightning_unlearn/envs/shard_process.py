@@ -69,7 +69,7 @@ class Shard:
 
         Raises:
             RuntimeError: The process died.
-            Exception: Whatever was raised there.
+            Exception: Whatever was raised there, also SystemExit.
         """
         try:
             message = self._line.receive()
@@ -156,7 +156,7 @@ def serve(end: int, counters: int, memory: int) -> None:
             with working_directory_importable():  # as for the process that started this one, whose pickle it is
                 make, rows, num_envs = pickle.loads(line.receive())
             desk = _Desk(make(rows.stop - rows.start), rows, num_envs, memory)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             line.send(_failure(error))
             return
         line.send(_DONE)
@@ -175,7 +175,7 @@ class _Desk:
     def answer(self, message: bytes) -> bytes:
         try:
             return self._step() if message == _STEP else pickle.dumps((self._called(message), False))
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             error.add_note(f"In the process of the environments {_span(self._rows)}:\n{traceback.format_exc()}")
             return _failure(error)
 
@@ -197,7 +197,7 @@ class _Desk:
         return getattr(owner, method)(*arguments)
 
 
-def _failure(error: Exception) -> bytes:
+def _failure(error: BaseException) -> bytes:
     """An exception as an answer; as text, where it cannot be pickled."""
     try:
         message = pickle.dumps((error, True))

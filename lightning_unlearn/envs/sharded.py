@@ -117,6 +117,10 @@ class ShardedSimulator:
         self._align_costs()
         self._observation[:] = buffer.current[0]
 
+    def last_failure(self) -> str:
+        """See `Simulator.last_failure`; of the first process that has one."""
+        return next(filter(None, self._everywhere("last_failure")), "")
+
     def top_view(self) -> TopView:
         """Where the agent and every group of objects are now."""
         views = self._everywhere("top_view")

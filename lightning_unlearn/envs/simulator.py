@@ -109,6 +109,10 @@ class Simulator(Protocol):
         """Fill a buffer of `rollout_buffer`; see `rollout.roll_out`. How many processes take part changes nothing."""
         ...
 
+    def last_failure(self) -> str:
+        """Where and why the simulation failed last; empty if it never did, or nothing is known of it."""
+        ...
+
     def top_view(self) -> TopView:
         """Where things are now."""
         ...
@@ -165,11 +169,17 @@ def require_seeds(seeds: Sequence[int], num_envs: int) -> list[int]:
 
 
 def require_actions(actions: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    """The actions of a step, if they have the shape (E, A).
+    """The actions of a step, if they are finite numbers of the shape (E, A).
 
     Raises:
-        ValueError: They have another shape.
+        ValueError: They have another shape, or one of them is not finite.
     """
     if np.shape(actions) != shape:
         raise ValueError(f"actions must have shape {shape}, got {np.shape(actions)}")
+    if not np.isfinite(actions).all():
+        row, component = np.argwhere(~np.isfinite(actions))[0].tolist()
+        raise ValueError(
+            f"component {component} of the action for environment {row} is {actions[row][component]}: the policy "
+            "gives actions that are not finite"
+        )
     return actions

@@ -102,6 +102,39 @@ class OldReset(Line):
         return super().reset(**options)[0]
 
 
+class FourParts(Line):
+    def step(self, action):
+        observation, reward, terminated, _, info = super().step(action)
+        return observation, reward, terminated, info
+
+
+class NoSeed(Line):
+    def reset(self):
+        return self.seen(), {}
+
+
+class NoStep(Line):
+    def step(self, action):
+        pass
+
+
+class NoInfo(Line):
+    def step(self, action):
+        return (*super().step(action)[:4], None)
+
+
+class Rare(Line):  # a cost that random steps never meet
+    def info(self):
+        return {"cost": 1.0} if self.t > 1000 else {}
+
+
+class Exits(Line):
+    def step(self, action):
+        if self.steps == 104:
+            raise SystemExit(3)  # of the environment
+        return super().step(action)
+
+
 class TwoCosts(Line):
     def info(self):
         return {"cost": np.ones(2)}
@@ -121,9 +154,11 @@ class Huge(Line):
 
 
 kinds = [Line, Parity, Silent, Overlooked, Buggy, NaNs, NaNCost, Short, LateShort, OldReset, TwoCosts, Unmade]
+kinds += [FourParts, NoSeed, NoStep, NoInfo, Rare, Exits]
 for kind in [*kinds, Locked, Huge]:
     gymnasium.register(f"{kind.__name__}-v0", entry_point=f"lines:{kind.__name__}", max_episode_steps=20)
 gymnasium.register("Long-v0", entry_point="lines:Line", max_episode_steps=109)
+gymnasium.register("Untimed-v0", entry_point="lines:FourParts")
 gymnasium.register("lab/Line-v0", entry_point="lines:Line", max_episode_steps=20)
 """
 
@@ -291,6 +326,54 @@ def test_an_exception_of_an_environment_keeps_its_traceback(module, store, capsy
     assert "lightning-unlearn: error" not in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("env_id", "method", "error"),
+    [
+        ("FourParts", "step", ValueError),
+        ("Untimed", "step", ValueError),
+        ("NoSeed", "reset", TypeError),
+        ("NoStep", "step", TypeError),
+        ("NoInfo", "step", ValueError),
+    ],
+)
+def test_a_method_of_another_signature_is_named_with_its_line(module, env_id, method, error):
+    with pytest.raises(error) as caught:
+        make_env(f"lines:{env_id}-v0", 1)
+    told = "\n".join([str(caught.value), *getattr(caught.value, "__notes__", [])])
+    kind = "FourParts" if env_id == "Untimed" else env_id
+    definition = module.read_text().partition(f"class {kind}(")[0].count("\n") + 2
+    assert f"see {kind}.{method} at {module}:{definition}" in told
+    assert "site-packages" not in told
+
+
+def test_a_cost_that_random_steps_do_not_meet_has_a_remedy(module):
+    with pytest.raises(ValueError, match=r'report info\["cost"\] = 0.0 in the other steps: see Rare.step'):
+        make_env("lines:Rare-v0", 1)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_an_environment_that_exits_is_named_and_its_code_is_kept(module, policy, workers):
+    env = make_env("lines:Exits-v0", 2, workers=workers)
+    env.set_seed(0)
+    collector = RolloutCollector(env, policy, 120, torch.Generator().manual_seed(0))
+    with pytest.raises(SystemExit) as stopped:
+        collector.rollout()
+    env.close()
+    assert stopped.value.code == 3
+    assert stopped.value.__notes__[0].startswith("lines:Exits-v0: environment 0 raised this in step 5 of its episode")
+    assert line_of(module, "# of the environment") in stopped.value.__notes__[0]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_actions_that_are_not_finite_are_not_the_environments_fault(workers):
+    env = make_env("lines:Line-v0", 2, workers=workers)
+    env.set_seed(0)
+    env.restart()
+    with pytest.raises(ValueError, match="component 0 of the action for environment 1 is nan"):
+        env.simulator.step(np.array([[0.0], [np.nan]]))
+    env.close()
+
+
 CHAIN = ["-c", "base.yaml", "-c", "method/unsafe.yaml", "--updates", "1", "--horizon", "64", "--n_envs", "2"]
 
 
@@ -310,6 +393,21 @@ def test_an_own_environment_from_training_to_evaluation(store, tmp_path, capsys,
     assert "--module lines" in capsys.readouterr().err
     cli.main(["reproduce", run.info.run_id, "--module", "lines"])
     assert "Reproduced: 1 save points" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_failed_episodes_are_told(module, store, capsys, workers):
+    chain = [*CHAIN[:-4], "--horizon", "12", "--n_envs", "2", "--data.workers", str(workers)]
+    with pytest.warns(UserWarning, match="lines:NaNs-v0: the simulation failed in 8 of 8 episodes"):
+        cli.main(["fit", *chain, "--env", "lines:NaNs-v0"])
+    why = (
+        f"in step 3 of its episode, the observation is not finite: see NaNs.step at {line_of(module, 'def step(self')}"
+    )
+    assert f"failed in 8 of 8 episodes, the last one {why}\n" in capsys.readouterr().out
+    cli.main(["evaluate", "--env", "lines:NaNs-v0", "--episodes", "2", "--workers", str(workers)])
+    printed = capsys.readouterr().out
+    assert f"failed in 2 of 2 episodes, the last one {why}\n" in printed
+    assert "Failed_Episodes" in printed
 
 
 def test_an_evaluation_has_every_cost_of_every_model(store, tmp_path, policy):
@@ -333,7 +431,11 @@ def test_a_module_that_is_not_there_and_an_unknown_id_are_refused_first(store, r
     message = refused("import", "sb3", "agent.zip", "--env", "SafetyPointGaol1-v0")
     assert "the nearest are SafetyPointGoal1-v0" in message
     assert "Traceback" not in message
-    assert re.search("unknown environment 'Lone-v0'", refused("import", "sb3", "agent.zip", "--env", "lines:Lone-v0"))
+    message = refused("import", "sb3", "agent.zip", "--env", "lines:Lone-v0")
+    assert re.search(
+        "unknown environment 'lines:Lone-v0': the module 'lines' is there, and registers .*Line-v0", message
+    )
+    assert "SafetyPoint" not in message
 
 
 def test_a_policy_with_an_environment_of_a_namespace_is_read_back(tmp_path, policy):
