@@ -8,13 +8,15 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TypeVar
 
 import mlflow
 from mlflow.entities import LifecycleStage
 from mlflow.exceptions import MlflowException
+from mlflow.tracking.fluent import _ACTIVE_MODEL_CONTEXT
 from mlflow.utils.credentials import get_default_host_creds
 from mlflow.utils.rest_utils import http_request
 from sqlalchemy.engine import URL, make_url
@@ -29,7 +31,10 @@ TRACKING_URI_HELP = "MLflow store; default: MLFLOW_TRACKING_URI, else ./mlruns"
 ANSWER_S, RETRY_S = 10.0, 5.0
 """Seconds that a server has to answer, and between two attempts while it does not."""
 _SQLITE, _SERVER = "sqlite:///", ("http://", "https://")
-_STORES = (_SQLITE, *_SERVER, "postgresql", "mysql", "mssql", "databricks")
+_DATABASES = ("postgresql", "mysql", "mssql")
+_STORES = (_SQLITE, *_SERVER, *_DATABASES, "databricks")
+_DRIVERS = {"MySQLdb": "mysqlclient", "psycopg": "psycopg[binary]", "psycopg2": "psycopg2-binary"}
+"""Module of a database driver → the package that has it, where the names differ."""
 _REGISTRY = "MLFLOW_REGISTRY_URI"
 _T = TypeVar("_T")
 
@@ -72,7 +77,10 @@ def open_store(given: str | None = None) -> str:
                 f"tracking_uri={tracking_uri} has a question mark, which begins the options of a database URI: write "
                 "%3F for one that is part of the path, and leave options out."
             )
-        database = Path(make_url(tracking_uri).database or "").resolve()
+        name = make_url(tracking_uri).database or ""
+        if name in ("", ":memory:"):
+            raise ValueError(f"tracking_uri={tracking_uri} names no file: use sqlite:///FOLDER/mlflow.db.")
+        database = Path(name).resolve()
         _require_writable(database)
         schema.require_current(database)
         tracking_uri = sqlite_uri(database)  # MLflow keeps a connection per URI, wherever the process moves to
@@ -121,11 +129,26 @@ def use_existing_store(given: str | None = None) -> None:
 def _point_mlflow_at(tracking_uri: str) -> None:
     if tracking_uri.startswith(_SERVER):
         tracking_uri = sign_in(tracking_uri)
+    elif tracking_uri.startswith(_DATABASES):
+        _require_driver(tracking_uri)
     mlflow.set_tracking_uri(tracking_uri)
     mlflow.set_registry_uri(tracking_uri)
     os.environ.pop(_REGISTRY, None)  # MLflow sets it; a registry follows its store, and what is set is the user's
     if silence := _silence():
         raise ValueError(f"tracking_uri={store_address()} does not answer ({silence}): {_remedy(silence)}.")
+
+
+def _require_driver(tracking_uri: str) -> None:
+    address = f"tracking_uri={without_password(tracking_uri)}"
+    try:
+        make_url(tracking_uri).get_dialect().import_dbapi()
+    except ImportError as error:
+        raise ValueError(
+            f"{address} needs a database driver that is not installed, the Python module {error.name}: install it "
+            f"(pip install '{_DRIVERS.get(str(error.name), error.name)}'), or name another store."
+        ) from error
+    except SQLAlchemyError as error:
+        raise ValueError(f"{address} names no store: {without_password(str(error))}") from error
 
 
 def answers() -> bool:
@@ -293,17 +316,30 @@ _LOCK = _Lock()
 
 @contextmanager
 def writing() -> Iterator[None]:
-    """Hold the store's write lock.
+    """Hold the store's write lock, and write without the program's active model.
 
     SQLite lets writers wait for each other, but a reader that turns writer is refused at once, and two processes that
     look for the highest version number find the same one. A server takes care of that by itself.
     """
     database = database_file()
-    if database is None:
+    lock = nullcontext() if database is None else _LOCK.held(database.with_name(f"{database.name}.lock"))
+    with lock, _no_active_model():
         yield
-        return
-    with _LOCK.held(database.with_name(f"{database.name}.lock")):
+
+
+@contextmanager
+def _no_active_model() -> Iterator[None]:
+    """Log metrics of this thread to a run only.
+
+    MLflow adds the active model (`mlflow.set_active_model`, MLFLOW_ACTIVE_MODEL_ID) to every metric that names none:
+    another model than ours, maybe of another store. The environment variables stay as they are, for other threads.
+    """
+    before = _ACTIVE_MODEL_CONTEXT.get()
+    _ACTIVE_MODEL_CONTEXT.set(SimpleNamespace(model_id=None, set_by_user=False))
+    try:
         yield
+    finally:
+        _ACTIVE_MODEL_CONTEXT.set(before)
 
 
 def _make() -> None:

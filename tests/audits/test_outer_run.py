@@ -1,11 +1,18 @@
 """Commands inside somebody's MLflow run, as under `mlflow run`: their runs are their own."""
 
+import os
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
+
 import mlflow
 import pytest
+from mlflow.tracking.fluent import _ACTIVE_MODEL_CONTEXT
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
 from lightning_unlearn import cli, runs
 from lightning_unlearn.callbacks.run_record import MLflowRun
+from lightning_unlearn.store import writing
 from lightning_unlearn.study.store import StudyStore
 
 TOY = "ToyLine-v0"
@@ -71,6 +78,65 @@ def test_a_step_of_a_study_stays_below_the_study(outer, monkeypatch):
     monkeypatch.setenv("MLFLOW_RUN_ID", outer)
     monkeypatch.setenv("MLFLOW_RUN_CONTEXT", f'{{"{MLFLOW_PARENT_RUN_ID}": "the study"}}')
     assert record().data.tags[MLFLOW_PARENT_RUN_ID] == "the study"
+
+
+@pytest.fixture
+def thread_without_model():
+    """MLflow keeps the active model for each thread, also one that came from a variable."""
+    _ACTIVE_MODEL_CONTEXT.reset()
+    yield
+    _ACTIVE_MODEL_CONTEXT.reset()
+
+
+@pytest.fixture
+def own_model(store):
+    """The id of a model that the program makes itself."""
+    client = mlflow.MlflowClient()
+    return client.create_logged_model(client.create_experiment("mine"), "mine").model_id
+
+
+def a_study_settles(run_id):
+    """What the end of a study's step writes beside its result."""
+    with writing():
+        mlflow.MlflowClient().log_metric(run_id, "study/seconds", 1.0)
+
+
+def assert_all_metrics_are_written():
+    audit = record()
+    training = MLflowRun(TOY, "a run", {})
+    training.log_metrics({"y": 2.0}, 3)
+    training.publish()
+    training.finalize()
+    a_study_settles(audit.info.run_id)
+    assert mlflow.get_run(audit.info.run_id).data.metrics == {"x": 1.0, "study/seconds": 1.0}
+    assert mlflow.get_run(training.run_id).data.metrics == {"y": 2.0}
+
+
+def test_the_programs_active_model_gets_no_metric_of_ours_and_stays_active(own_model, thread_without_model):
+    with mlflow.set_active_model(model_id=own_model):
+        assert_all_metrics_are_written()
+        with suppress(FileNotFoundError):
+            runs.record_audit(TOY, "relearn", {}, {"x": 1.0}, {Path("nowhere"): "eval"})
+        assert mlflow.get_active_model_id() == own_model
+    assert not mlflow.get_logged_model(own_model).metrics
+
+
+@pytest.mark.parametrize("variable", ["MLFLOW_ACTIVE_MODEL_ID", "_MLFLOW_ACTIVE_MODEL_ID"])
+@pytest.mark.parametrize("named", ["m-" + "0" * 32, ""], ids=["unknown", "empty"])
+def test_an_active_model_that_this_store_does_not_have_is_no_matter(
+    store, thread_without_model, monkeypatch, variable, named
+):
+    monkeypatch.setenv(variable, named)
+    assert_all_metrics_are_written()
+    assert os.environ[variable] == mlflow.get_active_model_id() == named
+
+
+def test_another_thread_keeps_its_active_model_while_we_write(own_model, thread_without_model):
+    with mlflow.set_active_model(model_id=own_model), ThreadPoolExecutor(1) as other:
+        other.submit(mlflow.set_active_model, model_id=own_model).result()
+        with writing():
+            assert mlflow.get_active_model_id() is None
+            assert other.submit(mlflow.get_active_model_id).result() == own_model
 
 
 def test_a_record_that_fails_is_marked_and_its_error_is_the_one_told(store, tmp_path):
