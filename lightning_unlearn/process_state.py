@@ -17,10 +17,14 @@ VARIABLES = {
     "RL_LOGGING_LEVEL": "WARNING",
 }
 """Environment variables of libraries, set where the user has not; some are read when the library is imported."""
-_LEVELS = {name: logging.ERROR for name in ("mlflow", "lightning.pytorch", "lightning.fabric", "alembic")} | {
+_QUIET = ("mlflow", "lightning.pytorch", "lightning.fabric", "pytorch_lightning", "lightning_fabric", "alembic")
+_LEVELS = {name: logging.ERROR for name in _QUIET} | {
     name: logging.INFO for name in ("lightning.pytorch.callbacks", "lightning.pytorch.profilers")
 }
-"""Log levels: no advertisements, but everything that a callback or a profiler was asked to print."""
+"""Log levels: no advertisements, but everything that a callback or a profiler was asked to print.
+
+Lightning's messages come from `pytorch_lightning` once that is imported, as `mlflow.autolog` does.
+"""
 _CHATTER = ("`isinstance\\(treespec, LeafSpec\\)` is deprecated", ".*does not have many workers.*")
 """Warnings of Lightning that nothing here can act on."""
 
@@ -53,12 +57,28 @@ def same_environment() -> Iterator[None]:
 
 
 @contextmanager
+def not_autologged() -> Iterator[None]:
+    """Context manager: nothing is logged by `mlflow.autolog` and its like, which would write to the program's run.
+
+    MLflow's own `disable_autologging` ends with autologging on, also inside another one.
+    """
+    from mlflow.utils import autologging_utils
+
+    before = autologging_utils._AUTOLOGGING_GLOBALLY_DISABLED
+    autologging_utils._AUTOLOGGING_GLOBALLY_DISABLED = True
+    try:
+        yield
+    finally:
+        autologging_utils._AUTOLOGGING_GLOBALLY_DISABLED = before
+
+
+@contextmanager
 def undisturbed() -> Iterator[None]:
     """Context manager and decorator of a library call: global state is afterwards what it was before.
 
     This covers environment variables, MLflow's stores, the random streams of Python, NumPy and PyTorch (CPU), PyTorch's
-    threads and gradient mode, warning filters, log levels and the handler of Ctrl-C. Inside, libraries are quiet and
-    gradients are computed.
+    threads and gradient mode, warning filters, log levels and the handler of Ctrl-C. Inside, libraries are quiet,
+    gradients are computed, and MLflow logs nothing by itself.
     """
     import numpy as np
     import torch
@@ -72,7 +92,7 @@ def undisturbed() -> Iterator[None]:
     threads = torch.get_num_threads()
     levels = {name: logging.getLogger(name).level for name in _LEVELS}
     interrupt = signal.getsignal(signal.SIGINT)
-    with same_environment(), warnings.catch_warnings(), ordinary_modes():
+    with same_environment(), warnings.catch_warnings(), ordinary_modes(), not_autologged():
         set_variables()
         quieten()
         torch.set_grad_enabled(True)

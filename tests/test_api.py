@@ -126,7 +126,15 @@ def global_state():
     """All that a library call has to leave alone."""
     import mlflow
 
-    loggers = ["", "mlflow", "lightning.pytorch", "lightning.fabric", "alembic", "lightning.pytorch.callbacks"]
+    loggers = [
+        "",
+        "mlflow",
+        "pytorch_lightning",
+        "lightning.pytorch",
+        "lightning.fabric",
+        "alembic",
+        "lightning.pytorch.callbacks",
+    ]
     return {
         "variables": dict(os.environ),
         "stores": (mlflow.get_tracking_uri(), mlflow.get_registry_uri()),
@@ -214,6 +222,35 @@ def test_a_program_with_a_run_of_its_own_repairs_in_a_folder_that_cannot_be_writ
     assert program.returncode == 0, program.stderr
     assert "litlogger" not in program.stderr
     assert "Trainer.fit" not in program.stderr
+
+
+AUTOLOGGED = """
+import logging, sys
+logging.basicConfig(level=logging.INFO)
+import mlflow.pytorch
+import torch
+import lightning_unlearn as lu
+from lightning_unlearn.policies.actor_critic import ActorCritic, PolicyConfig
+policy = ActorCritic(PolicyConfig(2, [-1.0], [1.0], hidden_sizes=[8]), torch.Generator().manual_seed(0))
+mlflow.set_tracking_uri(f"sqlite:///{sys.argv[1]}/mine.db")
+mlflow.pytorch.autolog()
+options = ["--n_envs", "2", "--horizon", "32", "--batch_size", "64", "--data.workers", "1"]
+with mlflow.start_run() as run:
+    lu.repair(policy, "ToyLine-v0", updates=1, options=options)
+data = mlflow.get_run(run.info.run_id).data
+assert (data.metrics, data.params) == ({}, {}), data
+assert mlflow.MlflowClient().list_artifacts(run.info.run_id) == []
+"""
+
+
+def test_a_repair_is_not_autologged_and_libraries_stay_quiet(tmp_path, template_store):
+    """With autologging, another copy of Lightning is imported, whose loggers speak in place of the first one's."""
+    (tmp_path / "mine.db").write_bytes(template_store.read_bytes())
+    program = subprocess.run(
+        [sys.executable, "-c", AUTOLOGGED, str(tmp_path)], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert program.returncode == 0, program.stderr
+    assert "rank_zero" not in program.stderr
 
 
 def test_ctrl_c_in_a_repair_is_the_programs_own(store, policy, monkeypatch):
