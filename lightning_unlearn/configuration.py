@@ -138,17 +138,27 @@ def find_config(name: str) -> Path:
 
 _KEYS = re.compile(r"(?:[Kk]ey \"|[Gg]roup '|[Oo]ption ')([\w.]+)")
 """Keys that a parser's message names, from the outermost to the innermost."""
+_MISSING = "required"
+"""In a parser's message about what was not given."""
 
 
 def origin(message: str, args: Sequence[str]) -> str:
     """Which config file has the key that a parser's message complains about; empty if it was given as an option.
 
+    If something required is missing, it is all the files that were read, in order.
+
     Args:
         message: The parser's, such as `Parser key "data.horizon": …`.
         args: Options in full, with the config files among them.
     """
-    keys = ".".join(_KEYS.findall(message)).split(".")
     files = [file for option, file in pairwise(args) if option in ("-c", "--config")]
+    if _MISSING in message and files:
+        return (
+            "\nThat is in none of the config files read: "
+            + ", ".join(f"{file}{_stands_in(file)}" for file in files)
+            + "."
+        )
+    keys = ".".join(_KEYS.findall(message)).split(".")
     if any(arg.startswith(f"--{keys[0]}") and arg.endswith(keys[-1]) for arg in args):
         return ""
     for file in reversed(files):
@@ -160,6 +170,13 @@ def origin(message: str, args: Sequence[str]) -> str:
         if any(key.startswith(keys[0]) and keys[-1] in key.split(".") for key in inside):
             return f"\nThe key is in {file}."
     return ""
+
+
+def _stands_in(file: str) -> str:
+    """Say so if a file was found in the working directory, and one is shipped under the same name."""
+    shipped = shipped_configs() / file.removeprefix("configs/")
+    other = not Path(file).is_absolute() and shipped.is_file() and not shipped.samefile(file)
+    return " (of the working directory, in place of the shipped one)" if other else ""
 
 
 def _require_plain(path: Path) -> None:

@@ -85,9 +85,7 @@ def require_possible(trainer: Any) -> None:
     Raises:
         ValueError: An option would end training early, does not work, or has no effect.
     """
-    updates = trainer["max_epochs"]
-    if updates is None or updates < 1:
-        raise ValueError(f"trainer.max_epochs={updates} (the number of updates) is not possible: use at least 1.")
+    _require_length(trainer)
     for reason, options in _REFUSED:
         for option, harmless in options.items():
             if trainer[option] not in harmless:
@@ -99,6 +97,18 @@ def require_possible(trainer: Any) -> None:
     interval = trainer["log_every_n_steps"]
     if interval is not None and interval < 1:
         raise ValueError(f"trainer.log_every_n_steps={interval} is not possible: every run is recorded. Use 1.")
+
+
+def _require_length(trainer: Any) -> None:
+    """Refuse a number of updates that is none."""
+    updates = trainer["max_epochs"]
+    if updates is None or updates < 1:
+        raise ValueError(f"trainer.max_epochs={updates} (the number of updates) is not possible: use at least 1.")
+    if trainer["min_epochs"] is not None and trainer["min_epochs"] > updates:
+        raise ValueError(
+            f"trainer.min_epochs={trainer['min_epochs']} is not possible: it is more than trainer.max_epochs={updates} "
+            "(the number of updates)."
+        )
 
 
 def _is_one_device(devices: Any, accelerator: Any) -> bool:

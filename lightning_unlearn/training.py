@@ -10,11 +10,13 @@ import lightning.pytorch as pl
 import torch
 import yaml
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from lightning_unlearn import registry, resumption
 from lightning_unlearn.addresses import without_password
 from lightning_unlearn.callbacks.concept_check import ConceptCheck, NothingToForgetError
 from lightning_unlearn.callbacks.durability import Durability
+from lightning_unlearn.callbacks.early_end import EarlyEnd
 from lightning_unlearn.callbacks.failed_episodes import FailedEpisodes
 from lightning_unlearn.callbacks.pid_lagrangian import PIDLagrangian
 from lightning_unlearn.callbacks.progress import Progress
@@ -27,6 +29,7 @@ from lightning_unlearn.collection.data import RolloutData
 from lightning_unlearn.configuration import ConfigParser, expand, flatten, origin
 from lightning_unlearn.envs.concept_option import working_directory_importable
 from lightning_unlearn.methods.gradient import GradientMethod
+from lightning_unlearn.process_state import not_autologged
 from lightning_unlearn.processes import cores
 from lightning_unlearn.trainer_options import (
     further_callbacks,
@@ -116,8 +119,13 @@ class TrainingCLI(LightningCLI):
         run, recorders = self.recorders()
         torch.set_num_threads(self._threads())
         ours = [average, None if pid is None else ConceptCheck(), pid, FailedEpisodes(), *recorders, Progress()]
-        callbacks = [*theirs, *(callback for callback in ours if callback is not None)]
-        trainer = super().instantiate_trainer(logger=[*run, *loggers], callbacks=callbacks, plugins=plugins)
+        callbacks = [*theirs, *(callback for callback in ours if callback is not None), EarlyEnd()]
+        try:
+            trainer = super().instantiate_trainer(logger=[*run, *loggers], callbacks=callbacks, plugins=plugins)
+        except MisconfigurationException as error:
+            if given.accelerator != "cpu":
+                error.add_note(f"Given: trainer.accelerator={given.accelerator}, trainer.devices={given.devices}.")
+            raise
         require_one_device(trainer)
         return trainer
 
@@ -155,7 +163,8 @@ class TrainingCLI(LightningCLI):
         checkpoint = None if self.resumed is None else self.resumed.checkpoint
         gc.freeze()  # else Python looks for garbage among a million objects of the libraries now and then, for 0.3 s
         try:
-            self.trainer.fit(self.model, self.datamodule, ckpt_path=checkpoint, weights_only=True)
+            with not_autologged():
+                self.trainer.fit(self.model, self.datamodule, ckpt_path=checkpoint, weights_only=True)
         except (Exception, SystemExit) as error:
             if (run_id := self.save_points.run.begun) and not isinstance(error, NothingToForgetError):
                 error.add_note(f"Run {run_id} ended early. To go on with it: the same command and --resume {run_id}")

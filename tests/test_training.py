@@ -205,6 +205,10 @@ BAD = {
     "a negative target": (["--target_cost", "-1"], "pid.target_cost=-1"),
     "no horizon": (["--horizon", "0"], "horizon=0"),
     "no updates": (["--updates", "0"], "max_epochs=0"),
+    "more updates at least than at most": (
+        ["--trainer.min_epochs", "9"],
+        "min_epochs=9 .*more than trainer.max_epochs=4",
+    ),
     "a limit of Lightning's own": (["--trainer.max_time", "00:01:00:00"], "trainer.max_time=00:01:00:00 .*max_epochs"),
     "a limit in minibatches": (["--trainer.max_steps", "3"], "trainer.max_steps=3 .*max_epochs"),
     "no MLflow": (["--trainer.logger", "false"], "trainer.logger=False is not possible: every run is recorded"),
@@ -380,14 +384,89 @@ def test_a_variable_that_asks_for_another_place_is_refused(store, monkeypatch, r
     assert re.search(message, refused("evaluate", "--env", "ToyLine-v0", "--models", "zoo:unsafe.SafetyPointGoal1-v0"))
 
 
-def test_a_run_that_a_callback_ends_registers_its_last_update(store):
-    stopping = ["--trainer.callbacks", "lightning.pytorch.callbacks.EarlyStopping", "--trainer.callbacks.monitor"]
-    stopping += ["rollout/episode_return", "--trainer.callbacks.stopping_threshold", "1e9"]
-    run = training.train(options("oracle", "--save_points", "null", *stopping))
-    assert [*run.saved] == [1]
-    card = registry.load_policy(run.saved[1]).card
-    assert (card.update, card.env_steps) == (1, 4 * 64)
-    assert mlflow.get_run(run.run_id).info.status == "FINISHED"
+EARLY = ["--trainer.callbacks", "lightning.pytorch.callbacks.EarlyStopping", "--trainer.callbacks.monitor"]
+STOPPING = [*EARLY, "rollout/episode_return", "--trainer.callbacks.stopping_threshold", "1e9"]
+
+
+@pytest.mark.parametrize("save_points", ["null", "[2, 4]", "[1, 4]"])
+def test_a_run_that_a_callback_ends_registers_its_last_update_and_says_so(store, capsys, save_points):
+    cli.main(["fit", *options("oracle", "--save_points", save_points, "--average.share", "0.5", *STOPPING)])
+    printed = capsys.readouterr().out
+    assert re.search("A callback .* ended training after update 1 of 4, .*; its weights are its own", printed)
+    assert "after update 1: models:/oracle.ToyLine-v0/1" in printed
+    (version,) = mlflow.MlflowClient().search_model_versions("name='oracle.ToyLine-v0'")
+    card = registry.load_policy("models:/oracle.ToyLine-v0@update-1").card
+    assert (card.update, card.env_steps, card.note) == (1, 4 * 64, "")
+    assert mlflow.get_run(version.run_id).info.status == "FINISHED"
+
+
+def test_a_callback_that_stops_at_the_last_update_ends_nothing_early(store, capsys):
+    run = training.train(options("oracle", "--save_points", "[2]", "--trainer.min_epochs", "4", *STOPPING))
+    assert [*run.saved] == [2]
+    assert "ended training" not in capsys.readouterr().out
+
+
+def test_a_monitor_that_is_no_metric_is_refused_after_the_first_update(store, refused):
+    message = refused("fit", *options("oracle", *EARLY, "return"))
+    assert re.search("trainer.callbacks: EarlyStopping.monitor=return is not possible: use one of .*rollout/", message)
+    saving = [
+        EARLY[0],
+        "lightning.pytorch.callbacks.ModelCheckpoint",
+        EARLY[2],
+        "return",
+        "--trainer.enable_checkpointing",
+        "true",
+    ]
+    assert "ModelCheckpoint.monitor=return is not possible: use one of" in refused("fit", *options("oracle", *saving))
+
+
+def test_training_is_not_autologged(store, monkeypatch):
+    import mlflow.pytorch
+    from mlflow.utils import autologging_utils
+
+    mlflow.pytorch.autolog()
+    try:
+        with mlflow.start_run(experiment_id=mlflow.create_experiment("mine")) as mine:
+            training.train(options("oracle"))
+    finally:
+        mlflow.pytorch.autolog(disable=True)
+    data = mlflow.get_run(mine.info.run_id).data
+    assert (data.metrics, data.params) == ({}, {})
+    assert autologging_utils._AUTOLOGGING_GLOBALLY_DISABLED is False
+
+
+@pytest.mark.parametrize(
+    ("uri", "message"),
+    [
+        ("mysql+pymysql://me:secret@127.0.0.1/db", r"mysql\+pymysql://127.0.0.1/db needs .* \(pip install 'pymysql'\)"),
+        ("mysql://me:secret@127.0.0.1/db", r"the Python module MySQLdb: .* \(pip install 'mysqlclient'\)"),
+        ("postgresql://me:secret@127.0.0.1/db", r"\(pip install 'psycopg(2-binary|\[binary\])'\)"),
+        ("postgresql+nothing://me:secret@127.0.0.1/db", "names no store: .*nothing"),
+        ("sqlite:///:memory:", "names no file: use sqlite:///FOLDER/mlflow.db"),
+        ("sqlite:///", "names no file"),
+    ],
+)
+def test_a_store_that_cannot_be_opened_is_refused_without_its_password(store, refused, uri, message):
+    said = refused("fit", *options("oracle", "--tracking_uri", uri))
+    assert re.search(f"tracking_uri={re.escape(uri.split(':')[0])}", said)
+    assert re.search(message, said)
+    assert "secret" not in said
+
+
+def test_a_missing_option_tells_which_files_were_read(store, refused):
+    Path("method").mkdir()
+    Path("method/unsafe.yaml").write_text("pid: null\n")
+    said = refused("fit", "-c", "base.yaml", "-c", "env/point_goal1.yaml", "-c", "method/unsafe.yaml")
+    assert re.search(r"required: model\n.*/base.yaml, .*, method/unsafe.yaml \(of the working directory, in", said)
+    assert said.count("in place of") == 1
+    Path("mine.yaml").write_text("name: few\n")
+    assert re.search("required: envs, .*\n.* read: mine.yaml\\.", refused("study", "-c", "mine.yaml"))
+
+
+def test_a_device_that_is_not_there_is_named_by_its_option(store, refused):
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    assert "trainer.accelerator=gpu" in refused("fit", *options("oracle", "--trainer.accelerator", "gpu"))
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,8 @@ class SavePoints(pl.Callback):
 
     Args:
         run: The MLflow run the models belong to.
-        updates: After which updates, counted from 1; None: after the last one.
+        updates: After which updates, counted from 1; None: after the last one. Training that another callback ends
+            early has its last update as a save point, too.
     """
 
     def __init__(self, run: MLflowRun, updates: list[int] | None = None) -> None:
@@ -67,8 +68,9 @@ class SavePoints(pl.Callback):
         self._register(trainer, pl_module)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """Register the last update of a run that another callback ended early, if the last one is asked for."""
-        if self.updates is None and not self.saved:
+        """Register the last update of a run that another callback ended early, whichever save points it had."""
+        updates = trainer.max_epochs or 0
+        if self._latest is not None and self._latest.update < updates and self._latest.update not in self.saved:
             self._due = self._latest
             self._register(trainer, pl_module)
 

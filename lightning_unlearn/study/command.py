@@ -12,7 +12,7 @@ import yaml
 from jsonargparse import ActionConfigFile
 
 from lightning_unlearn import registry
-from lightning_unlearn.configuration import find_config
+from lightning_unlearn.configuration import find_config, origin
 from lightning_unlearn.options import CommandParser
 from lightning_unlearn.store import patiently
 from lightning_unlearn.study.check import require_known_there, require_possible
@@ -50,7 +50,11 @@ class Planned:
 
 def main(args: Sequence[str]) -> None:
     """Plan the study, and unless only the plan is wanted, run it."""
-    options = _parser().parse_args(_with_files(args))
+    found = _with_files(args)
+    try:
+        options = _parser().parse_args(found)
+    except ValueError as error:
+        raise ValueError(f"{error}{origin(str(error), found)}") from error
     _require_sane(options)
     study = read_study(options.as_dict())
     out = options.out or f"studies/{study.name}"
