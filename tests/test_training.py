@@ -392,7 +392,7 @@ STOPPING = [*EARLY, "rollout/episode_return", "--trainer.callbacks.stopping_thre
 def test_a_run_that_a_callback_ends_registers_its_last_update_and_says_so(store, capsys, save_points):
     cli.main(["fit", *options("oracle", "--save_points", save_points, "--average.share", "0.5", *STOPPING)])
     printed = capsys.readouterr().out
-    assert re.search("A callback .* ended training after update 1 of 4, .*; its weights are its own", printed)
+    assert re.search("A callback .* ended training after update 1 of 4. .* the result has its own weights", printed)
     assert "after update 1: models:/oracle.ToyLine-v0/1" in printed
     (version,) = mlflow.MlflowClient().search_model_versions("name='oracle.ToyLine-v0'")
     card = registry.load_policy("models:/oracle.ToyLine-v0@update-1").card

@@ -32,10 +32,8 @@ class EarlyEnd(pl.Callback):
         if not trainer.should_stop or trainer.current_epoch >= (trainer.max_epochs or 0):
             return
         average = average_of(trainer)
-        unused = (
-            "; its weights are its own, as average had no update to count yet" if average and not average.note else ""
-        )
+        own = ". That is before the updates that average counts: the result has its own weights"
         tqdm.write(
             f"A callback (trainer.should_stop) ended training after update {trainer.current_epoch} of "
-            f"{trainer.max_epochs}, which is the last save point{unused}."
+            f"{trainer.max_epochs}{own if average and not average.note else ''}."
         )
