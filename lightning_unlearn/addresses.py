@@ -2,6 +2,7 @@
 
 import os
 import re
+from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 _USERINFO = re.compile(r"(?<=://)(?:[^\s/?#:]*:(?!\d+/)\S*|[^\s/?#]*)@")
@@ -36,3 +37,13 @@ def sign_in(address: str) -> str:
             "as %23 in them, or set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD instead."
         )
     return bare
+
+
+def sqlite_uri(database: Path) -> str:
+    """The URI of a SQLite file, percent-encoded if its path would be read as another one (`?`, `%20`)."""
+    from sqlalchemy.engine import URL, make_url  # which help of a command needs not
+
+    uri = f"sqlite:///{database}"
+    if make_url(uri).database == str(database):
+        return uri
+    return URL.create("sqlite", database=str(database)).render_as_string()

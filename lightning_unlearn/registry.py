@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from mlflow.exceptions import MlflowException
 
+from lightning_unlearn.addresses import sqlite_uri as sqlite_uri
 from lightning_unlearn.model_files import fetched_policy
 from lightning_unlearn.policies.actor_critic import ActorCritic
 from lightning_unlearn.policies.published import origin
@@ -31,7 +32,6 @@ from lightning_unlearn.store import TRACKING_URI_HELP as TRACKING_URI_HELP
 from lightning_unlearn.store import artifact_location as artifact_location
 from lightning_unlearn.store import open_store as open_store
 from lightning_unlearn.store import require_recordable as require_recordable
-from lightning_unlearn.store import sqlite_uri as sqlite_uri
 from lightning_unlearn.store import store_address as store_address
 from lightning_unlearn.store import tracking_uri as tracking_uri
 from lightning_unlearn.store import ui_command as ui_command

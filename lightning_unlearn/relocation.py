@@ -18,6 +18,7 @@ from urllib.parse import unquote
 from mlflow.tracking._tracking_service.utils import _artifact_repos_cache
 
 from lightning_unlearn import processes
+from lightning_unlearn.addresses import sqlite_uri
 
 ARTIFACTS, CHECKPOINTS = "artifacts", "checkpoints"
 """Folders, beside a SQLite database, of the files of runs and models, and of what runs resume from."""
@@ -203,7 +204,7 @@ def _command_to_copy(old: Path, here: Path) -> str:
 
 def _command_to_end(database: Path, run_ids: Sequence[str]) -> str:
     program = (
-        f"import mlflow; client = mlflow.MlflowClient({f'sqlite:///{database}'!r}); "
+        f"import mlflow; client = mlflow.MlflowClient({sqlite_uri(database)!r}); "
         f"[client.set_terminated(run, 'KILLED') for run in {list(run_ids)!r}]"
     )
     return shlex.join([sys.executable, "-c", program])

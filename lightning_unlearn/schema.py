@@ -9,6 +9,8 @@ from pathlib import Path
 import mlflow
 from alembic.script import ScriptDirectory
 
+from lightning_unlearn.addresses import sqlite_uri
+
 
 def require_current(database: Path) -> None:
     """Refuse a database that another release of MLflow made, before MLflow touches it.
@@ -29,7 +31,7 @@ def require_current(database: Path) -> None:
             "release, or choose another store with --tracking_uri sqlite:///FOLDER/mlflow.db."
         )
     file, copy = shlex.quote(str(database)), shlex.quote(f"{database}.before-upgrade")
-    uri = shlex.quote(f"sqlite:///{database}")
+    uri = shlex.quote(sqlite_uri(database))
     raise ValueError(
         f"The database {database} was made by an older MLflow (schema {found}). MLflow {mlflow.__version__} needs it "
         "upgraded, and the older one cannot open it afterwards. To upgrade it, end what uses it, keep a copy, and run\n"

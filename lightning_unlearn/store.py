@@ -19,11 +19,11 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking.fluent import _ACTIVE_MODEL_CONTEXT
 from mlflow.utils.credentials import get_default_host_creds
 from mlflow.utils.rest_utils import http_request
-from sqlalchemy.engine import URL, make_url
+from sqlalchemy.engine import make_url
 from sqlalchemy.exc import SQLAlchemyError
 
 from lightning_unlearn import processes, schema
-from lightning_unlearn.addresses import sign_in, without_password
+from lightning_unlearn.addresses import sign_in, sqlite_uri, without_password
 from lightning_unlearn.relocation import ARTIFACTS, CHECKPOINTS, relocate
 
 DEFAULT_TRACKING_URI = "sqlite:///mlruns/mlflow.db"
@@ -234,14 +234,6 @@ def database_file() -> Path | None:
     """The file of a SQLite store; None where a server keeps it."""
     uri = tracking_uri()
     return Path(make_url(uri).database or "") if uri.startswith(_SQLITE) else None
-
-
-def sqlite_uri(database: Path) -> str:
-    """The URI of a SQLite file, percent-encoded if its path would be read as another one (`?`, `%20`)."""
-    uri = f"{_SQLITE}{database}"
-    if make_url(uri).database == str(database):
-        return uri
-    return URL.create("sqlite", database=str(database)).render_as_string()
 
 
 def store_folder() -> Path | None:

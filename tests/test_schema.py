@@ -1,5 +1,6 @@
 """Databases that another release of MLflow, or another program, made: never touched."""
 
+import shlex
 import shutil
 import sqlite3
 from contextlib import closing
@@ -10,6 +11,7 @@ from alembic import command
 from mlflow.store.db.utils import _get_alembic_config
 from mlflow.store.tracking.dbmodels.initial_models import Base
 from sqlalchemy import create_engine
+from sqlalchemy.engine import make_url
 
 from lightning_unlearn import registry
 
@@ -32,16 +34,18 @@ def older(tmp_path_factory):
     return database
 
 
-def test_a_database_of_an_older_mlflow_is_not_upgraded_without_asking(older, tmp_path):
-    database = tmp_path / "my store.db"
+@pytest.mark.parametrize("name", ["my store.db", "why? 100%20.db"])
+def test_a_database_of_an_older_mlflow_is_not_upgraded_without_asking(older, tmp_path, name):
+    database = tmp_path / name
     shutil.copy(older, database)
     before = database.read_bytes()
     with pytest.raises(ValueError, match="made by an older MLflow") as refused:
-        registry.open_store(f"sqlite:///{database}")
+        registry.open_store(registry.sqlite_uri(database))
     assert database.read_bytes() == before
     told = str(refused.value)
     assert f"cp '{database}' '{database}.before-upgrade'" in told
-    assert f"-m mlflow db upgrade 'sqlite:///{database}'" in told
+    uri = shlex.split(told.partition("-m mlflow db upgrade ")[2])[0]
+    assert make_url(uri).database == str(database)
 
 
 def test_after_the_upgrade_it_is_opened(older, tmp_path):

@@ -62,7 +62,7 @@ def items(plan: Plan) -> Iterator[Item]:
     yield Item("collecting, lean collector", partial(ours.collection, collector="lean"))
     yield Item("collecting, stock collector", partial(ours.collection, collector="stock"))
     yield Item("training", trained.whole_training)
-    yield Item("off-policy updates", trained.off_policy_updates, (trained.OFF_POLICY_UPDATE,))
+    yield Item("off-policy updates", trained.off_policy_updates, tuple(trained.OFF_POLICY_UPDATES.values()))
     if plan.thorough:
         yield Item("evaluation", ours.evaluation)
         yield Item("memory of 128 environments, in a process of its own", peers.memory)

@@ -22,9 +22,10 @@ from lightning_unlearn.processes import cores
 
 METHOD, OFF_POLICY = "method/unsafe.yaml", "method/off_policy_concept.yaml"
 """The published settings: 8 environments of 1024 steps, 6 epochs, minibatches of 256; and off-policy unlearning."""
-OFF_POLICY_UPDATE = Measurement(
-    "update.off_policy", "updating off policy, a minibatch of 256, through Lightning", "ms", []
-)
+OFF_POLICY_UPDATES = {
+    threads: Measurement(name, f"updating off policy, a minibatch of 256, torch_threads={threads}", "ms", [])
+    for threads, name in (("1", "update.off_policy"), ("auto", "update.off_policy_auto"))
+}
 OFF_POLICY_STEPS = 128
 """Minibatches of an off-policy update, fewer than the method's default: only one of them is timed."""
 
@@ -78,10 +79,14 @@ def whole_training(plan: Plan) -> list[Measurement]:
 def off_policy_updates(plan: Plan) -> list[Measurement]:
     """A minibatch of `off_policy_concept`, the policy's every second one included, through Lightning."""
     options = [*_options(plan, OFF_POLICY, 1 + plan.updates), "--model.steps", str(OFF_POLICY_STEPS)]
-    few = ["--horizon", "256", "--model.warm_up", "0.0", "--model.critic_steps", "0"]
-    clock, _ = _train([*options, *few])
-    each = [_each(seconds, OFF_POLICY_STEPS) for seconds in clock.updates[1:]]  # the first one warms up
-    return [replace(OFF_POLICY_UPDATE, values=each)]
+    options += ["--horizon", "256", "--model.warm_up", "0.0", "--model.critic_steps", "0"]
+    measured = []
+    for threads, measurement in OFF_POLICY_UPDATES.items():
+        clock, _ = _train([*options, "--torch_threads", threads])
+        values = [_each(seconds, OFF_POLICY_STEPS) for seconds in clock.updates[1:]]  # the first one warms up
+        measured.append(replace(measurement, values=values))
+    torch.set_num_threads(1)
+    return measured
 
 
 def _each(seconds: float, minibatches: float) -> float:
