@@ -15,8 +15,8 @@ from lightning_unlearn.envs.compat import safety_gymnasium
 SHARDED = """
 import json
 import numpy as np
-from lightning_unlearn.envs.sharded import ShardedNavigation
-sim = ShardedNavigation("SafetyPointGoal1-v0", 2, 2)
+from lightning_unlearn.envs.batched import make_env
+sim = make_env("SafetyPointGoal1-v0", 2, workers=2).simulator
 sim.reset(seeds=[7, 7])
 print(json.dumps(sim.step(np.ones((2, 2))).reward.tolist()))
 sim.close()
