@@ -13,6 +13,10 @@ from lightning_unlearn.torch_modes import ordinary_modes
 
 TOY = "ToyLine-v0"
 QUICK = ["--horizon", "32", "--n_envs", "2", "--data.workers", "1"]
+REPAIRS = {
+    "concept": QUICK,
+    "off_policy_concept": [*QUICK, "--model.critic_steps", "10", "--model.steps", "4"],
+}
 
 
 @contextlib.contextmanager
@@ -59,7 +63,7 @@ def results(folder):
     for parameter in network.parameters():
         nn.init.constant_(parameter, 0.25)
     wrapped = lu.wrap(network, TOY, std=0.3, warm_up_rollouts=2)
-    repaired = [lu.repair(policy, TOY, method, 2, QUICK) for method in ("concept", "off_policy_concept")]
+    repaired = [lu.repair(policy, TOY, method, 2, options) for method, options in REPAIRS.items()]
     policies = [policy, wrapped, *repaired, lu.extrapolate(policy, repaired[0], 1.5)]
     table = lu.evaluate(policy, TOY, episodes=2, workers=1)
     weights = [tensor.detach() for one in policies for tensor in one.state_dict().values()]
