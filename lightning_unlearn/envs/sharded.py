@@ -12,7 +12,7 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
-from threadpoolctl import threadpool_limits
+from threadpoolctl import ThreadpoolController
 
 from lightning_unlearn.envs.rollout import Actor, RolloutBuffer, cost_columns, open_memory, roll_out
 from lightning_unlearn.envs.shard_process import Shard
@@ -61,6 +61,7 @@ class ShardedSimulator:
         except BaseException:
             self.close()
             raise
+        self._pools = ThreadpoolController()  # it looks through all loaded libraries, which takes 8 ms
         self._observation = np.zeros((num_envs, self.observation_size))
         self._stepped = False  # since the last reset
 
@@ -112,7 +113,7 @@ class ShardedSimulator:
             return
         for shard in self._shards:
             shard.ask("roll_out", actor, buffer.horizon, hold)
-        with threadpool_limits(1, "blas"):  # as in the other processes
+        with self._pools.limit(limits=1, user_api="blas"):  # as in the other processes
             self._meanwhile(lambda: roll_out(self._here, actor, buffer.rows(self._own), hold), self._shards)
         self._align_costs()
         self._observation[:] = buffer.current[0]
