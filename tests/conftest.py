@@ -37,12 +37,18 @@ def template_store(tmp_path_factory):
 
 
 @pytest.fixture(autouse=True)
-def pointed_nowhere(monkeypatch):
+def pointed_nowhere():
     """MLflow as in a program of its own: what one test pointed it at is not the next one's."""
+    _point_nowhere()
+    yield
+    _point_nowhere()  # the next test's module fixtures are made before its own
+
+
+def _point_nowhere():
     mlflow.set_tracking_uri(None)
     mlflow.set_registry_uri(None)
     for name in ("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI"):
-        monkeypatch.delenv(name, raising=False)
+        os.environ.pop(name, None)
 
 
 @pytest.fixture

@@ -61,7 +61,6 @@ def server(certificate, monkeypatch):
     for name in VARIABLES:
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
-    before = mlflow.get_tracking_uri(), mlflow.get_registry_uri()
     server = ThreadingHTTPServer(("localhost", 0), Answers)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate)
@@ -70,8 +69,6 @@ def server(certificate, monkeypatch):
     yield server
     server.shutdown()
     server.server_close()
-    mlflow.set_tracking_uri(before[0])
-    mlflow.set_registry_uri(before[1])
 
 
 @pytest.mark.filterwarnings("ignore:Unverified HTTPS")
