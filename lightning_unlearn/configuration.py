@@ -38,6 +38,7 @@ SHORT_NAMES = {
     "lambda_max": "pid.lambda_max",
     "integral_max": "pid.integral_max",
     "target_cost": "pid.target_cost",
+    "cost_limit": "pid.cost_limit",
     "repedit_artifact": "model.repedit_artifact",
     "repedit_alpha": "model.repedit_alpha",
     "repedit_beta": "model.repedit_beta",
@@ -48,6 +49,7 @@ SHORT_NAMES = {
 """Options of the published training scripts, by the name they have there."""
 SWITCHES = ("model.repedit_use_artifact_tau",)
 """Options that stand for `true` where no value follows them."""
+_EITHER = ("--pid.target_cost", "--pid.cost_limit")
 _MAX_BYTES, _MAX_DEPTH = 1 << 20, 32
 
 
@@ -105,7 +107,7 @@ def expand(args: Sequence[str]) -> list[str]:
             expanded.append("--" + SHORT_NAMES.get(arg[2:], arg[2:]))
         else:
             expanded.append(arg)
-    return _turn_on(_join_save_points(expanded))
+    return _turn_on(_join_save_points(_leave_out_other(expanded)))
 
 
 def shipped_config(name: str) -> Path:
@@ -219,6 +221,15 @@ def _split_equals(args: Sequence[str]) -> Iterator[str]:
             yield from arg.split("=", 1)
         else:
             yield arg
+
+
+def _leave_out_other(args: list[str]) -> list[str]:
+    """Of two options that say the same thing, the one that is given replaces the other, which a config file may set."""
+    given = [option for option in _EITHER if any(arg.partition("=")[0] == option for arg in args)]
+    return [
+        *args,
+        *(part for option in _EITHER if len(given) == 1 and option not in given for part in (option, "null")),
+    ]
 
 
 def _turn_on(args: list[str]) -> list[str]:

@@ -17,6 +17,7 @@ from lightning_unlearn.addresses import without_password
 from lightning_unlearn.callbacks.concept_check import ConceptCheck, NothingToForgetError
 from lightning_unlearn.callbacks.durability import Durability
 from lightning_unlearn.callbacks.early_end import EarlyEnd
+from lightning_unlearn.callbacks.expert_record import ExpertRecord
 from lightning_unlearn.callbacks.failed_episodes import FailedEpisodes
 from lightning_unlearn.callbacks.pid_lagrangian import PIDLagrangian
 from lightning_unlearn.callbacks.progress import Progress
@@ -118,7 +119,16 @@ class TrainingCLI(LightningCLI):
         plugins = [*further_plugins(given.plugins), WholeCheckpoints()]
         run, recorders = self.recorders()
         torch.set_num_threads(self._threads())
-        ours = [average, None if pid is None else ConceptCheck(), pid, FailedEpisodes(), *recorders, Progress()]
+        measured = ExpertRecord() if isinstance(self.model, GradientMethod) else None
+        ours = [
+            average,
+            None if pid is None else ConceptCheck(),
+            measured,
+            pid,
+            FailedEpisodes(),
+            *recorders,
+            Progress(),
+        ]
         callbacks = [*theirs, *(callback for callback in ours if callback is not None), EarlyEnd()]
         try:
             trainer = super().instantiate_trainer(logger=[*run, *loggers], callbacks=callbacks, plugins=plugins)

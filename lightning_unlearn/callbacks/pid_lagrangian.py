@@ -1,23 +1,44 @@
 """The PID-Lagrangian: moves the module's one float λ from each rollout's C_forget rate."""
 
 import math
-from typing import Any, Literal
+from dataclasses import replace
+from typing import Any, Literal, cast
 
 import lightning.pytorch as pl
+import torch
 from tensordict import TensorDict
 
 from lightning_unlearn import keys
-from lightning_unlearn.objectives.pid import PIDGains, PIDState, PIDTerms, pid_step
+from lightning_unlearn.callbacks.expert_record import Expert
+from lightning_unlearn.objectives.pid import PIDGains, PIDState, PIDTerms, pid_step, room_above
+
+TARGET_COST = 0.03
+"""Of the published recipes."""
+_RECENT = 0.25
+"""Share of a rollout's episodes in the running mean of returns."""
 
 
 class PIDLagrangian(pl.Callback):
-    """Sets `module.cost_weight` before the update that uses it. Every number is per step, not per episode.
+    """Sets `module.cost_weight` before the update that uses it. Every number but `cost_limit` is per step.
+
+    Rates of C_forget are in units of `module.cost_unit`: 1 or, where the method measures its expert, the expert's own
+    rate. λ stands still while the expert is watched. With a `return_floor`, what the update uses is λ·g with
+
+    g = clip((R̂ − f·R_E)/(m·R_E), 0, 1),
+
+    f the floor, m the margin, R_E the expert's mean return of an episode in training's first rollouts, and R̂ a running
+    mean of those since: the nearer to the floor, the less the cost weighs. (Where R_E is negative,
+    its size counts: f·R_E is R_E − (1 − f)·|R_E|.)
 
     Args:
         kp: Proportional gain.
         ki: Integral gain.
         kd: Derivative gain.
-        target_cost: C_forget per step that is aimed at.
+        target_cost: C_forget per step that is aimed at; null: 0.03, or what `cost_limit` makes of it.
+        cost_limit: C_forget per episode that is aimed at, in place of `target_cost`: divided by the mean length of the
+            expert's episodes.
+        return_floor: Share of the expert's return below which the cost does not count; null: none.
+        return_margin: Share of the expert's return above the floor from which on λ counts in full.
         lambda_init: λ before the first rollout; of the incremental form alone.
         lambda_max: λ never exceeds this.
         integral_max: The integral never exceeds this, in either direction.
@@ -30,31 +51,39 @@ class PIDLagrangian(pl.Callback):
         kp: float,
         ki: float,
         kd: float,
-        target_cost: float = 0.03,
+        target_cost: float | None = None,
         lambda_init: float = 0.0,
         lambda_max: float = 200.0,
         integral_max: float = 5.0,
         form: Literal["incremental", "positional"] = "incremental",
         smoothing: float = 0.0,
+        cost_limit: float | None = None,
+        return_floor: float | None = None,
+        return_margin: float = 0.07,
     ) -> None:
-        gains = {"kp": kp, "ki": ki, "kd": kd}
-        for name, number in (gains | {"target_cost": target_cost, "lambda_max": lambda_max}).items():
-            if not 0.0 <= number < math.inf:
-                raise ValueError(f"pid.{name}={number} is not possible: use a number of at least 0.")
+        _require_one_aim(target_cost, cost_limit)
+        _require_at_least_0(kp=kp, ki=ki, kd=kd, lambda_max=lambda_max)
+        _require_at_least_0(target_cost=target_cost, cost_limit=cost_limit, return_floor=return_floor)
         if not 0.0 <= lambda_init <= lambda_max:
             raise ValueError(f"pid.lambda_init={lambda_init} must lie from 0 to pid.lambda_max={lambda_max}.")
         if not 0.0 <= smoothing < 1.0:
             raise ValueError(f"pid.smoothing={smoothing} is not possible: use a number from 0 up to, not including, 1.")
+        if integral_max < 0.0:
+            raise ValueError(f"pid.integral_max={integral_max} is not possible: use 0 or more.")
+        if not 0.0 < return_margin < math.inf:
+            raise ValueError(f"pid.return_margin={return_margin} is not possible: use a number above 0.")
         for other, name, number in (
             ("positional", "lambda_init", lambda_init),
             ("incremental", "smoothing", smoothing),
         ):
             if form == other and number:
                 raise ValueError(f"pid.{name}={number} has no effect on the form {form}: set it to 0.")
-        if integral_max < 0.0:
-            raise ValueError(f"pid.integral_max={integral_max} is not possible: use 0 or more.")
-        self.gains = PIDGains(kp, ki, kd, target_cost, lambda_max, integral_max, form, smoothing)
+        self.gains = PIDGains(
+            kp, ki, kd, TARGET_COST if target_cost is None else target_cost, lambda_max, integral_max, form, smoothing
+        )
+        self.cost_limit, self.return_floor, self.return_margin = cost_limit, return_floor, return_margin
         self.state = PIDState(lambda_init)
+        self._recent_return: float | None = None
 
     @property
     def state_key(self) -> str:
@@ -62,26 +91,71 @@ class PIDLagrangian(pl.Callback):
         return "pid"
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: TensorDict, batch_idx: int) -> None:
-        """Move λ from the rollout that the coming update learns from."""
-        rate = float(batch[keys.NEXT, keys.C_FORGET].mean())
-        self.state, terms = pid_step(self.gains, self.state, rate)
-        pl_module.cost_weight = self.state.cost_weight
-        pl_module.log_dict(self._metrics(terms), batch_size=batch.numel())
+        """Move λ from the rollout that the coming update learns from.
+
+        Raises:
+            ValueError: No episode of the expert ended, which a limit or a floor is measured against.
+        """
+        if trainer.current_epoch < pl_module.expert_rollouts.stop - 1:
+            return
+        following, unit, target = batch[keys.NEXT], pl_module.cost_unit, self.gains.target
+        if self.cost_limit is not None:
+            target = self.cost_limit / self._measured(pl_module.measured, "episode_length")
+        rate = float(following[keys.C_FORGET].mean())
+        self.state, terms = pid_step(replace(self.gains, target=target / unit), self.state, rate / unit)
+        room = 1.0
+        if self.return_floor is not None:
+            returns = following[keys.EPISODE_RETURN][following[keys.DONE]]
+            room = self._room(self._measured(pl_module.measured, "episode_return"), returns)
+        pl_module.cost_weight = self.state.cost_weight * room
+        pl_module.log_dict(self._metrics(terms, target, room), batch_size=batch.numel())
 
     def state_dict(self) -> dict[str, Any]:
         """The controller's whole memory."""
-        return self.state._asdict()
+        return {**self.state._asdict(), "recent_return": self._recent_return}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore what `state_dict` returned."""
-        self.state = PIDState(**state_dict)
+        memory = dict(state_dict)
+        self._recent_return = memory.pop("recent_return", None)
+        self.state = PIDState(**memory)
 
-    def _metrics(self, terms: PIDTerms) -> dict[str, float]:
+    def _room(self, expert_return: float, returns: torch.Tensor) -> float:
+        recent = expert_return if self._recent_return is None else self._recent_return
+        if len(returns):
+            recent += _RECENT * (float(returns.mean()) - recent)
+        self._recent_return = recent
+        return room_above(recent, expert_return, cast(float, self.return_floor), self.return_margin)
+
+    def _measured(self, expert: Expert | None, name: str) -> float:
+        measured = None if expert is None else getattr(expert, name)
+        if measured is None:
+            raise ValueError(
+                "pid.cost_limit and pid.return_floor are measured against the expert's episodes, and none ended in the "
+                "first rollouts: use a longer data.horizon, or a larger model.warm_up, and start from a model.source."
+            )
+        return float(measured)
+
+    def _metrics(self, terms: PIDTerms, target: float, room: float) -> dict[str, float]:
         return {
-            "lagrangian/lambda": self.state.cost_weight,
-            "lagrangian/target": self.gains.target,
+            "lagrangian/lambda": self.state.cost_weight * room,
+            "lagrangian/room": room,
+            "lagrangian/target": target,
             "lagrangian/violation": terms.error,
             "lagrangian/proportional": terms.proportional,
             "lagrangian/integral": terms.integral,
             "lagrangian/derivative": terms.derivative,
         }
+
+
+def _require_one_aim(target_cost: float | None, cost_limit: float | None) -> None:
+    if target_cost is not None and cost_limit is not None:
+        raise ValueError(
+            f"pid.cost_limit={cost_limit} and pid.target_cost={target_cost} both say what is aimed at: set one to null."
+        )
+
+
+def _require_at_least_0(**numbers: float | None) -> None:
+    for name, number in numbers.items():
+        if number is not None and not 0.0 <= number < math.inf:
+            raise ValueError(f"pid.{name}={number} is not possible: use a number of at least 0.")

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from lightning_unlearn import keys
+from lightning_unlearn.callbacks.expert_record import Expert
 from lightning_unlearn.methods.base import RolloutMethod, require_at_least, require_positive
 from lightning_unlearn.methods.flat_adam import FlatAdam
 from lightning_unlearn.objectives.written_out import Gradient
@@ -50,10 +51,22 @@ class GradientMethod(RolloutMethod):
         require_positive(lr=lr, max_grad_norm=max_grad_norm)
         self.lr, self.batch_size, self.max_grad_norm = lr, batch_size, max_grad_norm
         self._minibatch_order = torch_generator(SeedStreams.of(seed).minibatches)
+        self.measured: Expert | None = None
+        """What it starts from, measured in `expert_rollouts`; None before, or where that was not measured."""
         self._network: SharedTrunk | None = None
         """The policy with its gradients written out; None where autograd is needed."""
         self._uncounted = 0
         """Steps of optimizers that are still to be added to Lightning's count."""
+
+    @property
+    def expert_rollouts(self) -> range:
+        """Those that are the expert's, counted from 0: here the first one."""
+        return range(1)
+
+    @property
+    def cost_unit(self) -> float:
+        """C_forget per step that the multiplier counts as one."""
+        return 1.0
 
     def configure_optimizers(self) -> Any:
         """One Adam over everything."""

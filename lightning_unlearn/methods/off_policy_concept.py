@@ -16,8 +16,17 @@ from lightning_unlearn.envs.batched import BatchedEnv
 from lightning_unlearn.methods.base import require_at_least, require_fraction, require_positive, rollout_metrics
 from lightning_unlearn.methods.flat_adam import FlatAdam
 from lightning_unlearn.methods.gradient import GradientMethod, as_numbers, require_source
-from lightning_unlearn.objectives.off_policy import CRITICS, ActorLoss, CriticLoss, actor_loss, critic_loss, targets
-from lightning_unlearn.policies.action_values import ActionValues
+from lightning_unlearn.objectives.off_policy import (
+    CRITICS,
+    ActorLoss,
+    CriticLoss,
+    actor_gradient,
+    actor_loss,
+    critic_gradient,
+    critic_loss,
+    targets,
+)
+from lightning_unlearn.policies.action_values import ActionValues, WrittenOutValues
 from lightning_unlearn.policies.actor_critic import ActorCritic
 from lightning_unlearn.seeds import SeedStreams, torch_generator
 
@@ -25,6 +34,10 @@ TARGET_NOISE_CLIP = 2.5
 """The noise of target actions is clipped to this many of its standard deviations, as in TD3."""
 ACTOR_EVERY = 2
 """Steps of the critics for one of the policy, as in TD3."""
+MEAN_SIZE = 1.5
+"""Root mean square of the expert's means before tanh, once they are brought in."""
+SIZE = 5.0
+"""Discounted sum of |reward|, and of C_forget, that the expert's are scaled to."""
 MOST_BYTES = 1_000_000_000
 """Of the decisions in a checkpoint, which is not read again if it is larger than `checkpoints.MAX_BYTES`."""
 
@@ -35,7 +48,7 @@ class OffPolicyConcept(GradientMethod):
     Unlike TD3, only critics have slowly following copies: targets look ahead with the present policy.
 
     The policy maximises min(Q₁, Q₂) − λ·max(Q₃, Q₄) of its own deterministic action, by the critics' gradient; λ is
-    `cost_weight`, in units of reward for one of C_forget, and the PID moves it, from the first rollout on. One epoch is
+    `cost_weight`, and the PID moves it, from the first update on. One epoch is
     one rollout, whose decisions are kept among the last `capacity`, and `steps` minibatches of those. In the first
     epochs, a share `warm_up`, nothing is learnt: rollouts are those of the expert, its means and standard deviation
     changed as below. After the last of these epochs the critics learn from their rollouts for `critic_steps`
@@ -44,9 +57,12 @@ class OffPolicyConcept(GradientMethod):
     One step of control hardly changes what comes of it, and a critic's errors hide that little. So an action is held
     for `action_repeat` steps while learning, and is worth what these bring together; the policy learnt acts anew in
     each step. Far out on the tanh, where an expert's means may lie, an action's gradient vanishes: they are brought in
-    by `mean_scale` first, which moves actions but hardly return and cost. (Other squashes are left as they are; beyond
-    the bounds, where they clip, nothing can be learnt.) The policy's own standard deviation is that of exploration,
+    after the first rollout, which moves actions but hardly return and cost. (Other squashes clip: beyond the bounds,
+    the critics' gradient counts where it points inside.) The policy's own standard deviation is that of exploration,
     `exploration_std`; it is not trained.
+
+    Units are measured, so that settings carry over between tasks: the critics learn reward and C_forget divided by the
+    expert's mean |reward| and mean C_forget of a step, times `SIZE`·(1 − γ), and λ is in these units, too.
 
     The scaling shows in what compares Gaussians before tanh: KL from the expert counts it, and so does the line through
     both (`extrapolate`). The policy's own value heads are not trained: who trains it on with PPO begins with the
@@ -70,7 +86,8 @@ class OffPolicyConcept(GradientMethod):
         target_rate: Share of the way that the target critics go towards the critics after each minibatch.
         target_noise: Standard deviation of the noise on the actions that targets look ahead to, of half their range.
         exploration_std: Standard deviation of the policy's Gaussian before tanh.
-        mean_scale: What the expert's means before tanh are multiplied with.
+        mean_scale: What the expert's means before tanh are multiplied with; null: what makes their root mean square in
+            the first rollout `MEAN_SIZE`, at most 1.
         critic_sizes: Widths of the critics' hidden layers.
         max_grad_norm: The gradient norm of the policy is clipped to this.
         seed: The run's seed.
@@ -98,7 +115,7 @@ class OffPolicyConcept(GradientMethod):
         target_rate: float = 0.005,
         target_noise: float = 0.1,
         exploration_std: float = 0.8,
-        mean_scale: float = 0.3,
+        mean_scale: float | None = None,
         critic_sizes: list[int] | None = None,
         max_grad_norm: float = 1.0,
         seed: int = 0,
@@ -109,7 +126,9 @@ class OffPolicyConcept(GradientMethod):
         require_at_least(1, action_repeat=action_repeat, capacity=capacity, critic_sizes=min(sizes))
         require_at_least(ACTOR_EVERY, steps=steps)
         require_at_least(0, critic_steps=critic_steps, target_noise=target_noise)
-        require_positive(critic_lr=critic_lr, exploration_std=exploration_std, mean_scale=mean_scale)
+        require_positive(critic_lr=critic_lr, exploration_std=exploration_std)
+        if mean_scale is not None:
+            require_positive(mean_scale=mean_scale)
         require_positive(target_rate=target_rate)
         require_fraction(gamma=gamma, target_rate=target_rate, warm_up=warm_up)
         self.anneal_lr, self.critic_lr, self.action_repeat, self.steps = anneal_lr, critic_lr, action_repeat, steps
@@ -119,13 +138,16 @@ class OffPolicyConcept(GradientMethod):
         self.critic_sizes = sizes
         self.replay = Replay(capacity)
         self.cost_weight = 0.0
+        self._units: tuple[float, ...] = (1.0, 1.0)
+        """What reward and C_forget are multiplied with."""
 
     def build(self, env: BatchedEnv) -> None:
         """Make the policy and the critics; does nothing the second time."""
         super().build(env)
         if hasattr(self, "values"):
             return
-        _bring_in(self.policy, self.mean_scale, self.exploration_std)
+        if self.mean_scale is not None:
+            _bring_in(self.policy, self.mean_scale, self.exploration_std)
         config, generator = self.policy.config, torch_generator(SeedStreams.of(self.seed).weights)
         sizes = (config.observation_size, config.action_size, self.critic_sizes)
         self.values = ActionValues(CRITICS, *sizes, generator)
@@ -155,25 +177,30 @@ class OffPolicyConcept(GradientMethod):
         """The policy's Adam and the critics'."""
         self._optimizer = FlatAdam(self._trained, self.lr)
         self._critic_optimizer = FlatAdam(self.values.parameters(), self.critic_lr)
+        self._passes = WrittenOutValues(self.values)
         return [self._optimizer, self._critic_optimizer]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the transitions."""
         super().on_save_checkpoint(checkpoint)
         checkpoint["replay"] = self.replay.state_dict()
+        checkpoint["units"] = list(self._units)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restore what `on_save_checkpoint` added."""
         super().on_load_checkpoint(checkpoint)
         self.replay.load_state_dict(checkpoint["replay"])
+        self._units = tuple(checkpoint.get("units", (1.0, 1.0)))
 
     def training_step(self, batch: TensorDict, batch_idx: int) -> None:
         """One update: keep the rollout, and learn from what is kept. Batch shape: (E, T)."""
         self.replay.add(decisions(batch.cpu(), self.action_repeat, self.gamma))
         metrics: dict[str, Any] = {"step": float(self.env_steps), **rollout_metrics(batch)}
-        watched = max(1, round(self.warm_up * cast(int, self.trainer.max_epochs)))
-        if (made := self.trainer.current_epoch + 1) >= watched:
-            if made == watched:
+        epoch, watched = self.trainer.current_epoch, self.expert_rollouts
+        if epoch == 0 and self.mean_scale is None:
+            _bring_in(self.policy, self._measured_scale(batch), self.exploration_std)
+        if epoch >= watched.stop - 1:
+            if epoch == watched.stop - 1:
                 self._begin()
             metrics |= {"train/lr": self._set_lr(self.anneal_lr), **self.update()}
             self._count_steps()
@@ -189,26 +216,42 @@ class OffPolicyConcept(GradientMethod):
                 actors.append(self._improve(minibatch))
         return self._train_metrics(actors) | self._train_metrics(critics)
 
-    def critic_loss(self, minibatch: dict[str, torch.Tensor]) -> CriticLoss:
-        """The critics' loss of a minibatch of flat tensors, (B, ·) and (B,)."""
-        with torch.no_grad():
-            following = minibatch[keys.NEXT_OBSERVATION]
-            next_values = self.target_values(following, self._noisy(self.policy.act(following)))
-            reward, c_forget, discount = (minibatch[key] for key in (keys.REWARD, keys.C_FORGET, keys.DISCOUNT))
-            target = targets(reward, c_forget, discount, next_values)
-        return critic_loss(self.values(minibatch[keys.OBSERVATION], minibatch[keys.ACTION]), target)
+    @torch.no_grad()
+    def targets(self, minibatch: dict[str, torch.Tensor]) -> torch.Tensor:
+        """What the critics are to say of a minibatch of flat tensors, (B, ·) and (B,). Shape: (4, B)."""
+        following = minibatch[keys.NEXT_OBSERVATION]
+        next_values = self.target_values(following, self._noisy(self.policy.act(following)))
+        reward, c_forget, discount = (minibatch[key] for key in (keys.REWARD, keys.C_FORGET, keys.DISCOUNT))
+        return targets(reward * self._units[0], c_forget * self._units[1], discount, next_values)
 
-    def actor_loss(self, minibatch: dict[str, torch.Tensor]) -> ActorLoss:
-        """The policy's loss of a minibatch of flat tensors, (B, ·) and (B,)."""
-        observation = minibatch[keys.OBSERVATION]
-        return actor_loss(self.values(observation, self.policy.act(observation)), self.cost_weight)
+    @property
+    def expert_rollouts(self) -> range:
+        """The first ones, which only watch; not the very first, where its means and standard deviation then change."""
+        first = 0 if self.mean_scale is not None else 1
+        return range(first, max(first + 1, round(self.warm_up * cast(int, self.trainer.max_epochs))))
+
+    @property
+    def cost_unit(self) -> float:
+        """The expert's own rate."""
+        return 1.0 if self.measured is None else self.measured.c_forget
 
     @property
     def _trained(self) -> list[torch.nn.Parameter]:
         return [*self.policy.trunk.parameters(), *self.policy.action_mean.parameters()]
 
+    @torch.no_grad()
+    def _measured_scale(self, batch: TensorDict) -> float:
+        """What brings the means in, of what the expert has seen. Batch shape: (E, T)."""
+        if not isinstance(self.policy.action_mean, torch.nn.Linear):
+            return 1.0  # of a wrapped network they are its own
+        size = float(self.policy.mean(batch[keys.OBSERVATION].flatten(0, 1)).square().mean().sqrt())
+        return min(1.0, MEAN_SIZE / size) if size else 1.0
+
     def _begin(self) -> None:
         """What the expert showed is what observations are seen in units of; then the critics learn what it is worth."""
+        if self.measured is not None:
+            sizes = (self.measured.reward_size, self.measured.c_forget)
+            self._units = tuple(SIZE * (1.0 - self.gamma) / size for size in sizes)
         for values in (self.values, self.target_values):
             values.normalise_by(self.replay.observations.to(self.device))
         for minibatch in self._minibatches(self.critic_steps):
@@ -216,20 +259,38 @@ class OffPolicyConcept(GradientMethod):
 
     def _fit_critics(self, minibatch: dict[str, torch.Tensor]) -> CriticLoss:
         """One step of the critics, not clipped (their loss is linear in large errors), and of their targets."""
-        loss = self.critic_loss(minibatch)
-        numbers = as_numbers(loss)
-        self._step_down(self._critic_optimizer, numbers.total, loss.total.backward, math.inf, "critic_lr")
+        target = self.targets(minibatch)
+        values = self._passes.forward(minibatch[keys.OBSERVATION], minibatch[keys.ACTION])
+        loss = as_numbers(critic_loss(values, target))
+        backward = partial(self._passes.backward, critic_gradient(values, target))
+        self._step_down(self._critic_optimizer, loss.total, backward, math.inf, "critic_lr")
         with torch.no_grad():
             theirs, parameters = tuple(self.target_values.parameters()), tuple(self.values.parameters())
             torch._foreach_lerp_(theirs, parameters, self.target_rate)
-        return numbers
+        return loss
 
     def _improve(self, minibatch: dict[str, torch.Tensor]) -> ActorLoss:
         """One clipped step of the policy; the critics get no gradient from it."""
-        loss = self.actor_loss(minibatch)
-        numbers = as_numbers(loss)
-        self._descend(numbers.policy, partial(loss.policy.backward, inputs=self._trained))
-        return numbers
+        observation = minibatch[keys.OBSERVATION]
+        mean = self.policy.mean(observation)
+        with torch.no_grad():
+            action = self.policy.squash(mean)
+        values = self._passes.forward(observation, action)
+        loss = as_numbers(actor_loss(values, self.cost_weight))
+        by_action = self._passes.by_action(actor_gradient(values, self.cost_weight))
+        by_mean = by_action * self._slope(action, by_action)
+        self._descend(loss.policy, partial(mean.backward, by_mean, inputs=self._trained))
+        return loss
+
+    def _slope(self, action: torch.Tensor, by_action: torch.Tensor) -> torch.Tensor:
+        """∂action/∂mean; that of a clipped action is 0 only where descent would lead farther out. Shape: (B, A)."""
+        low, high = self.policy.action_low, self.policy.action_high
+        half_range = 0.5 * (high - low)
+        if self.policy.config.squash == "tanh":
+            return half_range * (1.0 - ((action - low) / half_range - 1.0).square())
+        outward = ((action <= low) & (by_action > 0.0)) | ((action >= high) & (by_action < 0.0))
+        scale = half_range if self.policy.config.squash == "scale" else torch.ones_like(half_range)
+        return scale * ~outward
 
     def _noisy(self, action: torch.Tensor) -> torch.Tensor:
         """Smooth the targets over like actions. Shape: (B, A) → (B, A)."""
@@ -248,16 +309,24 @@ class OffPolicyConcept(GradientMethod):
 def _bring_in(policy: ActorCritic, mean_scale: float, std: float) -> None:
     """Scale the means, where they go through tanh, and set their standard deviation.
 
+    Args:
+        policy: The expert.
+        mean_scale: 1 leaves the means as they are.
+        std: Before tanh, or of half the range between the bounds where the draw itself is clipped to them.
+
     Raises:
         ValueError: The means of a wrapped network are its own, or the policy has bounds that `std` is not within.
     """
-    low, high = (math.exp(bound) for bound in policy.config.log_std_range)
-    if not low <= std <= high:
+    half_range = 0.5 * (policy.action_high - policy.action_low)
+    log_std = torch.log(std * (half_range if policy.config.squash == "none" else torch.ones_like(half_range)))
+    low, high = policy.config.log_std_range
+    if not low <= float(log_std.min()) <= float(log_std.max()) <= high:
         raise ValueError(
-            f"model.exploration_std={std} is not possible: this policy's is clamped to {low:.3g} to {high:.3g}."
+            f"model.exploration_std={std} is not possible: this policy's is clamped to {math.exp(low):.3g} to "
+            f"{math.exp(high):.3g}."
         )
     with torch.no_grad():
-        policy.log_std.fill_(math.log(std))
+        policy.log_std.copy_(log_std)
         if policy.config.squash != "tanh" or mean_scale == 1.0:
             return
         if not isinstance(policy.action_mean, torch.nn.Linear):

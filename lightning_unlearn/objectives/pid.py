@@ -58,5 +58,18 @@ def pid_step(gains: PIDGains, state: PIDState, rate: float) -> tuple[PIDState, P
     return PIDState(weight, integral, smoothed), terms
 
 
+def room_above(recent: float, expert: float, floor: float, margin: float) -> float:
+    """clip((R̂ − R_E + (1 − f)·|R_E|)/(m·|R_E|), 0, 1): 0 at or below the floor, 1 from the margin above it on.
+
+    Args:
+        recent: R̂, mean return of an episode.
+        expert: R_E, the expert's; not 0.
+        floor: f.
+        margin: m.
+    """
+    size = abs(expert)
+    return _clip((recent - expert + (1.0 - floor) * size) / (margin * size), 0.0, 1.0)
+
+
 def _clip(x: float, low: float, high: float) -> float:
     return min(max(x, low), high)

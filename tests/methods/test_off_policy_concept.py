@@ -1,4 +1,5 @@
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,14 +10,16 @@ from lightning_unlearn.audits.policy_suite import evaluate_in
 from lightning_unlearn.collection.collector import RolloutCollector
 from lightning_unlearn.collection.replay import decisions
 from lightning_unlearn.envs.batched import make_env
-from lightning_unlearn.methods.off_policy_concept import MOST_BYTES, OffPolicyConcept
+from lightning_unlearn.methods.off_policy_concept import MEAN_SIZE, MOST_BYTES, SIZE, OffPolicyConcept
+from lightning_unlearn.objectives.off_policy import actor_loss
 
 TOY = "ToyLine-v0"
 EXPERT = f"zoo:unsafe.{TOY}"
 SMALL = [
     *("--n_envs", "4", "--horizon", "64", "--data.workers", "1", "--model.action_repeat", "2"),
     *("--model.warm_up", "0.17", "--model.critic_steps", "200", "--model.steps", "60", "--model.batch_size", "64"),
-    *("--model.critic_sizes", "[32,32]", "--lr", "1e-3"),
+    *("--model.critic_sizes", "[32,32]", "--lr", "1e-3", "--model.mean_scale", "0.3"),
+    *("--cost_limit", "1", "--pid.return_floor", "null"),
 ]
 
 
@@ -42,17 +45,73 @@ def test_the_expert_is_brought_in_from_the_ends_of_the_tanh():
 
 def test_the_critics_targets_are_those_of_the_target_critics_and_the_policys_own_action():
     method, batch = built(target_noise=0.0)
+    method._units = (2.0, 0.5)
     method.target_values.biases[-1].data += torch.tensor([1.0, 2.0, 3.0, 4.0])[:, None, None]
     rows = minibatch_of(method, batch)
     following = method.target_values(
         rows[keys.NEXT_OBSERVATION], method.policy.act(rows[keys.NEXT_OBSERVATION])
     ).detach()
-    reward = rows[keys.REWARD] + rows[keys.DISCOUNT] * following[:2].min(0).values
-    cost = rows[keys.C_FORGET] + rows[keys.DISCOUNT] * following[2:].max(0).values
-    found = method.values(rows[keys.OBSERVATION], rows[keys.ACTION])
-    error = torch.cat([found[:2] - reward, found[2:] - cost])
-    by_hand = torch.where(error.abs() < 1, 0.5 * error.square(), error.abs() - 0.5).mean(-1).sum()
-    torch.testing.assert_close(method.critic_loss(rows).total, by_hand)
+    reward = 2.0 * rows[keys.REWARD] + rows[keys.DISCOUNT] * following[:2].min(0).values
+    cost = 0.5 * rows[keys.C_FORGET] + rows[keys.DISCOUNT] * following[2:].max(0).values
+    torch.testing.assert_close(method.targets(rows), torch.stack([reward, reward, cost, cost]))
+
+
+def test_a_step_of_the_critics_goes_down_their_loss_and_the_targets_follow():
+    method, batch = built()
+    method.configure_optimizers()
+    rows, before = minibatch_of(method, batch), copy.deepcopy(method.target_values)
+    losses = [method._fit_critics(rows) for _ in range(20)]
+    assert losses[-1].total < 0.7 * losses[0].total
+    for follows, old, leads in zip(
+        method.target_values.parameters(), before.parameters(), method.values.parameters(), strict=True
+    ):
+        assert 0 < (follows - old).abs().max() < (leads - old).abs().max()
+
+
+@pytest.mark.parametrize("squash", ["tanh", "scale"])
+def test_a_step_of_the_policy_is_that_of_autograd(squash):
+    method, batch = built()
+    method.policy.config = replace(method.policy.config, squash=squash)
+    method.cost_weight = 0.5
+    rows = minibatch_of(method, batch)
+    observation = rows[keys.OBSERVATION]
+    assert method.policy.mean(observation).abs().max() < 1.0 or squash == "tanh"
+    loss = actor_loss(method.values(observation, method.policy.act(observation)), 0.5).policy
+    by_autograd = torch.autograd.grad(loss, method._trained)
+    method.configure_optimizers()
+    method._improve(rows)
+    found = [weight.grad for weight in method._trained]
+    torch.testing.assert_close(found, list(by_autograd), atol=1e-6, rtol=1e-4)
+
+
+def test_a_clipped_action_moves_inward_and_not_outward():
+    method, _ = built()
+    method.policy.config = replace(method.policy.config, squash="none")
+    action, by_action = torch.tensor([[1.0], [1.0], [-1.0], [-1.0], [0.5]]), torch.tensor([[1.0], [-1.0]] * 2 + [[1.0]])
+    assert method._slope(action, by_action).tolist() == [[1.0], [0.0], [0.0], [1.0], [1.0]]
+
+
+def test_units_are_those_of_the_experts_own_rollouts(monkeypatch):
+    seen = {}
+    begin = OffPolicyConcept._begin
+
+    def look(method):
+        begin(method)
+        size = method.policy.mean(method.replay.observations).square().mean().sqrt().item()
+        seen.update(size=size, units=method._units, measured=method.measured, weight=method.cost_weight)
+
+    monkeypatch.setattr(OffPolicyConcept, "_begin", look)
+    more = ["--model.mean_scale", "null", "--model.gamma", "0.98"]
+    expert = lu.load_policy(EXPERT)
+    with torch.no_grad():
+        expert.action_mean.weight.mul_(50.0)
+    lu.repair(expert, TOY, "off_policy_concept", 4, [*SMALL, *more])
+    assert seen["size"] == pytest.approx(MEAN_SIZE, rel=0.1)  # of the first rollout, exactly; here of two
+    measured = seen["measured"]
+    assert measured.episode_length == 32  # every episode of the toy
+    expected = (SIZE * 0.02 / measured.reward_size, SIZE * 0.02 / measured.c_forget)
+    assert seen["units"] == pytest.approx(expected)
+    assert seen["weight"] > 0.0
 
 
 def test_noisy_actions_stay_inside_the_bounds():
@@ -62,15 +121,10 @@ def test_noisy_actions_stay_inside_the_bounds():
     assert 0.4 < noisy.std() < 0.6
 
 
-def test_the_policys_gradient_reaches_the_weights_that_are_trained():
-    method, batch = built()
-    method.cost_weight = 0.5
-    method.actor_loss(minibatch_of(method, batch)).policy.backward()
-    moved = {name for name, weight in method.policy.named_parameters() if weight.grad is not None}
-    assert moved == {name for name, _ in method.policy.named_parameters() if name.startswith(("trunk", "action_mean"))}
-    assert {id(weight) for weight in method._trained} == {
-        id(weight) for name, weight in method.policy.named_parameters() if name in moved
-    }
+def test_only_the_weights_that_act_are_trained():
+    method, _ = built()
+    acting = {id(w) for name, w in method.policy.named_parameters() if name.startswith(("trunk", "action_mean"))}
+    assert {id(weight) for weight in method._trained} == acting
 
 
 def test_it_forgets_the_hazard_and_keeps_what_the_expert_was_trained_for():
@@ -97,7 +151,7 @@ def test_while_the_expert_is_watched_nothing_is_learnt(monkeypatch):
     lu.repair(lu.load_policy(EXPERT), TOY, "off_policy_concept", 5, [*SMALL, "--model.warm_up", "0.6"])
     ((update, decided, weights),) = seen
     assert (update, decided) == (3, 3 * 4 * 32)
-    scaled = built()[0].policy.state_dict()
+    scaled = built(mean_scale=0.3)[0].policy.state_dict()
     assert all(torch.equal(weight, scaled[name]) for name, weight in weights.items())
 
 

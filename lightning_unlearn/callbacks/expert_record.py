@@ -1,0 +1,80 @@
+"""What the expert earns and costs in training's own rollouts, before anything is learnt: the units of a repair."""
+
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import lightning.pytorch as pl
+import torch
+from tensordict import TensorDict
+
+from lightning_unlearn import keys
+
+
+class Expert(NamedTuple):
+    """Means over the expert's rollouts; those over episodes are None where none ended."""
+
+    reward_size: float
+    """Of |reward|, per step."""
+    c_forget: float
+    """Per step."""
+    episode_return: float | None
+    episode_length: float | None
+    """Steps."""
+
+
+class ExpertRecord(pl.Callback):
+    """Watches the rollouts that `pl_module.expert_rollouts` names; before the last one's update it sets `measured`.
+
+    It does nothing for a policy that starts from random weights.
+    """
+
+    def __init__(self) -> None:
+        self._sums: dict[str, float] = dict.fromkeys(_SUMS, 0.0)
+        self._steps: list[int] = []
+        """Of each environment's present episode."""
+
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: TensorDict, batch_idx: int) -> None:
+        """Count a rollout of the expert. Batch shape: (E, T)."""
+        watched: range = pl_module.expert_rollouts
+        if pl_module.source is None or trainer.current_epoch >= watched.stop:
+            return
+        following = batch[keys.NEXT]
+        lengths = self._lengths(following[keys.DONE].squeeze(-1))
+        if trainer.current_epoch in watched:
+            ended = following[keys.EPISODE_RETURN][following[keys.DONE]]
+            counts = (batch.numel(), following[keys.REWARD].abs().sum(), following[keys.C_FORGET].sum())
+            for name, number in zip(_SUMS, (*counts, len(lengths), ended.sum(), sum(lengths)), strict=True):
+                self._sums[name] += float(number)
+        if trainer.current_epoch == watched.stop - 1:
+            pl_module.measured = self._expert()
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Hand over what a run that is resumed had seen."""
+        if pl_module.source is not None and trainer.current_epoch >= pl_module.expert_rollouts.stop:
+            pl_module.measured = self._expert() if self._sums["steps"] else None
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was counted."""
+        return {"sums": self._sums, "steps": self._steps}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore what `state_dict` returned."""
+        self._sums, self._steps = state_dict["sums"], state_dict["steps"]
+
+    def _lengths(self, done: torch.Tensor) -> list[int]:
+        """Steps of the episodes that ended in a rollout. Shape: (E, T), bool."""
+        lengths: list[int] = []
+        self._steps = self._steps or [0] * len(done)
+        for row, its in enumerate(done):
+            ends = [-self._steps[row], *(torch.nonzero(its).flatten() + 1).tolist()]
+            lengths += [stop - start for start, stop in pairwise(ends)]
+            self._steps[row] = len(its) - ends[-1]
+        return lengths
+
+    def _expert(self) -> Expert:
+        steps, rewards, c_forget, episodes, returns, lengths = (self._sums[name] for name in _SUMS)
+        of_episodes = (returns / episodes, lengths / episodes) if episodes else (None, None)
+        return Expert(rewards / steps, c_forget / steps, *of_episodes)
+
+
+_SUMS = ("steps", "rewards", "c_forget", "episodes", "returns", "lengths")
