@@ -1,6 +1,6 @@
 import pytest
 
-from lightning_unlearn.objectives.pid import PIDGains, PIDState, pid_step
+from lightning_unlearn.objectives.pid import PIDGains, PIDState, pid_step, room_above
 
 
 def run(gains, rates, start=0.0):
@@ -58,3 +58,19 @@ def test_terms_add_up_to_the_change():
     after, terms = pid_step(gains, state, 0.08)
     assert after.cost_weight - 1.0 == pytest.approx(terms.proportional + terms.integral + terms.derivative)
     assert terms.error == pytest.approx(0.05)
+
+
+@pytest.mark.parametrize(
+    ("recent", "expert", "room"),
+    [
+        (20.0, 20.0, 1.0),
+        (18.7, 20.0, 0.5),
+        (18.0, 20.0, 0.0),
+        (10.0, 20.0, 0.0),
+        (-21.3, -20.0, 0.5),
+        (-19.0, -20.0, 1.0),
+    ],
+)
+def test_the_room_above_the_floor_by_hand(recent, expert, room):
+    # Floor 0.9, margin 0.07: of 20, from 18 to 19.4; of −20, from −22 to −20.6.
+    assert room_above(recent, expert, 0.9, 0.07) == pytest.approx(room)

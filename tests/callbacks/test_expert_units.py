@@ -1,0 +1,101 @@
+"""A limit an episode and a floor under the return, measured against the expert's own first rollouts."""
+
+import mlflow
+import pytest
+import torch
+from tensordict import TensorDict
+
+import lightning_unlearn as lu
+from lightning_unlearn import keys, training
+from lightning_unlearn.callbacks.expert_record import ExpertRecord
+from lightning_unlearn.callbacks.pid_lagrangian import PIDLagrangian
+
+TOY = "ToyLine-v0"
+CHAIN = ["-c", "base.yaml", "-c", "env/point_goal1.yaml", "-c", "method/concept.yaml", "-c", "smoke.yaml"]
+SOURCE = ["--model.source", f"zoo:unsafe.{TOY}", "--updates", "4", "--save_points", "null"]
+
+
+def metrics(run_id, name):
+    return [point.value for point in mlflow.MlflowClient().get_metric_history(run_id, f"lagrangian/{name}")]
+
+
+def repaired(*options):
+    policy = lu.load_policy(f"zoo:unsafe.{TOY}")
+    return lu.repair(policy, TOY, "concept", 3, ["--n_envs", "4", "--horizon", "64", "--data.workers", "1", *options])
+
+
+def test_a_limit_is_divided_by_the_length_of_the_experts_episodes(store):
+    run = training.train([*CHAIN, *SOURCE, "--cost_limit", "4", "--pid.return_floor", "0.5"])
+    assert metrics(run.run_id, "target") == pytest.approx([4 / 32] * 4)
+    assert metrics(run.run_id, "room") == [1.0] * 4  # three updates are too few to fall to the half
+    assert metrics(run.run_id, "lambda")[-1] > 0.0
+
+
+def test_below_the_floor_the_cost_counts_for_nothing():
+    below, without = repaired("--pid.return_floor", "3.0", "--cost_limit", "1"), repaired("--lambda_max", "0")
+    above = repaired("--pid.return_floor", "0.0", "--cost_limit", "1")
+    pairs = list(zip(below.parameters(), without.parameters(), above.parameters(), strict=True))
+    assert all(torch.equal(one, other) for one, other, _ in pairs)
+    assert not all(torch.equal(one, other) for one, _, other in pairs)
+
+
+def test_an_option_replaces_the_other_of_a_config_and_both_are_refused():
+    with pytest.raises(ValueError, match=r"pid.cost_limit=1.0 and pid.target_cost=0.1 both say .*: set one to null"):
+        repaired("--cost_limit", "1", "--target_cost", "0.1")
+    with pytest.raises(ValueError, match=r"pid.return_margin=0.0 is not possible"):
+        repaired("--pid.return_margin", "0")
+    with pytest.raises(ValueError, match=r"pid.cost_limit=-1.0 is not possible"):
+        repaired("--cost_limit", "-1")
+
+
+def test_a_limit_needs_an_episode_of_the_expert():
+    with pytest.raises(ValueError, match=r"pid.cost_limit and pid.return_floor are .*none ended .* data.horizon"):
+        repaired("--cost_limit", "1", "--horizon", "16", "--n_envs", "1")
+
+
+class Watched:
+    """What a record reads of a method, and writes to it."""
+
+    source, measured = "an expert", None
+
+    def __init__(self, rollouts):
+        self.expert_rollouts = rollouts
+
+
+class At:
+    """A trainer in one of its epochs."""
+
+    def __init__(self, epoch):
+        self.current_epoch = epoch
+
+
+def rollout(done):
+    shape = (*done.shape, 1)
+    following = {
+        keys.DONE: done.unsqueeze(-1),
+        keys.REWARD: -torch.ones(shape),
+        keys.C_FORGET: torch.full(shape, 0.25),
+        keys.EPISODE_RETURN: torch.full(shape, -7.0),
+    }
+    return TensorDict({keys.NEXT: following}, list(done.shape))
+
+
+def test_episodes_count_in_the_rollout_they_end_in_whenever_they_began():
+    # Two environments, five steps a rollout; the first rollout is not counted, but its episodes go on.
+    ends = [[[0, 0, 1, 0, 0], [0, 0, 0, 0, 0]], [[0, 1, 0, 0, 0], [1, 0, 0, 1, 0]]]
+    method, record = Watched(range(1, 2)), ExpertRecord()
+    for epoch, done in enumerate(ends):
+        record.on_train_batch_start(At(epoch), method, rollout(torch.tensor(done, dtype=torch.bool)), 0)
+    # Of 2 + 2, 5 + 1 and 3 steps.
+    assert method.measured == (1.0, 0.25, -7.0, pytest.approx(13 / 3))
+    again = ExpertRecord()
+    again.load_state_dict(record.state_dict())
+    resumed = Watched(range(1, 2))
+    again.on_train_start(At(2), resumed)
+    assert resumed.measured == method.measured
+
+
+def test_a_controller_from_before_the_floor_goes_on():
+    pid = PIDLagrangian(1.0, 0.0, 0.0, return_floor=0.9)
+    pid.load_state_dict({"cost_weight": 0.5, "integral": 0.1, "previous_error": 0.2})
+    assert pid.state_dict() == {"cost_weight": 0.5, "integral": 0.1, "previous_error": 0.2, "recent_return": None}
