@@ -59,10 +59,11 @@ def items(plan: Plan) -> Iterator[Item]:
     if plan.thorough:
         yield Item("TorchRL's ParallelEnv, in a process of its own", peers.torchrl_parallel, peers.TORCHRL)
     yield Item("resets", ours.resets)
-    yield Item("collecting, lean collector", partial(ours.collection, collector="lean"))
-    yield Item("collecting, stock collector", partial(ours.collection, collector="stock"))
+    yield Item("collecting, lean and stock collector", ours.collection)
     yield Item("training", trained.whole_training)
-    yield Item("off-policy updates", trained.off_policy_updates, tuple(trained.OFF_POLICY_UPDATES.values()))
+    for threads in ("1", "auto") if plan.thorough else ("1",):
+        row = trained.off_policy_row(threads)
+        yield Item(row.what, partial(trained.off_policy_updates, threads=threads), (row,))
     if plan.thorough:
         yield Item("evaluation", ours.evaluation)
         yield Item("memory of 128 environments, in a process of its own", peers.memory)
@@ -71,7 +72,7 @@ def items(plan: Plan) -> Iterator[Item]:
 def _options(args: Sequence[str]) -> Namespace:
     parser = CommandParser(prog="lightning-unlearn bench", description=__doc__)
     parser.add_argument("--env", type=str, default="SafetyPointGoal1-v0", help="the task that is measured")
-    quick = "about a minute: less of all, and no TorchRL, evaluation or memory"
+    quick = "about a minute: less of all, and no TorchRL, off-policy updates on all cores, evaluation or memory"
     parser.add_argument("--quick", action="store_true", help=quick)
     scaling = "also collect with each of these numbers of workers and 8 environments each, and extrapolate to 64"
     parser.add_argument("--workers", type=PositiveInt, nargs="*", default=[], help=scaling)

@@ -10,7 +10,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
 
 import mujoco
 import numpy as np
@@ -21,7 +20,7 @@ from lightning_unlearn.audits.policy_suite import evaluate
 from lightning_unlearn.bench.plan import PEER_ENVS, Measurement, Plan
 from lightning_unlearn.collection.acting import actor_of
 from lightning_unlearn.collection.collector import RolloutCollector
-from lightning_unlearn.collection.data import RolloutData
+from lightning_unlearn.collection.stock import StockCollector
 from lightning_unlearn.envs.batched import BatchedEnv, make_env
 from lightning_unlearn.envs.compat import BaseTask, make_task
 from lightning_unlearn.envs.physics import lay_out
@@ -42,16 +41,14 @@ def physics(plan: Plan) -> list[Measurement]:
     """The limit, its mj_step and its mj_forward alone, and the limit of one core."""
     tasks = [_laid_out(plan.env, plan.seed + k) for k in range(cores())]
     rows = (
-        ("physics.limit", "10 mj_step + 3 mj_forward on all cores", FRAMES, 3, tasks),
-        ("physics.steps_only", "10 mj_step on all cores", FRAMES, 0, tasks),
-        ("physics.forwards_only", "3 mj_forward on all cores", 0, 3, tasks),
-        ("physics.one_core", "10 mj_step + 3 mj_forward on one core", FRAMES, 3, tasks[:1]),
+        ("physics.limit", "10 mj_step + 3 mj_forward on all cores", FRAMES, 3, tasks, plan.repeats),
+        ("physics.steps_only", "10 mj_step on all cores", FRAMES, 0, tasks, plan.fewer_repeats),
+        ("physics.forwards_only", "3 mj_forward on all cores", 0, 3, tasks, plan.fewer_repeats),
+        ("physics.one_core", "10 mj_step + 3 mj_forward on one core", FRAMES, 3, tasks[:1], plan.fewer_repeats),
     )
     return [
-        Measurement(
-            name, what, "steps/s", [_physics_rate(used, frames, forwards, plan.seed) for _ in range(plan.repeats)]
-        )
-        for name, what, frames, forwards, used in rows
+        Measurement(name, what, "steps/s", [_physics_rate(used, frames, forwards, plan.seed) for _ in range(repeats)])
+        for name, what, frames, forwards, used, repeats in rows
     ]
 
 
@@ -75,22 +72,22 @@ def resets(plan: Plan) -> list[Measurement]:
     return [Measurement("reset.ours", "one reset", "ms", values)]
 
 
-def collection(plan: Plan, collector: Literal["lean", "stock"]) -> list[Measurement]:
-    """Rollouts of 8 × T with a random policy."""
-    data = RolloutData(
-        plan.env, PEER_ENVS, plan.horizon, workers=_workers(PEER_ENVS), collector=collector, seed=plan.seed
-    )
-    try:
-        gatherer = data.collector(random_policy(data.env, plan.seed))
-        rates = [
-            data.steps_per_update / _seconds(gatherer.rollout)
-            for _ in range(plan.peer_repeats if collector == "stock" else plan.repeats)
+def collection(plan: Plan) -> list[Measurement]:
+    """Rollouts of 8 × T with a random policy by this package's collector and TorchRL's, in the same environments."""
+    with _environment(plan, PEER_ENVS, _workers(PEER_ENVS)) as env:
+        policy = random_policy(env, plan.seed)
+        return [
+            _collecting("lean", RolloutCollector(env, policy, plan.horizon, torch.Generator()), plan, plan.repeats),
+            _collecting(
+                "stock", StockCollector(env, policy, plan.horizon, torch.Generator()), plan, plan.fewer_repeats
+            ),
         ]
-    finally:
-        data.teardown("fit")
-    return [
-        Measurement(f"collect.{collector}", f"collecting 8 x {plan.horizon}, {collector} collector", "steps/s", rates)
-    ]
+
+
+def _collecting(name: str, collector: RolloutCollector | StockCollector, plan: Plan, repeats: int) -> Measurement:
+    rates = [PEER_ENVS * plan.horizon / _seconds(collector.rollout) for _ in range(repeats)]
+    what = f"collecting {PEER_ENVS} x {plan.horizon}, {name} collector"
+    return Measurement(f"collect.{name}", what, "steps/s", rates)
 
 
 @dataclass(frozen=True)

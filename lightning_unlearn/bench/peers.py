@@ -12,14 +12,14 @@ import warnings
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 
 from lightning_unlearn.bench.plan import PEER_ENVS, Measurement, Plan
 from lightning_unlearn.envs.batched import make_env
-from lightning_unlearn.envs.compat import original_vector
+from lightning_unlearn.envs.compat import make_original, original_vector
 from lightning_unlearn.policies.actor_critic import ActorCritic, PolicyConfig
 from lightning_unlearn.processes import cores
 
@@ -39,17 +39,17 @@ MEMORY = (
 
 def vector_make(plan: Plan) -> list[Measurement]:
     """`safety_gymnasium.vector.make` with 8 processes: stepping, collecting with the same policy, resets."""
-    return _in_own_process(_vector_make, plan)
+    return _in_own_process(_vector_make, plan, "fork")
 
 
 def torchrl_parallel(plan: Plan) -> list[Measurement]:
     """TorchRL's `SafetyGymnasiumEnv` in a `ParallelEnv` of 8 processes, with random actions."""
-    return _in_own_process(_torchrl_parallel, plan)
+    return _in_own_process(_torchrl_parallel, plan, "fork")
 
 
 def memory(plan: Plan) -> list[Measurement]:
     """Memory of 128 environments, reset and stepped."""
-    return _in_own_process(_memory, plan)
+    return _in_own_process(_memory, plan, "spawn")  # a forked process shares memory with this one
 
 
 def memory_megabytes() -> float:
@@ -71,22 +71,26 @@ def _children() -> list[str]:
     ]
 
 
-def _in_own_process(function: Callable[[Plan], list[Measurement]], plan: Plan) -> list[Measurement]:
+def _in_own_process(
+    function: Callable[[Plan], list[Measurement]], plan: Plan, start: Literal["fork", "spawn"]
+) -> list[Measurement]:
+    """Measure in a forked process, which has the libraries at once, or in a spawned one, which imports them anew."""
     os.environ.setdefault("PYTHONSAFEPATH", "1")  # a spawned process imports from the working directory otherwise
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context(start)) as pool:
         return pool.submit(function, plan).result()
 
 
 def _vector_make(plan: Plan) -> list[Measurement]:
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
-    multiprocessing.set_start_method("fork", force=True)  # a spawned process spawns by default
+    multiprocessing.set_start_method("fork", force=True)  # spawned workers would lack the import shim
+    make_original(plan.env).reset()  # MuJoCo keeps what it has read of a scene, for every forked worker
     env = original_vector(plan.env, PEER_ENVS)
     try:
-        resetting = [_vector_reset(env, plan.seed) for _ in range(plan.peer_repeats)]
-        stepping = [_vector_steps(env, plan) for _ in range(plan.peer_repeats)]
+        resetting = [_vector_reset(env, plan.seed) for _ in range(plan.fewer_repeats)]
+        stepping = [_vector_steps(env, plan) for _ in range(plan.fewer_repeats)]
         loop = _PlainLoop(env, plan)
-        collecting = [loop.rate() for _ in range(plan.peer_repeats)]
+        collecting = [loop.rate() for _ in range(plan.fewer_repeats)]
     finally:
         env.close()
     note = f"{plan.peer_steps} steps of each environment, {'with' if plan.peer_steps >= 1000 else 'without'} resets"
@@ -158,7 +162,7 @@ def _torchrl_parallel(plan: Plan) -> list[Measurement]:
     try:
         state = env.reset()
         rates = []
-        for _ in range(plan.peer_repeats):
+        for _ in range(plan.fewer_repeats):
             started = time.perf_counter()
             for _ in range(_TORCHRL_STEPS):
                 _, state = env.step_and_maybe_reset(env.rand_action(state))

@@ -23,13 +23,14 @@ class Plan:
     """Environment steps of one repeat of our stepping, over all environments."""
     peer_steps: int
     """Steps of each environment in one repeat of a peer; from 1000 on they include the end of an episode."""
-    peer_repeats: int
+    fewer_repeats: int
+    """Repeats of the peers, which are slow, and of what no summary reads."""
     updates: int
     """Updates that training is timed over."""
     evaluation_steps: int
     """Most steps of an evaluated episode."""
     thorough: bool
-    """Whether TorchRL's own environment, evaluation and memory are measured."""
+    """Whether TorchRL's own environment, off-policy updates on all cores, evaluation and memory are measured."""
     horizon: int = 1024
     """T of collecting, updating and training."""
 
@@ -40,7 +41,7 @@ class Plan:
 
     @classmethod
     def quick(cls, env: str, repeats: int, seed: int) -> "Plan":
-        """About a minute: 8 environments, fewer repeats, shorter training, no TorchRL, evaluation or memory."""
+        """Under a minute on two cores: 8 environments, fewer repeats, shorter training, and not `thorough`."""
         return cls(env, repeats, seed, (8,), 8192, 256, 1, 2, 200, False)
 
 

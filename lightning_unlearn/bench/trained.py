@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
@@ -22,10 +22,7 @@ from lightning_unlearn.processes import cores
 
 METHOD, OFF_POLICY = "method/unsafe.yaml", "method/off_policy_concept.yaml"
 """The published settings: 8 environments of 1024 steps, 6 epochs, minibatches of 256; and off-policy unlearning."""
-OFF_POLICY_UPDATES = {
-    threads: Measurement(name, f"updating off policy, a minibatch of 256, torch_threads={threads}", "ms", [])
-    for threads, name in (("1", "update.off_policy"), ("auto", "update.off_policy_auto"))
-}
+_OFF_POLICY_NAMES = {"1": "update.off_policy", "auto": "update.off_policy_auto"}
 OFF_POLICY_STEPS = 128
 """Minibatches of an off-policy update, fewer than the method's default: only one of them is timed."""
 
@@ -76,17 +73,20 @@ def whole_training(plan: Plan) -> list[Measurement]:
     ]
 
 
-def off_policy_updates(plan: Plan) -> list[Measurement]:
+def off_policy_updates(plan: Plan, threads: Literal["1", "auto"]) -> list[Measurement]:
     """A minibatch of `off_policy_concept`, the policy's every second one included, through Lightning."""
     options = [*_options(plan, OFF_POLICY, 1 + plan.updates), "--model.steps", str(OFF_POLICY_STEPS)]
-    options += ["--horizon", "256", "--model.warm_up", "0.0", "--model.critic_steps", "0"]
-    measured = []
-    for threads, measurement in OFF_POLICY_UPDATES.items():
-        clock, _ = _train([*options, "--torch_threads", threads])
-        values = [_each(seconds, OFF_POLICY_STEPS) for seconds in clock.updates[1:]]  # the first one warms up
-        measured.append(replace(measurement, values=values))
+    options += ["--horizon", "256", "--model.warm_up", "0.0", "--model.critic_steps", "0", "--data.workers", "1"]
+    clock, _ = _train([*options, "--torch_threads", threads])
     torch.set_num_threads(1)
-    return measured
+    values = [_each(seconds, OFF_POLICY_STEPS) for seconds in clock.updates[1:]]  # the first one warms up
+    return [replace(off_policy_row(threads), values=values)]
+
+
+def off_policy_row(threads: Literal["1", "auto"]) -> Measurement:
+    """The measurement of `off_policy_updates`, without values."""
+    what = f"updating off policy, a minibatch of 256, torch_threads={threads}"
+    return Measurement(_OFF_POLICY_NAMES[threads], what, "ms", [])
 
 
 def _each(seconds: float, minibatches: float) -> float:

@@ -71,12 +71,19 @@ def test_what_cannot_be_measured_says_why_if_it_may_be_missing():
         Item("x", fail).run(TINY)
 
 
+@pytest.mark.parametrize(("make", "number"), [(Plan.quick, 1), (Plan.full, 2)])
+def test_off_policy_updates_on_all_cores_are_not_for_the_quick_plan(make, number):
+    labels = [item.label for item in command.items(make("ToyLine-v0", 2, 0))]
+    assert sum("off policy" in label for label in labels) == number
+
+
 def test_our_own_measurements_run_on_the_toy():
     for num_envs in (8, 32):
         (stepping,) = ours.stepping(TINY, num_envs, 2)
         assert len(stepping.values) == 2
-    for collector in ("lean", "stock"):
-        assert ours.collection(TINY, collector)[0].median > 0
+    rows = ours.collection(TINY)
+    assert [(row.name, len(row.values)) for row in rows] == [("collect.lean", 2), ("collect.stock", 1)]
+    assert all(row.median > 0 for row in rows)
     assert ours.evaluation(TINY)[0].median > 0
     assert ours.resets(TINY)[0].median > 0
     assert len(soak(TINY, 1).steps_per_s) == 20
