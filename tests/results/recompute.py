@@ -57,6 +57,10 @@ class Table:
     decimals: int | None = None
     """That numbers are rounded to."""
 
+    def text(self, value: float) -> str:
+        """A number as it is printed: with the decimals that it is stated with, so that equal ones look equal."""
+        return f"{value:.{2 if self.decimals is None else self.decimals}f}"
+
 
 @dataclass(frozen=True)
 class OnLayouts(SuiteOptions):
@@ -188,7 +192,8 @@ def verdict(table: Table, label: str, made: pd.Series) -> tuple[str, list[str]]:
         return "equal", []
     errors = {name: _standard_error(stated, made, name) for name in numbers}
     far = [
-        f"{name}: stated {stated[name]:.2f}, made {made[name]:.2f}, standard error of the difference {error:.2f}"
+        f"{name}: stated {table.text(stated[name])}, made {table.text(made[name])}, "
+        f"standard error of the difference {table.text(error)}"
         for name, error in errors.items()
         if error is not None and not abs(made[name] - stated[name]) <= STANDARD_ERRORS * error
     ]
@@ -208,29 +213,38 @@ def _standard_error(stated: pd.Series, made: pd.Series, mean: str) -> float | No
 def main(args: Sequence[str]) -> int:
     """Recompute and compare; 1 if a row differs."""
     options = _parser().parse_args(args)
+    known = {table.name: table for table in tables()}
+    chosen = [known[name] for name in _matching(options.tables, [*known], "table")]
+    models = _matching(options.models, [str(label) for table in chosen for label in table.rows.index], "model")
     torch.set_num_threads(1)
     evaluated_on, here, counts = json.loads(EVALUATED_ON.read_text()), this_machine(), Counter[str]()
     print(f"{here['processor']}, {here['releases']}")
-    for table in tables():
-        if not any(fnmatch(table.name, pattern) for pattern in options.tables):
-            continue
+    for table in chosen:
         exactly, recomputation = evaluated_on.get(table.name) == here, Recomputation(table, CACHE / table.name)
         try:
             for label, stated in table.rows.iterrows():
-                if not any(fnmatch(str(label), pattern) for pattern in options.models):
-                    continue
-                found = _compare(table, str(label), stated, recomputation, exactly)
-                counts[found] += 1
+                if str(label) in models:
+                    counts[_compare(table, str(label), stated, recomputation, exactly)] += 1
         finally:
             recomputation.close()
-    if not counts:
-        raise SystemExit(f"No row matches: tables are {', '.join(table.name for table in tables())}.")
     print(", ".join(f"{count} {name}" for name, count in sorted(counts.items())))
     return int(counts["different"] > 0)
 
 
+def _matching(patterns: Sequence[str], names: Sequence[str], kind: str) -> list[str]:
+    """The names that any of the patterns matches.
+
+    Raises:
+        SystemExit: A pattern matches none of them.
+    """
+    for pattern in patterns:
+        if not any(fnmatch(name, pattern) for name in names):
+            raise SystemExit(f"No {kind} matches {pattern!r}: use a pattern of {', '.join(dict.fromkeys(names))}.")
+    return [name for name in names if any(fnmatch(name, pattern) for pattern in patterns)]
+
+
 def _compare(table: Table, label: str, stated: pd.Series, recomputation: Recomputation, exactly: bool) -> str:
-    where = f"{table.name} {label}: stated {stated['Reward']:.2f} / {stated['Cost_Sum']:.2f}"
+    where = f"{table.name} {label}: stated {table.text(stated['Reward'])} / {table.text(stated['Cost_Sum'])}"
     if not stated["Path"]:
         print(f"{where}: no weights are stored")
         return "without weights"
@@ -238,7 +252,8 @@ def _compare(table: Table, label: str, stated: pd.Series, recomputation: Recompu
     found, far = verdict(table, label, made)
     if found == "close" and exactly:
         found, far = "different", ["evaluated_on.json names this processor and these releases, so it has to be equal"]
-    print(f"{where}, made {made['Reward']:.2f} / {made['Cost_Sum']:.2f}: {found}", *far, sep="\n    ", flush=True)
+    numbers = f"{table.text(made['Reward'])} / {table.text(made['Cost_Sum'])}"
+    print(f"{where}, made {numbers}: {found}", *far, sep="\n    ", flush=True)
     return found
 
 

@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 
 import pandas as pd
 import pytest
@@ -62,6 +63,13 @@ def test_rounded_numbers_are_compared_as_they_are_rounded():
     assert verdict(table, "model", pd.Series(ROW | {"Reward": 20.0004}))[0] == "equal"
 
 
+def test_equal_numbers_look_equal(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(recompute, "CACHE", tmp_path)
+    assert recompute.main([TOY]) == 0
+    row = re.search("stated (.*), made (.*): equal", capsys.readouterr().out)
+    assert row[1] == row[2]
+
+
 @pytest.fixture
 def toy(tmp_path, monkeypatch):
     """The script on a folder with one table, of the shipped toy expert, whose return is stated as told."""
@@ -98,6 +106,15 @@ def test_a_row_without_weights_is_named(toy, capsys, monkeypatch):
     assert "no weights are stored" in capsys.readouterr().out
 
 
-def test_a_name_that_matches_nothing_is_refused():
-    with pytest.raises(SystemExit, match=f"No row matches: tables are .*{TOY}"):
-        recompute.main(["headlines"])
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["headlines"], f"No table matches 'headlines': .*{TOY}"),
+        ([TOY, "headlines"], f"No table matches 'headlines': .*{TOY}"),
+        ([TOY, "--models", "safe*"], r"No model matches 'safe\*': use a pattern of unsafe.ToyLine-v0\.$"),
+        ([TOY, "--models", "unsafe*", "safe*"], r"No model matches 'safe\*'"),
+    ],
+)
+def test_a_pattern_that_matches_nothing_is_refused(options, message):
+    with pytest.raises(SystemExit, match=message):
+        recompute.main(options)
