@@ -3,6 +3,7 @@
 import fcntl
 import os
 import shlex
+import sqlite3
 import sys
 import tempfile
 import threading
@@ -19,7 +20,8 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking.fluent import _ACTIVE_MODEL_CONTEXT
 from mlflow.utils.credentials import get_default_host_creds
 from mlflow.utils.rest_utils import http_request
-from sqlalchemy.engine import make_url
+from sqlalchemy import event
+from sqlalchemy.engine import Engine, make_url
 from sqlalchemy.exc import SQLAlchemyError
 
 from lightning_unlearn import processes, schema
@@ -340,9 +342,31 @@ def _make() -> None:
     if database is not None and not database.exists():
         unfinished = database.with_name(f"{database.name}.part")
         unfinished.unlink(missing_ok=True)
-        mlflow.MlflowClient(sqlite_uri(unfinished)).search_experiments(max_results=1)
+        with _not_waiting_for_the_disk():
+            mlflow.MlflowClient(sqlite_uri(unfinished)).search_experiments(max_results=1)
+        with unfinished.open("rb") as file:
+            os.fsync(file.fileno())
         os.replace(unfinished, database)
     mlflow.MlflowClient().search_experiments(max_results=1)
+
+
+@contextmanager
+def _not_waiting_for_the_disk() -> Iterator[None]:
+    """SQLite connections of this thread that are opened inside the block leave writing to the operating system.
+
+    MLflow makes a store in some 80 transactions, each of which waits for the disk several times otherwise.
+    """
+    thread = threading.get_ident()
+
+    def leave_it(connection: object, _: object) -> None:
+        if isinstance(connection, sqlite3.Connection) and threading.get_ident() == thread:
+            connection.execute("PRAGMA synchronous = OFF")
+
+    event.listen(Engine, "connect", leave_it)
+    try:
+        yield
+    finally:
+        event.remove(Engine, "connect", leave_it)
 
 
 def _mark_killed() -> None:

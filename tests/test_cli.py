@@ -1,3 +1,4 @@
+import gc
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -19,6 +20,13 @@ def test_an_unknown_command_is_refused(capsys):
         cli.main(["fitt"])
     assert stopped.value.code == 2
     assert "unknown command 'fitt'" in capsys.readouterr().err
+
+
+def test_garbage_is_collected_again_once_a_command_is_imported(monkeypatch):
+    monkeypatch.setitem(cli.COMMANDS, "broken", ("lightning_unlearn.no_such_module", ""))
+    with pytest.raises(ModuleNotFoundError):
+        cli.main(["broken"])
+    assert gc.isenabled()
 
 
 def test_top_level_help_loads_nothing_heavy():
