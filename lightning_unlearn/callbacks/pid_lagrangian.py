@@ -14,7 +14,7 @@ from lightning_unlearn.objectives.pid import PIDGains, PIDState, PIDTerms, pid_s
 
 TARGET_COST = 0.03
 """Of the published recipes."""
-_RECENT = 0.25
+_RECENT = 0.15
 """Share of a rollout's episodes in the running mean of returns."""
 
 
@@ -27,16 +27,17 @@ class PIDLagrangian(pl.Callback):
     g = clip((R̂ − f·R_E)/(m·R_E), 0, 1),
 
     f the floor, m the margin, R_E the expert's mean return of an episode in training's first rollouts, and R̂ a running
-    mean of those since: the nearer to the floor, the less the cost weighs. (Where R_E is negative,
-    its size counts: f·R_E is R_E − (1 − f)·|R_E|.)
+    mean of those since: the nearer to the floor, the less the cost weighs, and the less λ rises. Where R_E is negative,
+    its size counts: f·R_E is R_E − (1 − f)·|R_E|.
 
     Args:
         kp: Proportional gain.
         ki: Integral gain.
         kd: Derivative gain.
         target_cost: C_forget per step that is aimed at; null: 0.03, or what `cost_limit` makes of it.
-        cost_limit: C_forget per episode that is aimed at, in place of `target_cost`: divided by the mean length of the
-            expert's episodes.
+        cost_limit: C_forget per episode that is not to be exceeded, in place of `target_cost`: what is aimed at is
+            `limit_share` of it, divided by the mean length of the expert's episodes.
+        limit_share: Below 1, so that episodes that training has not seen keep the limit, too.
         return_floor: Share of the expert's return below which the cost does not count; null: none.
         return_margin: Share of the expert's return above the floor from which on λ counts in full.
         lambda_init: λ before the first rollout; of the incremental form alone.
@@ -58,12 +59,15 @@ class PIDLagrangian(pl.Callback):
         form: Literal["incremental", "positional"] = "incremental",
         smoothing: float = 0.0,
         cost_limit: float | None = None,
+        limit_share: float = 0.85,
         return_floor: float | None = None,
         return_margin: float = 0.07,
     ) -> None:
         _require_one_aim(target_cost, cost_limit)
         _require_at_least_0(kp=kp, ki=ki, kd=kd, lambda_max=lambda_max)
-        _require_at_least_0(target_cost=target_cost, cost_limit=cost_limit, return_floor=return_floor)
+        _require_at_least_0(
+            limit_share=limit_share, target_cost=target_cost, cost_limit=cost_limit, return_floor=return_floor
+        )
         if not 0.0 <= lambda_init <= lambda_max:
             raise ValueError(f"pid.lambda_init={lambda_init} must lie from 0 to pid.lambda_max={lambda_max}.")
         if not 0.0 <= smoothing < 1.0:
@@ -81,7 +85,8 @@ class PIDLagrangian(pl.Callback):
         self.gains = PIDGains(
             kp, ki, kd, TARGET_COST if target_cost is None else target_cost, lambda_max, integral_max, form, smoothing
         )
-        self.cost_limit, self.return_floor, self.return_margin = cost_limit, return_floor, return_margin
+        self.cost_limit, self.limit_share = cost_limit, limit_share
+        self.return_floor, self.return_margin = return_floor, return_margin
         self.state = PIDState(lambda_init)
         self._recent_return: float | None = None
 
@@ -100,13 +105,15 @@ class PIDLagrangian(pl.Callback):
             return
         following, unit, target = batch[keys.NEXT], pl_module.cost_unit, self.gains.target
         if self.cost_limit is not None:
-            target = self.cost_limit / self._measured(pl_module.measured, "episode_length")
-        rate = float(following[keys.C_FORGET].mean())
-        self.state, terms = pid_step(replace(self.gains, target=target / unit), self.state, rate / unit)
+            target = self.limit_share * self.cost_limit / self._measured(pl_module.measured, "episode_length")
         room = 1.0
         if self.return_floor is not None:
             returns = following[keys.EPISODE_RETURN][following[keys.DONE]]
             room = self._room(self._measured(pl_module.measured, "episode_return"), returns)
+        rate, before = float(following[keys.C_FORGET].mean()), self.state.cost_weight
+        self.state, terms = pid_step(replace(self.gains, target=target / unit), self.state, rate / unit)
+        if (rise := self.state.cost_weight - before) > 0.0:
+            self.state = self.state._replace(cost_weight=before + room * rise)
         pl_module.cost_weight = self.state.cost_weight * room
         pl_module.log_dict(self._metrics(terms, target, room), batch_size=batch.numel())
 
