@@ -11,14 +11,17 @@ from lightning_unlearn import keys
 
 
 class Expert(NamedTuple):
-    """Means over the expert's rollouts; those over episodes are None where none ended."""
+    """Means over the expert's rollouts.
+
+    Where no episode ended in them, one is taken to be as long as the task lets it, and to go on as it began.
+    """
 
     reward_size: float
     """Of |reward|, per step."""
     c_forget: float
     """Per step."""
-    episode_return: float | None
-    episode_length: float | None
+    episode_return: float
+    episode_length: float
     """Steps."""
 
 
@@ -42,16 +45,17 @@ class ExpertRecord(pl.Callback):
         lengths = self._lengths(following[keys.DONE].squeeze(-1))
         if trainer.current_epoch in watched:
             ended = following[keys.EPISODE_RETURN][following[keys.DONE]]
-            counts = (batch.numel(), following[keys.REWARD].abs().sum(), following[keys.C_FORGET].sum())
+            reward = following[keys.REWARD]
+            counts = (batch.numel(), reward.abs().sum(), reward.sum(), following[keys.C_FORGET].sum())
             for name, number in zip(_SUMS, (*counts, len(lengths), ended.sum(), sum(lengths)), strict=True):
                 self._sums[name] += float(number)
         if trainer.current_epoch == watched.stop - 1:
-            pl_module.measured = self._expert()
+            pl_module.measured = self._expert(pl_module)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Hand over what a run that is resumed had seen."""
         if pl_module.source is not None and trainer.current_epoch >= pl_module.expert_rollouts.stop:
-            pl_module.measured = self._expert() if self._sums["steps"] else None
+            pl_module.measured = self._expert(pl_module) if self._sums["steps"] else None
 
     def state_dict(self) -> dict[str, Any]:
         """What was counted."""
@@ -71,10 +75,12 @@ class ExpertRecord(pl.Callback):
             self._steps[row] = len(its) - ends[-1]
         return lengths
 
-    def _expert(self) -> Expert:
-        steps, rewards, c_forget, episodes, returns, lengths = (self._sums[name] for name in _SUMS)
-        of_episodes = (returns / episodes, lengths / episodes) if episodes else (None, None)
-        return Expert(rewards / steps, c_forget / steps, *of_episodes)
+    def _expert(self, pl_module: Any) -> Expert:
+        steps, sizes, rewards, c_forget, episodes, returns, lengths = (self._sums[name] for name in _SUMS)
+        if not episodes:
+            episodes, lengths = 1.0, float(pl_module.data.env.simulator.max_episode_steps)
+            returns = rewards / steps * lengths
+        return Expert(sizes / steps, c_forget / steps, returns / episodes, lengths / episodes)
 
 
-_SUMS = ("steps", "rewards", "c_forget", "episodes", "returns", "lengths")
+_SUMS = ("steps", "reward_sizes", "rewards", "c_forget", "episodes", "returns", "lengths")

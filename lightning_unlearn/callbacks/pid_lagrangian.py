@@ -99,17 +99,17 @@ class PIDLagrangian(pl.Callback):
         """Move λ from the rollout that the coming update learns from.
 
         Raises:
-            ValueError: No episode of the expert ended, which a limit or a floor is measured against.
+            ValueError: A limit or a floor is to be measured against an expert, and there is none.
         """
         if trainer.current_epoch < pl_module.expert_rollouts.stop - 1:
             return
         following, unit, target = batch[keys.NEXT], pl_module.cost_unit, self.gains.target
         if self.cost_limit is not None:
-            target = self.limit_share * self.cost_limit / self._measured(pl_module.measured, "episode_length")
+            target = self.limit_share * self.cost_limit / self._expert(pl_module).episode_length
         room = 1.0
         if self.return_floor is not None:
             returns = following[keys.EPISODE_RETURN][following[keys.DONE]]
-            room = self._room(self._measured(pl_module.measured, "episode_return"), returns)
+            room = self._room(self._expert(pl_module).episode_return, returns)
         rate, before = float(following[keys.C_FORGET].mean()), self.state.cost_weight
         self.state, terms = pid_step(replace(self.gains, target=target / unit), self.state, rate / unit)
         if (rise := self.state.cost_weight - before) > 0.0:
@@ -134,14 +134,14 @@ class PIDLagrangian(pl.Callback):
         self._recent_return = recent
         return room_above(recent, expert_return, cast(float, self.return_floor), self.return_margin)
 
-    def _measured(self, expert: Expert | None, name: str) -> float:
-        measured = None if expert is None else getattr(expert, name)
-        if measured is None:
+    def _expert(self, pl_module: Any) -> Expert:
+        expert: Expert | None = pl_module.measured
+        if expert is None:
             raise ValueError(
-                "pid.cost_limit and pid.return_floor are measured against the expert's episodes, and none ended in the "
-                "first rollouts: use a longer data.horizon, or a larger model.warm_up, and start from a model.source."
+                "pid.cost_limit and pid.return_floor are measured against an expert, and this method has none: "
+                "set them to null and use pid.target_cost, or name a model.source."
             )
-        return float(measured)
+        return expert
 
     def _metrics(self, terms: PIDTerms, target: float, room: float) -> dict[str, float]:
         return {

@@ -227,8 +227,9 @@ class OffPolicyConcept(GradientMethod):
     @property
     def expert_rollouts(self) -> range:
         """The first ones, which only watch; not the very first, where its means and standard deviation then change."""
-        first = 0 if self.mean_scale is not None else 1
-        return range(first, max(first + 1, round(self.warm_up * cast(int, self.trainer.max_epochs))))
+        updates = cast(int, self.trainer.max_epochs)
+        first = 0 if self.mean_scale is not None or updates == 1 else 1
+        return range(first, max(first + 1, round(self.warm_up * updates)))
 
     @property
     def cost_unit(self) -> float:

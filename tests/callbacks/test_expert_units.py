@@ -48,9 +48,15 @@ def test_an_option_replaces_the_other_of_a_config_and_both_are_refused():
         repaired("--cost_limit", "-1")
 
 
-def test_a_limit_needs_an_episode_of_the_expert():
-    with pytest.raises(ValueError, match=r"pid.cost_limit and pid.return_floor are .*none ended .* data.horizon"):
-        repaired("--cost_limit", "1", "--horizon", "16", "--n_envs", "1")
+def test_a_limit_needs_an_expert(store):
+    oracle = [part.replace("concept", "oracle") for part in CHAIN]
+    with pytest.raises(ValueError, match=r"pid.cost_limit and pid.return_floor are measured against an expert"):
+        training.train([*oracle, "--cost_limit", "1"])
+
+
+def test_where_no_episode_of_the_expert_ends_it_is_as_long_as_the_task_lets_it(store):
+    run = training.train([*CHAIN, *SOURCE, "--cost_limit", "4", "--horizon", "16", "--pid.return_floor", "0.9"])
+    assert metrics(run.run_id, "target") == pytest.approx([0.85 * 4 / 32] * 4)
 
 
 class Watched:
