@@ -28,7 +28,7 @@ from lightning_unlearn.callbacks.weight_average import WeightAverage
 from lightning_unlearn.checkpoints import WholeCheckpoints
 from lightning_unlearn.collection.data import RolloutData
 from lightning_unlearn.configuration import ConfigParser, expand, flatten, origin
-from lightning_unlearn.envs.concept_option import working_directory_importable
+from lightning_unlearn.envs.working_directory import working_directory_importable
 from lightning_unlearn.methods.gradient import GradientMethod
 from lightning_unlearn.process_state import not_autologged
 from lightning_unlearn.processes import cores

@@ -22,8 +22,8 @@ from typing import Any
 
 import numpy as np
 
-from lightning_unlearn.envs.concept_option import working_directory_importable
 from lightning_unlearn.envs.toy import ENV_ID as TOY_ID
+from lightning_unlearn.envs.working_directory import working_directory_importable
 
 _BANNER = "PYGAME_HIDE_SUPPORT_PROMPT"
 _SUPPORTED = re.compile(r"Safety(Point|Car|Racecar|Doggo|Ant)((Goal|Button|Push|Circle)[012]|Run0)-v0")

@@ -1,16 +1,14 @@
 """How a concept is given to a command: `auto` or an info key as it is, or a class, which jsonargparse builds."""
 
 import re
-import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from jsonargparse.typing import register_type
 
 from lightning_unlearn.envs.concept import Concept
 from lightning_unlearn.envs.concepts import AUTO, READY, recorded_as
+from lightning_unlearn.envs.working_directory import working_directory_importable
 
 if TYPE_CHECKING:
     CostKey = str
@@ -60,16 +58,3 @@ def classes_of_their_own(recorded: Any) -> set[str]:
         return {path for value in recorded for path in classes_of_their_own(value)}
     ready = {f"{cls.__module__}.{cls.__qualname__}" for cls in READY}
     return {recorded} - ready if isinstance(recorded, str) and "." in recorded else set()
-
-
-@contextmanager
-def working_directory_importable() -> Iterator[None]:
-    """Inside the block, modules of the working directory can be imported, where no installed one has their name."""
-    here = str(Path.cwd())  # the parser goes to the folder of a config file while it reads it
-    sys.path.append(here)
-    try:
-        yield
-    finally:
-        sys.path.reverse()
-        sys.path.remove(here)  # the last one
-        sys.path.reverse()

@@ -21,9 +21,9 @@ from struct import Struct
 from typing import Any
 
 from lightning_unlearn.children import python_command
-from lightning_unlearn.envs.concept_option import working_directory_importable
 from lightning_unlearn.envs.rollout import Actor, RolloutBuffer, open_memory, roll_out
 from lightning_unlearn.envs.simulator import Simulator
+from lightning_unlearn.envs.working_directory import working_directory_importable
 
 _WATCH = 0.0005
 """Seconds that a process watches before it sleeps."""
