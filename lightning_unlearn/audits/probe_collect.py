@@ -17,7 +17,6 @@ from lightning_unlearn.collection.acting import actor_of
 from lightning_unlearn.collection.episodes import BLOCK_STEPS
 from lightning_unlearn.envs.batched import BatchedEnv, make_env
 from lightning_unlearn.envs.concepts import Concept, recorded_as
-from lightning_unlearn.envs.simulator import Step
 from lightning_unlearn.policies.actor_critic import ActorCritic
 from lightning_unlearn.seeds import SeedStreams, training_seeds
 
@@ -67,8 +66,8 @@ def collect(policy: ActorCritic, wanted: Collection, label: str | None = None) -
         seeds = training_seeds(SeedStreams.of(wanted.seed).evaluation, wanted.num_envs)
         kept = _Kept(wanted)
         with tqdm(total=2 * wanted.n_per_class, desc=label, unit="state", disable=label is None, leave=False) as bar:
-            for observation, step, shown in _transitions(env, policy, seeds, wanted.max_env_steps // wanted.num_envs):
-                bar.update(kept.add(observation, shown, step))
+            for transitions in _transitions(env, policy, seeds, wanted.max_env_steps // wanted.num_envs):
+                bar.update(kept.add(*transitions))
                 if kept.full:
                     break
         return kept.data(hazard_lidar(env), env.concept)
@@ -78,8 +77,8 @@ def collect(policy: ActorCritic, wanted: Collection, label: str | None = None) -
 
 def _transitions(
     env: BatchedEnv, policy: ActorCritic, seeds: list[int], steps: int
-) -> Iterator[tuple[np.ndarray, Step, np.ndarray]]:
-    """What the policy saw, (E, O), what came of its action, and whether that showed the concept, (E,) bool."""
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]]:
+    """The arguments of `_Kept.add`, step by step."""
     sim, actor = env.simulator, actor_of(policy)
     buffer = sim.rollout_buffer(min(steps, BLOCK_STEPS))
     dtype = torch.zeros(0, dtype=policy.observation_dtype).numpy().dtype
@@ -88,9 +87,8 @@ def _transitions(
     for start in range(0, steps, BLOCK_STEPS):
         block = buffer.first(steps - start)
         sim.roll_out(actor, block)
-        shown = env.c_forget_of(block) > 0
-        for t in range(block.horizon):
-            yield block.observation[t].astype(dtype), block.step(t, sim), shown[t]
+        observation, shown = block.observation.astype(dtype), env.c_forget_of(block) > 0
+        yield from zip(observation, shown, block.done, block.failed, strict=True)
 
 
 def _require_fit(policy: ActorCritic, env: BatchedEnv, wanted: Collection) -> None:
@@ -122,10 +120,20 @@ class _Kept:
     def full(self) -> bool:
         return not self._room.any()
 
-    def add(self, observation: np.ndarray, signal: np.ndarray, step: Step) -> int:
-        """Keep what is wanted of one step; returns how many states that was."""
-        label, done = signal.astype(np.int64), step.terminated | step.truncated
-        chosen = np.sort(np.concatenate([self._first((label == c) & ~step.failed, c) for c in (0, 1)]))
+    def add(self, observation: np.ndarray, signal: np.ndarray, done: np.ndarray, failed: np.ndarray) -> int:
+        """Keep what is wanted of one step.
+
+        Args:
+            observation: What the policy saw. Shape: (E, O).
+            signal: Whether the step showed the concept. This and the others have the shape (E,), bool.
+            done: Whether it ended an episode.
+            failed: Whether the simulator failed in it.
+
+        Returns:
+            How many states were kept.
+        """
+        label = signal.astype(np.int64)
+        chosen = np.sort(np.concatenate([self._first((label == c) & ~failed, c) for c in (0, 1)]))
         self._states.append(observation[chosen])
         at = np.full_like(chosen, len(self._done))
         self._rows.append(np.stack([at, chosen, label[chosen], self._episode[chosen]], axis=-1))
@@ -133,7 +141,7 @@ class _Kept:
         self._room -= np.bincount(label[chosen], minlength=2)
         self._signals.append(signal)
         self._done.append(done)
-        self._failed += int(step.failed.sum())
+        self._failed += int(failed.sum())
         self._begin_episodes(done)
         return len(chosen)
 
