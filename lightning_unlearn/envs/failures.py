@@ -69,7 +69,7 @@ class FailureCount:
         Raises:
             RuntimeError: An environment failed again and again.
         """
-        if not ended.any():  # a failure is an end, too
+        if not np.count_nonzero(ended):  # a failure is an end, too
             return
         self.in_a_row[ended & ~failed] = 0
         self.in_a_row += failed

@@ -7,33 +7,23 @@ one environment at a time. Shapes: E environments, n objects, B bins.
 import numpy as np
 
 _TURN = 2.0 * np.pi
-_NEIGHBOURS = np.array([0, 1, -1])[:, None, None]
 
 
-def ego_xy(points: np.ndarray, position: np.ndarray, rotation: np.ndarray) -> np.ndarray:
+def ego_xy(offset: np.ndarray, height: np.ndarray, rotation: np.ndarray) -> np.ndarray:
     """Points on the floor as the agent sees them: ((x, y, 0) − position) · rotation, without its z.
 
     Args:
-        points: World coordinates in metres. Shape: (E, n, 2).
-        position: The agent's. Shape: (E, 3).
+        offset: From the agent to the points in world coordinates, metres. Shape: (E, n, 2).
+        height: The agent's, metres. Shape: (E,).
         rotation: The agent's frame in world coordinates, one axis a column. Shape: (E, 3, 3).
 
     Returns:
         Egocentric coordinates in metres. Shape: (E, n, 2).
     """
-    horizontal = (points - position[:, None, :2]) @ rotation[:, :2, :2]
-    return horizontal - (position[:, 2, None] * rotation[:, 2, :2])[:, None]
+    return offset @ rotation[:, :2, :2] - height[:, None, None] * rotation[:, 2:, :2]
 
 
-def pseudo_lidar(
-    ego: np.ndarray,
-    starts: np.ndarray,
-    readings: np.ndarray,
-    num_bins: int,
-    max_dist: float | None,
-    exp_gain: float = 1.0,
-    alias: bool = True,
-) -> None:
+class PseudoLidar:
     """Closeness of the nearest object in each of B directions, for each group of objects.
 
     An object at distance d reads s = max(0, D − d) / D, or exp(−gain · d) without a D. It shows in the bin of its
@@ -41,32 +31,45 @@ def pseudo_lidar(
     its place within its own bin. A bin holds the maximum over the objects of a group, 0 without any.
 
     Args:
-        ego: Egocentric positions in metres. Shape: (E, n, 2).
-        starts: Where in the flat `readings` the bins of each object's group begin. Shape: (E, n), int.
-        readings: Zeros that are raised to the readings, each in [0, 1]. Any shape, contiguous.
+        starts: Where in flat readings the bins of each object's group begin. Shape: (E, n), int.
         num_bins: B.
         max_dist: D in metres; None for the exponential reading.
         exp_gain: Gain of the exponential reading, per metre.
         alias: Whether neighbouring bins share a reading.
     """
-    place = np.arctan2(ego[..., 1], ego[..., 0]) % _TURN / (_TURN / num_bins)  # (E, n), in bins
-    closeness = _closeness(np.hypot(ego[..., 0], ego[..., 1]), max_dist, exp_gain)
-    index = np.minimum(place.astype(np.intp), num_bins - 1)  # a full turn, by rounding, is the last bin
-    cells, shares = starts + index, closeness
-    if alias:
-        share = place - index
-        cells = starts + (index + _NEIGHBOURS) % num_bins  # (3, E, n)
-        shares = np.empty(cells.shape)
+
+    def __init__(
+        self, starts: np.ndarray, num_bins: int, max_dist: float | None, exp_gain: float = 1.0, alias: bool = True
+    ) -> None:
+        self._num_bins, self._max_dist, self._exp_gain, self._alias = num_bins, max_dist, exp_gain, alias
+        turns = np.array([0, 1, -1] if alias else [0])
+        self._shown = (np.arange(num_bins) + turns[:, None]) % num_bins  # bin → those that an object in it shows in
+        self._starts = np.tile(starts, (len(turns), 1, 1))
+
+    def write(self, ego: np.ndarray, readings: np.ndarray) -> None:
+        """Raise zeros to the readings.
+
+        Args:
+            ego: Egocentric positions in metres. Shape: (E, n, 2).
+            readings: Each in [0, 1]. Any shape, contiguous.
+        """
+        x, y = ego[..., 0], ego[..., 1]
+        place = np.arctan2(y, x) % _TURN / (_TURN / self._num_bins)  # (E, n), in bins
+        index = np.minimum(place.astype(np.intp), self._num_bins - 1)  # a full turn, by rounding, is the last bin
+        closeness = self._closeness(np.hypot(x, y))
+        shares = np.empty(self._starts.shape)  # (3 or 1, E, n)
         shares[0] = closeness
-        np.multiply(share, closeness, out=shares[1])
-        np.multiply(1.0 - share, closeness, out=shares[2])
-    np.maximum.at(readings.reshape(-1), cells.reshape(-1), shares.reshape(-1))
+        if self._alias:
+            share = place - index
+            np.multiply(share, closeness, out=shares[1])
+            np.multiply(1.0 - share, closeness, out=shares[2])
+        cells = self._shown.take(index, axis=1) + self._starts
+        np.maximum.at(readings.reshape(-1), cells.reshape(-1), shares.reshape(-1))
 
-
-def _closeness(distance: np.ndarray, max_dist: float | None, exp_gain: float) -> np.ndarray:
-    if max_dist is None:
-        return np.exp(-exp_gain * distance)
-    return np.maximum(0.0, max_dist - distance) / max_dist
+    def _closeness(self, distance: np.ndarray) -> np.ndarray:
+        if self._max_dist is None:
+            return np.exp(-self._exp_gain * distance)
+        return np.maximum(0.0, self._max_dist - distance) / self._max_dist
 
 
 def compass(points: np.ndarray, position: np.ndarray, rotation: np.ndarray, size: int = 2) -> np.ndarray:

@@ -43,8 +43,10 @@ class NavigationSimulator(InOneProcess):
         self._snapshot = Snapshot(num_envs, sample.model)
         self._scenes = [Scene(make_task(env_id), blueprint) for _ in range(num_envs)]
         self._tasks = [scene.task for scene in self._scenes]
+        self._are_alive = [task.agent.is_alive for task in self._tasks]
         self._rules = Rules(sample, sample.model, num_envs)
         self._motion = AgentMotion(sample.model)
+        self._bounds = [np.tile(bound, (num_envs, 1)) for bound in (self.action_low, self.action_high)]
         layout = self.observation_layout
         self._proprioception = Proprioception(sample, sample.model, layout)
         self._exteroception = Exteroception(sample, sample.model, layout, num_envs)
@@ -88,12 +90,15 @@ class NavigationSimulator(InOneProcess):
         self._steps += 1
         failed = self._snapshot.read(self._scenes)
         outcome = self._rules(self._snapshot, self._tasks)
-        met = outcome.goal_met & ~failed
-        terminated = (self._next_goals(met) | self._dead()) & ~failed
-        truncated = failed | (self._steps >= self.max_episode_steps)
-        observation = self._observe()
-        if failed.any():
+        if np.count_nonzero(failed):
             outcome.void(failed, self._tasks[0].reward_conf.reward_exception)
+        terminated = self._next_goals(outcome.goal_met)
+        self._add_dead(terminated)
+        truncated = self._steps >= self.max_episode_steps
+        observation = self._observe()
+        if np.count_nonzero(failed):
+            terminated &= ~failed
+            truncated |= failed
             observation[failed] = self._observation[failed]
         self._observation = observation
         self._failures.add(failed, terminated | truncated)
@@ -104,7 +109,7 @@ class NavigationSimulator(InOneProcess):
             terminated=terminated,
             truncated=truncated,
             failed=failed,
-            goal_met=met,
+            goal_met=outcome.goal_met,
         )
 
     def top_view(self) -> TopView:
@@ -173,8 +178,8 @@ class NavigationSimulator(InOneProcess):
         self._steps[row] = 0
 
     def _controls(self, actions: np.ndarray) -> np.ndarray:
-        require_actions(actions, (self.num_envs, len(self.action_low)))
-        return np.minimum(np.maximum(actions, self.action_low), self.action_high)
+        low, high = self._bounds
+        return np.minimum(np.maximum(require_actions(actions, low.shape), low), high)
 
     def _observe(self) -> np.ndarray:
         observation = np.zeros((self.num_envs, self.observation_size))
@@ -186,15 +191,17 @@ class NavigationSimulator(InOneProcess):
     def _next_goals(self, met: np.ndarray) -> np.ndarray:
         """Place a new goal where one was met; return where there was no room for it. Shape: (E,), bool."""
         stuck = np.zeros(self.num_envs, dtype=bool)
-        if met.any():
+        if np.count_nonzero(met):
             for row in np.flatnonzero(met):
                 stuck[row] = not self._scenes[row].next_goal()
                 self._rules.read(row, self._tasks[row])
             self._snapshot.read(self._scenes)
         return stuck
 
-    def _dead(self) -> np.ndarray:
-        return np.array([not task.agent.is_alive() for task in self._tasks])
+    def _add_dead(self, terminated: np.ndarray) -> None:
+        for row, is_alive in enumerate(self._are_alive):
+            if not is_alive():
+                terminated[row] = True
 
 
 def _radius(obstacle: Any) -> float | None:

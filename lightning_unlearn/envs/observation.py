@@ -7,7 +7,7 @@ import mujoco
 import numpy as np
 
 from lightning_unlearn.envs.compat import BaseTask
-from lightning_unlearn.envs.lidar import compass, ego_xy, pseudo_lidar
+from lightning_unlearn.envs.lidar import PseudoLidar, compass, ego_xy
 from lightning_unlearn.envs.physics import Snapshot
 
 
@@ -43,21 +43,21 @@ class Proprioception:
 
     def __init__(self, task: BaseTask, model: mujoco.MjModel, layout: dict[str, slice]) -> None:
         info = task.agent.sensor_info
-        self._hinges = [(layout[name], _values(model, name)) for name in info.hinge_pos_names]
+        self._hinges = np.array([_values(model, name).start for name in info.hinge_pos_names], dtype=np.intp)
         self._balls = [(layout[name], _values(model, name)) for name in info.ballquat_names]
         special = {*info.hinge_pos_names, *info.ballquat_names}
         copied = [name for name in task.agent.build_sensor_observation_space() if name not in special]
-        self._to = np.concatenate([np.r_[layout[name]] for name in copied])
-        # Of the free joint's position only the height is observed: the last of its values.
-        self._from = np.concatenate([np.r_[_values(model, name)][-_size(layout[name]) :] for name in copied])
+        # An observation begins with them. Of the free joint's position only the height is observed: the last value.
+        self._copied = np.concatenate([np.r_[_values(model, name)][-_size(layout[name]) :] for name in copied])
 
     def write(self, snapshot: Snapshot, observation: np.ndarray) -> None:
         """Fill the agent's part of the observation. Shape: (E, O)."""
-        sensors = snapshot.sensors
-        observation[:, self._to] = sensors[:, self._from]
-        for place, values in self._hinges:
-            angle = sensors[:, values]
-            observation[:, place] = np.concatenate([np.sin(angle), np.cos(angle)], axis=1)
+        sensors, copied, hinges = snapshot.sensors, len(self._copied), len(self._hinges)
+        observation[:, :copied] = sensors.take(self._copied, axis=1)
+        if hinges:
+            angles = sensors.take(self._hinges, axis=1)
+            pairs = observation[:, copied : copied + 2 * hinges].reshape(-1, hinges, 2)
+            pairs[..., 0], pairs[..., 1] = np.sin(angles), np.cos(angles)
         for place, values in self._balls:
             observation[:, place] = rotation_matrices(sensors[:, values])
 
@@ -66,15 +66,20 @@ class Exteroception:
     """Lidar and compass readings of every group of objects that the task observes."""
 
     def __init__(self, task: BaseTask, model: mujoco.MjModel, layout: dict[str, slice], num_envs: int) -> None:
-        self._agent = model.body("agent").id
-        self._conf, self._compass_size = task.lidar_conf, task.compass_conf.shape
+        self._agent, self._compass_size = model.body("agent").id, task.compass_conf.shape
         seen = [obstacle for obstacle in task._obstacles if obstacle.is_lidar_observed]
         bodies = [object_bodies(model, obstacle.name) for obstacle in seen]
         sizes = [len(ids) for ids in bodies]
         self._bodies = np.concatenate(bodies or [np.zeros(0, dtype=np.intp)])
         rows = np.arange(num_envs)[:, None] * max(place.stop for place in layout.values())
         columns = np.repeat([layout[f"{obstacle.name}_lidar"].start for obstacle in seen], sizes)
-        self._starts = (rows + columns).astype(np.intp)  # (E, n), into the flat observation
+        self._lidar = PseudoLidar(
+            (rows + columns).astype(np.intp),  # into the flat observation
+            task.lidar_conf.num_bins,
+            task.lidar_conf.max_dist,
+            task.lidar_conf.exp_gain,
+            task.lidar_conf.alias,
+        )
         # The circle is observed at the origin, wherever its body was drawn.
         self._at_origin = np.flatnonzero(np.repeat([obstacle.name == "circle" for obstacle in seen], sizes))
         compassed = [o for o in task._obstacles if getattr(o, "is_comp_observed", False)]
@@ -90,11 +95,10 @@ class Exteroception:
             observation[:, place] = directions.reshape(len(observation), -1)
 
     def _write_lidar(self, snapshot: Snapshot, position: np.ndarray, observation: np.ndarray) -> None:
-        points = snapshot.positions.take(self._bodies, axis=1)[..., :2]
+        offset = snapshot.offset.take(self._bodies, axis=1)
         if len(self._at_origin):
-            points[:, self._at_origin] = 0.0
-        conf, ego = self._conf, ego_xy(points, position, snapshot.rotation)
-        pseudo_lidar(ego, self._starts, observation, conf.num_bins, conf.max_dist, conf.exp_gain, conf.alias)
+            offset[:, self._at_origin] = 0.0 - position[:, None, :2]
+        self._lidar.write(ego_xy(offset, position[:, 2], snapshot.rotation), observation)
 
 
 def _values(model: mujoco.MjModel, name: str) -> slice:

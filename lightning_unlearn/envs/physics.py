@@ -19,7 +19,12 @@ _DIVERGED = [int(getattr(mujoco.mjtWarning, f"mjWARN_BADQ{part}")) for part in (
 
 def distance_xy(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     """Distance in the plane, metres. Shape: (..., 2 or 3) → (...)."""
-    squares = np.square(first[..., :2] - second[..., :2])
+    return _length(first[..., :2] - second[..., :2])
+
+
+def _length(vectors: np.ndarray) -> np.ndarray:
+    """Shape: (..., 2) → (...)."""
+    squares = np.square(vectors)
     return np.sqrt(squares[..., 0] + squares[..., 1])
 
 
@@ -31,8 +36,10 @@ class Snapshot:
 
     positions: np.ndarray
     """Of every body. Shape: (E, B, 3), metres."""
+    offset: np.ndarray
+    """From the agent to every body, in the plane. Shape: (E, B, 2), metres."""
     distance: np.ndarray
-    """From the agent to every body, in the plane. Shape: (E, B), metres."""
+    """Its length. Shape: (E, B), metres."""
     rotation: np.ndarray
     """Of the agent. Shape: (E, 3, 3)."""
     sensors: np.ndarray
@@ -47,11 +54,12 @@ class Snapshot:
         positions, rotation, self.sensors, self.qvel, *_ = np.split(
             self._numbers, np.cumsum(sizes)[:-1], axis=1
         )  # views
-        # Numbers are to be finite, and warnings none.
-        self._limits = np.repeat((np.inf, 1.0), (sum(sizes[:-1]), sizes[-1]))
+        # Numbers are to be finite, and warnings none. (As large as the numbers, which numpy compares much faster.)
+        self._limits = np.tile(np.repeat((np.inf, 1.0), (sum(sizes[:-1]), sizes[-1])), (num_envs, 1))
         self.positions = positions.reshape(num_envs, -1, 3)
         self.rotation = rotation.reshape(num_envs, 3, 3)
-        self._agent = model.body("agent").id
+        xy = np.arange(sizes[0]).reshape(-1, 3)[:, :2]
+        self._bodies_xy, self._agent_xy = xy.reshape(-1), np.tile(xy[model.body("agent").id], model.nbody)  # columns
         self._views: list[_Views] = []
         self._touched: np.ndarray | None = None
 
@@ -66,10 +74,19 @@ class Snapshot:
             self._sources = [numbers for views in self._views for numbers in views.numbers]
         np.concatenate(self._sources, out=self._numbers.reshape(-1))
         self._touched = None
-        failed: np.ndarray = ~np.logical_and.reduce(np.abs(self._numbers) < self._limits, axis=1)
-        if failed.any():
-            self._numbers[failed] = 0.0
-        self.distance = distance_xy(self.positions, self.positions[:, self._agent, None])
+        failed = self._failed()
+        offset = self._numbers.take(self._bodies_xy, axis=1) - self._numbers.take(self._agent_xy, axis=1)
+        self.offset = offset.reshape(len(offset), -1, 2)
+        self.distance = _length(self.offset)
+        return failed
+
+    def _failed(self) -> np.ndarray:
+        """Shape: (E,), bool."""
+        sound = np.abs(self._numbers) < self._limits
+        if np.count_nonzero(sound) == sound.size:  # nearly always
+            return np.zeros(len(sound), dtype=bool)
+        failed: np.ndarray = ~np.logical_and.reduce(sound, axis=1)
+        self._numbers[failed] = 0.0
         return failed
 
     @property

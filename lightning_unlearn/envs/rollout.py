@@ -13,7 +13,7 @@ from typing import Any, NoReturn, Protocol
 
 import numpy as np
 
-from lightning_unlearn.envs.simulator import Simulator, Step, TopView
+from lightning_unlearn.envs.simulator import Simulator, Step, TopView, all_finite
 
 MOST_COSTS = 32
 """Kinds of cost that a rollout has room for, of an environment that may report more of them as they happen."""
@@ -129,8 +129,8 @@ class RolloutBuffer:
             )
         for place, key in enumerate(columns):
             self.costs[t, :, place] = step.costs[key]
-        for flag in _FLAGS:
-            getattr(self, flag)[t] = getattr(step, flag)
+        self.terminated[t], self.truncated[t] = step.terminated, step.truncated
+        self.failed[t], self.goal_met[t] = step.failed, step.goal_met
         if simulator.in_plane:
             self.position[t], self.velocity[t] = simulator.agent_position(), simulator.agent_velocity()
 
@@ -196,14 +196,14 @@ def roll_out(
     if simulator.late_costs:
         buffer.costs[:] = 0.0  # until they are reported
     for t in range(buffer.horizon):
-        if begins := ended.any():
+        if begins := np.count_nonzero(ended):
             observation = simulator.reset(ended)
         if scenes is not None:
             scenes.append(simulator.top_view())
         if t % hold == 0 or begins:
             mean = actor.mean(observation, first)
             drawn = mean + buffer.deviation[t]
-            if not np.isfinite(drawn).all():
+            if not all_finite(drawn):
                 _refuse(simulator.env_id, observation)
             if t % hold:
                 held = ~ended[:, None]

@@ -29,6 +29,7 @@ class Outcome:
     def void(self, failed: np.ndarray, reward: float) -> None:
         """Take back what was earned where the simulator failed, for a reward of its own. Shape: (E,), bool."""
         self.reward[failed] = reward
+        self.goal_met[failed] = False
         for cost in self.costs.values():
             cost[failed] = 0.0
 

@@ -168,6 +168,11 @@ def require_seeds(seeds: Sequence[int], num_envs: int) -> list[int]:
     return [int(seed) for seed in seeds]
 
 
+def all_finite(numbers: np.ndarray) -> bool:
+    """Whether all are finite; of a few numbers, `np.isfinite(numbers).all()` takes twice as long."""
+    return bool(np.count_nonzero(np.isfinite(numbers)) == np.size(numbers))
+
+
 def require_actions(actions: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     """The actions of a step, if they are finite numbers of the shape (E, A).
 
@@ -176,7 +181,7 @@ def require_actions(actions: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     """
     if np.shape(actions) != shape:
         raise ValueError(f"actions must have shape {shape}, got {np.shape(actions)}")
-    if not np.isfinite(actions).all():
+    if not all_finite(actions):
         row, component = np.argwhere(~np.isfinite(actions))[0].tolist()
         raise ValueError(
             f"component {component} of the action for environment {row} is {actions[row][component]}: the policy "

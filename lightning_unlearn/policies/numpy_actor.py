@@ -5,6 +5,7 @@ Shapes: n environments, O observation size, A action size, H latent size.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -63,6 +64,7 @@ class NumpyActor:
     normaliser: Normaliser | None = None
     editor: GatedEdit | Linear | None = None
 
+    @np.errstate(over="ignore", invalid="ignore")  # who asks looks whether the mean is finite
     def mean(self, observation: np.ndarray, first: int = 0) -> np.ndarray:
         """Mean of the Gaussian before squashing. Shape: (n, O) float64 → (n, A) float32.
 
@@ -73,24 +75,27 @@ class NumpyActor:
         count, size = observation.shape
         start = first % BLOCK
         blocks = -(-(start + count) // BLOCK)
-        rows = np.zeros((blocks * BLOCK, size), np.float32)
-        rows[start : start + count] = self._normalised(observation)
+        x = np.zeros((blocks, BLOCK, size), np.float32)
+        x.reshape(-1, size)[start : start + count] = self._normalised(observation)
         activation = ACTIVATIONS[self.activation]
-        x = rows.reshape(blocks, BLOCK, size)
-        with np.errstate(over="ignore", invalid="ignore"):  # who asks looks whether the mean is finite
-            for weight, bias in self.hidden:
-                x = activation(x @ weight + bias)
-            x = self._edited(x) @ self.output.weight + self.output.bias
+        for weight, bias in self.hidden:
+            x = activation(_affine(x, weight, bias))
+        x = _affine(self._edited(x), *self.output)
         return x.reshape(blocks * BLOCK, -1)[start : start + count]
 
     def squash(self, pre_tanh: np.ndarray) -> np.ndarray:
         """From the Gaussian draw to the action, inside the bounds. Shape: (n, A) → (n, A), float32."""
         low, high = self.action_low, self.action_high
         if self.squashing == "tanh":
-            return low + np.float32(0.5) * (high - low) * (np.tanh(pre_tanh) + 1)
+            return low + self._half_range * (np.tanh(pre_tanh) + 1)
         if self.squashing == "scale":
             pre_tanh = low + (high - low) * (pre_tanh + 1) / 2
         return np.minimum(np.maximum(pre_tanh, low), high)
+
+    @cached_property
+    def _half_range(self) -> np.ndarray:
+        """Shape: (A,), float32."""
+        return np.float32(0.5) * (self.action_high - self.action_low)
 
     def _normalised(self, observation: np.ndarray) -> np.ndarray:
         if self.normaliser is None:
@@ -103,10 +108,16 @@ class NumpyActor:
         if self.editor is None:
             return latent
         if isinstance(self.editor, Linear):
-            return latent @ self.editor.weight + self.editor.bias
+            return _affine(latent, *self.editor)
         direction, alpha, tau, beta = self.editor
         excess = (latent @ direction)[..., None] - np.float32(tau)
         return latent - np.float32(alpha) * _sigmoid(np.float32(beta) * excess) * np.maximum(excess, 0) * direction
+
+
+def _affine(x: np.ndarray, weight: np.ndarray, bias: np.ndarray) -> np.ndarray:
+    product = x @ weight
+    product += bias
+    return product
 
 
 def _sigmoid(x: np.ndarray) -> np.ndarray:

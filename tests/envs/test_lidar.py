@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from lightning_unlearn.envs.compat import make_task
-from lightning_unlearn.envs.lidar import compass, ego_xy, pseudo_lidar
+from lightning_unlearn.envs.lidar import PseudoLidar, compass, ego_xy
 from lightning_unlearn.envs.world import Blueprint, reset_world
 
 
@@ -20,7 +20,8 @@ def task():
 def lidar(ego, num_bins, max_dist, **options):
     """Readings of one group of objects. Shape: (E, n, 2) → (E, B)."""
     readings = np.zeros((len(ego), num_bins))
-    pseudo_lidar(ego, np.zeros(ego.shape[1], dtype=int), readings, num_bins, max_dist, **options)
+    starts = np.arange(len(ego))[:, None] * num_bins + np.zeros(ego.shape[1], dtype=int)
+    PseudoLidar(starts, num_bins, max_dist, **options).write(ego, readings)
     return readings
 
 
@@ -28,12 +29,17 @@ def body_frame(task):
     return task.agent.pos[None], task.agent.mat[None]
 
 
+def ego(task, points):
+    position, rotation = body_frame(task)
+    return ego_xy(points[None, :, :2] - position[:, None, :2], position[:, 2], rotation)
+
+
 @pytest.mark.parametrize("max_dist", [3.0, 1.5, None])
 @pytest.mark.parametrize("alias", [True, False])
 def test_lidar_equals_the_original(task, max_dist, alias):
     task.lidar_conf.max_dist, task.lidar_conf.alias = max_dist, alias
     points = np.array(task.hazards.pos)
-    readings = lidar(ego_xy(points[None, :, :2], *body_frame(task)), 16, max_dist, alias=alias)
+    readings = lidar(ego(task, points), 16, max_dist, alias=alias)
     np.testing.assert_allclose(readings[0], task._obs_lidar_pseudo(points), rtol=0, atol=1e-14)
     assert readings.max() > 0.0
 
@@ -46,9 +52,9 @@ def test_compass_equals_the_original(task, size):
 
 
 def test_ego_xy_takes_the_floor_not_the_object_height():
-    # The agent stands 1 m high and looks along its own x, which points to the world's y.
+    # The agent stands at (0, 0.5), 1 m high, and looks along its own x, which points to the world's y.
     rotation = np.array([[[0.0, -1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, 1.0]]])
-    ego = ego_xy(np.array([[[0.0, 2.0]]]), np.array([[0.0, 0.5, 1.0]]), rotation)
+    ego = ego_xy(np.array([[[0.0, 2.0 - 0.5]]]), np.array([1.0]), rotation)
     np.testing.assert_allclose(ego, [[[1.5, 0.0]]])
 
 
@@ -61,7 +67,7 @@ def test_lidar_by_hand():
 def test_groups_do_not_see_each_other():
     ego = np.array([[[1.0, 0.5], [-1.0, 0.5]], [[0.2, -1.0], [0.3, 0.4]]])
     together = np.zeros((2, 40))  # with columns in front of and behind the two groups' 16 bins
-    pseudo_lidar(ego, np.array([20, 4]), together, 16, 3.0)
+    PseudoLidar(np.array([[20, 4], [60, 44]]), 16, 3.0).write(ego, together)
     for member, start in ((0, 20), (1, 4)):
         np.testing.assert_array_equal(together[:, start : start + 16], lidar(ego[:, [member]], 16, 3.0))
     assert not together[:, [0, 1, 2, 3, 36, 37, 38, 39]].any()
