@@ -28,6 +28,8 @@ class Expert(NamedTuple):
 class ExpertRecord(pl.Callback):
     """Watches the rollouts that `pl_module.expert_rollouts` names; before the last one's update it sets `measured`.
 
+    Of the environments, only `released_rows` count.
+
     It does nothing for a policy that starts from random weights.
     """
 
@@ -41,6 +43,7 @@ class ExpertRecord(pl.Callback):
         watched: range = pl_module.expert_rollouts
         if pl_module.source is None or trainer.current_epoch >= watched.stop:
             return
+        batch = batch[pl_module.released_rows]
         following = batch[keys.NEXT]
         lengths = self._lengths(following[keys.DONE].squeeze(-1))
         if trainer.current_epoch in watched:

@@ -21,8 +21,9 @@ _RECENT = 0.15
 class PIDLagrangian(pl.Callback):
     """Sets `module.cost_weight` before the update that uses it. Every number but `cost_limit` is per step.
 
-    Rates of C_forget are in units of `module.cost_unit`: 1 or, where the method measures its expert, the expert's own
-    rate. λ stands still while the expert is watched. With a `return_floor`, what the update uses is λ·g with
+    It goes by what the environments `module.released_rows` show, in units of `module.cost_unit`: 1 or, where the method
+    measures its expert, the expert's own rate of C_forget. λ stands still while the expert is watched. With a
+    `return_floor`, what the update uses is λ·g with
 
     g = clip((R̂ − f·R_E)/(m·R_E), 0, 1),
 
@@ -103,7 +104,8 @@ class PIDLagrangian(pl.Callback):
         """
         if trainer.current_epoch < pl_module.expert_rollouts.stop - 1:
             return
-        following, unit, target = batch[keys.NEXT], pl_module.cost_unit, self.gains.target
+        following = batch[pl_module.released_rows][keys.NEXT]
+        unit, target = pl_module.cost_unit, self.gains.target
         if self.cost_limit is not None:
             target = self.limit_share * self.cost_limit / self._expert(pl_module).episode_length
         room = 1.0

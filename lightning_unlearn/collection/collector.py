@@ -29,10 +29,17 @@ class RolloutCollector(BaseCollector):
         horizon: T.
         generator: The stream the policy's noise is drawn from.
         hold: Steps that an action is held for; shorter at the end of a rollout or an episode.
+        noiseless: How many environments, the last ones, act by the policy's mean.
     """
 
     def __init__(
-        self, env: BatchedEnv, policy: ActorCritic, horizon: int, generator: torch.Generator, hold: int = 1
+        self,
+        env: BatchedEnv,
+        policy: ActorCritic,
+        horizon: int,
+        generator: torch.Generator,
+        hold: int = 1,
+        noiseless: int = 0,
     ) -> None:
         super().__init__()
         if horizon < 1:
@@ -40,6 +47,7 @@ class RolloutCollector(BaseCollector):
         if hold < 1:
             raise ValueError(f"hold={hold} is not possible: use at least 1.")
         self.env, self.horizon, self.generator, self.hold = env, horizon, generator, hold
+        self._noisy = env.num_envs - noiseless
         self._acting = ActingPolicy(policy)
         self._buffer = env.simulator.rollout_buffer(horizon)
         self._begin()
@@ -50,6 +58,7 @@ class RolloutCollector(BaseCollector):
         with torch.no_grad():
             noise = torch.randn(buffer.deviation.shape, generator=self.generator, dtype=torch.float32)
             buffer.deviation[:] = (noise * policy.std).numpy()
+        buffer.deviation[:, self._noisy :] = 0.0
         self.env.simulator.roll_out(actor_of(policy), buffer, self.hold)
         if not _is_finite(buffer):
             raise FloatingPointError(

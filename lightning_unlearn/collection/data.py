@@ -104,15 +104,15 @@ class RolloutData(pl.LightningDataModule):
                 "rollout ends within an action."
             )
 
-    def collector(self, policy: ActorCritic, hold: int = 1) -> AnyCollector:
-        """The collector of a policy that holds each action for some steps, built at first use."""
+    def collector(self, policy: ActorCritic, hold: int = 1, noiseless: int = 0) -> AnyCollector:
+        """The collector of a policy, see `RolloutCollector`, built at first use."""
         if self._kind != "lean" and policy.observation_dtype == torch.float64:
             raise ValueError(
                 f"data.collector={self._kind} hands over float32 observations, but the policy normalises float64 "
                 "ones: use lean."
             )
         if self._collector is None:
-            self._collector = self._spread(policy) if self._kind == "ray" else self._here(policy, hold)
+            self._collector = self._spread(policy) if self._kind == "ray" else self._here(policy, hold, noiseless)
             if self._restored is not None:
                 self._collector.load_state_dict(self._restored)
         return self._collector
@@ -141,11 +141,11 @@ class RolloutData(pl.LightningDataModule):
             self._collector.shutdown()
         self._env, self._collector = None, None
 
-    def _here(self, policy: ActorCritic, hold: int) -> RolloutCollector | StockCollector:
+    def _here(self, policy: ActorCritic, hold: int, noiseless: int) -> RolloutCollector | StockCollector:
         noise = torch_generator(SeedStreams.of(self.seed).policy_noise)
         if self._kind == "stock":
             return StockCollector(self.env, policy, self.horizon, noise)
-        return RolloutCollector(self.env, policy, self.horizon, noise, hold)
+        return RolloutCollector(self.env, policy, self.horizon, noise, hold, noiseless)
 
     def _spread(self, policy: ActorCritic) -> SpreadCollector:
         streams, about = SeedStreams.of(self.seed), (self.env_id, self.concept, self.num_envs)

@@ -64,6 +64,11 @@ class GradientMethod(RolloutMethod):
         return range(1)
 
     @property
+    def released_rows(self) -> slice:
+        """Environments that show the policy as it will be judged: here all, with the noise that it learns from."""
+        return slice(None)
+
+    @property
     def cost_unit(self) -> float:
         """C_forget per step that the multiplier counts as one."""
         return 1.0

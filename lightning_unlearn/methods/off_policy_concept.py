@@ -86,6 +86,8 @@ class OffPolicyConcept(GradientMethod):
         target_rate: Share of the way that the target critics go towards the critics after each minibatch.
         target_noise: Standard deviation of the noise on the actions that targets look ahead to, of half their range.
         exploration_std: Standard deviation of the policy's Gaussian before tanh.
+        noiseless: Share of the environments that act without it. What is released has none: there, noise cannot hide
+            that the policy has come to stand still, and the multiplier goes by what it does there.
         mean_scale: What the expert's means before tanh are multiplied with; null: what makes their root mean square in
             the first rollout `MEAN_SIZE`, at most 1.
         critic_sizes: Widths of the critics' hidden layers.
@@ -115,6 +117,7 @@ class OffPolicyConcept(GradientMethod):
         target_rate: float = 0.005,
         target_noise: float = 0.1,
         exploration_std: float = 0.8,
+        noiseless: float = 0.5,
         mean_scale: float | None = None,
         critic_sizes: list[int] | None = None,
         max_grad_norm: float = 1.0,
@@ -130,11 +133,11 @@ class OffPolicyConcept(GradientMethod):
         if mean_scale is not None:
             require_positive(mean_scale=mean_scale)
         require_positive(target_rate=target_rate)
-        require_fraction(gamma=gamma, target_rate=target_rate, warm_up=warm_up)
+        require_fraction(gamma=gamma, target_rate=target_rate, warm_up=warm_up, noiseless=noiseless)
         self.anneal_lr, self.critic_lr, self.action_repeat, self.steps = anneal_lr, critic_lr, action_repeat, steps
         self.warm_up, self.critic_steps, self.gamma = warm_up, critic_steps, gamma
         self.target_rate, self.target_noise = target_rate, target_noise
-        self.exploration_std, self.mean_scale = exploration_std, mean_scale
+        self.exploration_std, self.noiseless, self.mean_scale = exploration_std, noiseless, mean_scale
         self.critic_sizes = sizes
         self.replay = Replay(capacity)
         self.cost_weight = 0.0
@@ -171,7 +174,8 @@ class OffPolicyConcept(GradientMethod):
 
     def experience(self, data: RolloutData) -> Experience:
         """A rollout of the policy, its actions held."""
-        return Experience(data.collector(self.policy, self.action_repeat).rollout)
+        noiseless = round(self.noiseless * data.num_envs)
+        return Experience(data.collector(self.policy, self.action_repeat, noiseless).rollout)
 
     def configure_optimizers(self) -> list[FlatAdam]:
         """The policy's Adam and the critics'."""
@@ -230,6 +234,12 @@ class OffPolicyConcept(GradientMethod):
         updates = cast(int, self.trainer.max_epochs)
         first = 0 if self.mean_scale is not None or updates == 1 else 1
         return range(first, max(first + 1, round(self.warm_up * updates)))
+
+    @property
+    def released_rows(self) -> slice:
+        """Those without noise, if there are any."""
+        count = round(self.noiseless * self.data.num_envs)
+        return slice(-count, None) if count else slice(None)
 
     @property
     def cost_unit(self) -> float:

@@ -62,7 +62,7 @@ def test_where_no_episode_of_the_expert_ends_it_is_as_long_as_the_task_lets_it(s
 class Watched:
     """What a record reads of a method, and writes to it."""
 
-    source, measured = "an expert", None
+    source, measured, released_rows = "an expert", None, slice(-2, None)
 
     def __init__(self, rollouts):
         self.expert_rollouts = rollouts
@@ -87,8 +87,9 @@ def rollout(done):
 
 
 def test_episodes_count_in_the_rollout_they_end_in_whenever_they_began():
-    # Two environments, five steps a rollout; the first rollout is not counted, but its episodes go on.
-    ends = [[[0, 0, 1, 0, 0], [0, 0, 0, 0, 0]], [[0, 1, 0, 0, 0], [1, 0, 0, 1, 0]]]
+    # Of three environments the last two count; the first rollout, of five steps, does not, but its episodes go on.
+    others = [1, 1, 1, 1, 1]
+    ends = [[others, [0, 0, 1, 0, 0], [0, 0, 0, 0, 0]], [others, [0, 1, 0, 0, 0], [1, 0, 0, 1, 0]]]
     method, record = Watched(range(1, 2)), ExpertRecord()
     for epoch, done in enumerate(ends):
         record.on_train_batch_start(At(epoch), method, rollout(torch.tensor(done, dtype=torch.bool)), 0)

@@ -262,3 +262,12 @@ def test_torchrls_collectors_would_round_its_observations(normalising, kind):
     with pytest.raises(ValueError, match=f"data.collector={kind} hands over float32.*use lean"):
         data.collector(normalising)
     data.teardown("fit")
+
+
+def test_the_last_environments_may_act_without_noise(generator, policy):
+    env = make_env("ToyLine-v0", 4)
+    env.set_seed(0)
+    batch = RolloutCollector(env, policy, 8, generator, noiseless=3).rollout()
+    mean = policy.mean(batch[keys.OBSERVATION])
+    torch.testing.assert_close(batch[keys.PRE_TANH][1:], mean[1:])
+    assert (batch[keys.PRE_TANH][0] - mean[0]).abs().min() > 1e-3
