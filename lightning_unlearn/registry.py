@@ -43,6 +43,7 @@ from lightning_unlearn.versions import model_name as model_name
 from lightning_unlearn.versions import point_selected as point_selected
 from lightning_unlearn.versions import register_policy as register_policy
 from lightning_unlearn.versions import select_version as select_version
+from lightning_unlearn.versions import tag_version as tag_version
 
 ZOO = Path(__file__).parent / "zoo"
 _SHIPPED = "zoo:"

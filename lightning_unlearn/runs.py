@@ -29,6 +29,13 @@ def log_files(run_id: str, folder: Path, artifact_path: str) -> None:
     mlflow.MlflowClient().log_artifacts(run_id, str(folder), artifact_path)
 
 
+def set_tags(run_id: str, tags: Mapping[str, str]) -> None:
+    """Set tags of a run."""
+    with writing():
+        for key, value in tags.items():
+            mlflow.MlflowClient().set_tag(run_id, key, value)
+
+
 @dataclass(frozen=True)
 class AuditData:
     """The labelled states that an audit looked at."""

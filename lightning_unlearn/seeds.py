@@ -14,6 +14,8 @@ EVALUATION_BANK = 10_000
 """First layout seed of the bank that results are reported on."""
 VALIDATION_BANK = 20_000
 """First layout seed of the bank that choices (save points, settings) are made on."""
+VERDICT_BANK, VERDICT_EPISODES = 21_000, 100
+"""First layout seed and size of the bank that a repair's verdict is given on: no choice is made on it."""
 
 
 @dataclass(frozen=True)
@@ -77,9 +79,20 @@ def validation_layouts(episodes: int, first: int = VALIDATION_BANK) -> list[int]
             f"first_layout={first} with {episodes} episodes reaches into {EVALUATION_BANK} to {VALIDATION_BANK - 1}, "
             f"the layouts that results are reported on: begin at {VALIDATION_BANK} or above."
         )
+    if first < VERDICT_BANK + VERDICT_EPISODES and beyond > VERDICT_BANK:
+        raise ValueError(
+            f"first_layout={first} with {episodes} episodes reaches into {VERDICT_BANK} to "
+            f"{VERDICT_BANK + VERDICT_EPISODES - 1}, the layouts that verdicts are given on: end before them, or begin "
+            "after them."
+        )
     if first < 0 or beyond > TRAINING_SEED_FLOOR:
         raise ValueError(
             f"first_layout={first} with {episodes} episodes is not possible: use layouts from 0 to "
             f"{TRAINING_SEED_FLOOR - 1}; those above are trained in."
         )
     return list(range(first, beyond))
+
+
+def verdict_layouts() -> list[int]:
+    """Layouts that a repair's verdict is given on."""
+    return list(range(VERDICT_BANK, VERDICT_BANK + VERDICT_EPISODES))

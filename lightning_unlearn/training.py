@@ -14,6 +14,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from lightning_unlearn import registry, resumption
 from lightning_unlearn.addresses import without_password
+from lightning_unlearn.audits.verdict import Verdict
 from lightning_unlearn.callbacks.concept_check import ConceptCheck, NothingToForgetError
 from lightning_unlearn.callbacks.durability import Durability
 from lightning_unlearn.callbacks.early_end import EarlyEnd
@@ -29,6 +30,7 @@ from lightning_unlearn.checkpoints import WholeCheckpoints
 from lightning_unlearn.collection.data import RolloutData
 from lightning_unlearn.configuration import ConfigParser, expand, flatten, origin
 from lightning_unlearn.envs.working_directory import working_directory_importable
+from lightning_unlearn.keep_best import KeepBest
 from lightning_unlearn.methods.gradient import GradientMethod
 from lightning_unlearn.process_state import not_autologged
 from lightning_unlearn.processes import cores
@@ -51,12 +53,15 @@ class FinishedRun:
     """The environment it was trained in."""
     saved: dict[int, str]
     """Update → URI of the registered model."""
+    verdict: Verdict | None = None
+    """On the chosen save point, where `keep_best` asked for it."""
 
 
 class TrainingCLI(LightningCLI):
     """LightningCLI with this project's options; parses and builds, and leaves training to `train`."""
 
     resumed: resumption.Resumption | None = None
+    keep_best: KeepBest | None = None
 
     def __init__(self, args: Sequence[str]) -> None:
         super().__init__(
@@ -91,6 +96,8 @@ class TrainingCLI(LightningCLI):
         parser.add_argument("--pid", type=PIDLagrangian | None, default=None, help="moves λ; null: λ stays 0")
         average = "save points hold a mean of weights; null: the update's own"
         parser.add_argument("--average", type=WeightAverage | None, default=None, help=average)
+        best = "choose a save point by the pid's limit, and judge it beside the expert"
+        parser.add_argument("--keep_best", type=bool | None, default=None, help=best)
         parser.add_argument("--resume", type=str | None, default=None, help="go on with a run: its id, or last")
         threads = "threads of PyTorch; auto: as many cores as the method's updates gain from"
         parser.add_argument("--torch_threads", type=Literal["auto"] | int, default="auto", help=threads)
@@ -151,8 +158,11 @@ class TrainingCLI(LightningCLI):
         run = self._run(tags)
         self.save_points = SavePoints(run, self.config_init.save_points)
         self.save_points.require_within(self.config.trainer.max_epochs)
-        record = RunRecord(run, self._dump(), options)
-        return [run], [Throughput(), Durability(run), self.save_points, record]
+        own = [Throughput(), Durability(run), self.save_points, RunRecord(run, self._dump(), options)]
+        if self.config.keep_best:
+            self.keep_best = KeepBest(run, self.save_points, self._judging_pid())
+            own.append(self.keep_best)
+        return [run], own
 
     def prepare(self) -> None:
         """Build environments and policy, and refuse what cannot be trained, before a run exists.
@@ -181,6 +191,25 @@ class TrainingCLI(LightningCLI):
             raise
         finally:
             gc.unfreeze()
+
+    def _judging_pid(self) -> PIDLagrangian:
+        """Whose limit a verdict is given by.
+
+        Raises:
+            ValueError: There is none, or no expert to compare with.
+        """
+        if self.model.source is None:
+            raise ValueError(
+                "keep_best=true compares with the expert that training starts from, and model.source is null: name "
+                "one, or leave keep_best out."
+            )
+        pid: PIDLagrangian | None = self.config_init.pid
+        if pid is None:
+            raise ValueError(
+                "keep_best=true judges by pid.cost_limit, the mean cost of an episode that is aimed at, and pid is null: "
+                "leave keep_best out (--keep_best null), or name a pid."
+            )
+        return pid
 
     def _resumed(self, tags: dict[str, str], options: dict[str, Any]) -> resumption.Resumption | None:
         if self.config.resume is None:
@@ -236,7 +265,8 @@ def train(args: Sequence[str]) -> FinishedRun:
         cli.fit()
     finally:
         cli.datamodule.teardown("fit")  # Lightning leaves the environments and their processes open after an exception
-    return FinishedRun(str(cli.save_points.run.run_id), cli.datamodule.env_id, cli.save_points.saved)
+    verdict = cli.keep_best.verdict if cli.keep_best else None
+    return FinishedRun(str(cli.save_points.run.run_id), cli.datamodule.env_id, cli.save_points.saved, verdict)
 
 
 def main(args: Sequence[str]) -> None:
@@ -246,3 +276,5 @@ def main(args: Sequence[str]) -> None:
     for update, uri in sorted(run.saved.items()):
         print(f"  after update {update}: {uri}")
     print(f"Open it with: {registry.ui_command()}")
+    if run.verdict is not None:
+        print(run.verdict.in_words())

@@ -70,6 +70,13 @@ def select_version(name: str, seed: int, version: str, chosen_by: Mapping[str, s
     return alias
 
 
+def tag_version(name: str, version: str, tags: Mapping[str, str]) -> None:
+    """Set tags of a version."""
+    with writing():
+        for key, value in tags.items():
+            mlflow.MlflowClient().set_model_version_tag(name, version, key, value)
+
+
 def chosen_in(name: str, seed: int) -> str | None:
     """The run of `select` in which a seed's save point was chosen; None if none is."""
     try:

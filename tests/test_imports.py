@@ -37,8 +37,11 @@ ROOMS = {
     | {"arithmetic"},
     "configuration": {"methods", "callbacks", "options", "untrusted"},
     "resumption": {"checkpoints", "configuration", "store"},
+    "keep_best": {"audits", "callbacks", "collection", "envs", "policies", "registry", "runs", "seeds", "store"},
     "training": {
         "addresses",
+        "audits",
+        "keep_best",
         "methods",
         "callbacks",
         "envs",

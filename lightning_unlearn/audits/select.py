@@ -13,19 +13,16 @@ import torch
 from lightning_unlearn import registry, runs
 from lightning_unlearn.audits import selection
 from lightning_unlearn.audits.places import results_folder
-from lightning_unlearn.audits.policy_suite import evaluate_in, per_episode
-from lightning_unlearn.audits.records import flat_numbers, require_at_least, write_json
-from lightning_unlearn.audits.selection import Counted, Validated
-from lightning_unlearn.audits.subjects import read, require_fit
-from lightning_unlearn.envs.batched import BatchedEnv, make_env
+from lightning_unlearn.audits.records import flat_numbers, require_at_least
+from lightning_unlearn.audits.selection import Validated
+from lightning_unlearn.envs.batched import make_env
 from lightning_unlearn.envs.concept_option import add_concept_option, parse_with_concept
-from lightning_unlearn.envs.concepts import AUTO, Concept
+from lightning_unlearn.envs.concepts import Concept
 from lightning_unlearn.options import CommandParser
 from lightning_unlearn.registry import RegisteredModel
 from lightning_unlearn.seeds import VALIDATION_BANK, validation_layouts
 
 KIND = "save_point_selection"
-TABLE, PER_EPISODE, SELECTION = "validation.csv", "per_episode.csv", "selection.json"
 _SHOWN = ["Seed", "Update", "Reward", "RewardStd", "Cost_Sum", "CostStd", "Cost_Free_Share", "C_forget_Sum"]
 _SHOWN += ["Within_Limit", "Selected"]
 
@@ -42,12 +39,12 @@ def main(args: Sequence[str]) -> None:
     folder = results_folder(options.out, KIND, None)
     found = _validated(options, concept, models, layouts)
     chosen = selection.choices_of_seeds(found, options.cost_limit)
-    table = _table(found, chosen, options.cost_limit)
+    table = selection.table(found, chosen, options.cost_limit)
     settings = _settings(options, layouts)
-    _write(folder, table, found, chosen, settings)
+    selection.write_files(folder, found, chosen, settings)
     run_id = _record(options, folder, table)
     _print(table, found, chosen, options.cost_limit)
-    _name(options, chosen, settings, run_id)
+    selection.name_chosen(registry.model_name(options.method, options.env), chosen, settings, run_id)
     print(f"  {folder.resolve()}\nMLflow run: {run_id}")
 
 
@@ -89,55 +86,19 @@ def _validated(
 ) -> list[Validated]:
     env = make_env(options.env, len(layouts), concept, workers=min(options.workers, len(layouts)))
     try:
-        return [
-            _run(env, options, model, layouts, f"{number}/{len(models)}")
-            for number, model in enumerate(models, start=1)
-        ]
+        return selection.validate(env, models, layouts, selection.counted_for(options.concept), options.max_steps)
     finally:
         env.close()
 
 
-def _run(env: BatchedEnv, options: Any, model: RegisteredModel, layouts: list[int], number: str) -> Validated:
-    """The deterministic policy's episode on every layout."""
-    subject = read(model.uri, options.env, "method")
-    require_fit(subject, env.simulator, "method")
-    label = f"{number}  seed {model.seed}, update {model.update}"
-    evaluation = evaluate_in(env, subject.policy, layouts, max_steps=options.max_steps, label=label)
-    counted: Counted = "cost_sum" if options.concept == AUTO else "cforget_sum"
-    result = Validated(model, per_episode(evaluation.episodes), counted)
-    print(f"{label}: return {result.mean_return:.2f}, {counted} {result.mean_cost:.2f} an episode", flush=True)
-    return result
-
-
-def _table(found: Sequence[Validated], chosen: Mapping[int, Validated], cost_limit: float) -> pd.DataFrame:
-    rows = [one.row(cost_limit) | {"Selected": chosen[one.model.seed] is one} for one in found]
-    return pd.DataFrame(rows)
-
-
 def _settings(options: Any, layouts: Sequence[int]) -> dict[str, Any]:
-    shown = f"{layouts[0]} to {layouts[-1]}"
     asked = {name: options[name] for name in ("cost_limit", "concept", "max_steps")}
-    return asked | {"layouts": shown}
-
-
-def _write(
-    folder: Path,
-    table: pd.DataFrame,
-    found: Sequence[Validated],
-    chosen: Mapping[int, Validated],
-    settings: Mapping[str, Any],
-) -> None:
-    table.to_csv(folder / TABLE, index=False)
-    episodes = [one.episodes.assign(Seed=one.model.seed, Update=one.model.update) for one in found]
-    pd.concat(episodes).to_csv(folder / PER_EPISODE, index=False)
-    selected = {str(seed): one.row(settings["cost_limit"]) for seed, one in chosen.items()}
-    content = {"rule": selection.RULE, **settings, "policy": "deterministic", "selected_of_seed": selected}
-    write_json(folder / SELECTION, content)
+    return asked | {"layouts": f"{layouts[0]} to {layouts[-1]}"}
 
 
 def _record(options: Any, folder: Path, table: pd.DataFrame) -> str:
     place = f"eval/{KIND}/{folder.name}"
-    files = {folder / name: place for name in (TABLE, PER_EPISODE, SELECTION)}
+    files = {folder / name: place for name in selection.FILES}
     numbers = flat_numbers({f"seed_{row['Seed']}/update_{row['Update']}": row for row in table.to_dict("records")})
     return runs.record_audit(options.env, "select", vars(options), numbers, files, seeds=options.seed)
 
@@ -151,18 +112,6 @@ def _print(table: pd.DataFrame, found: Sequence[Validated], chosen: Mapping[int,
         print(f"The simulator cut {failed} episodes short: they cost less than whole ones.")
     if cut := int(table["Cut_Episodes"].sum()):
         print(f"--max_steps cut {cut} episodes before their end: they cost less than whole ones.")
-
-
-def _name(options: Any, chosen: Mapping[int, Validated], settings: Mapping[str, Any], run_id: str) -> None:
-    """Set the aliases: of each seed's choice, and of the best of them by the same rule."""
-    name = registry.model_name(options.method, options.env)
-    for seed, one in chosen.items():
-        why = selection.chosen_by(one, settings, run_id)
-        print(f"  models:/{name}@{registry.select_version(name, seed, one.model.version, why)}")
-    best = selection.choose(list(chosen.values()), options.cost_limit)
-    registry.point_selected(name, best.model.version)
-    which = f" is that of seed {best.model.seed}, by the same rule" if len(chosen) > 1 else ""
-    print(f"  models:/{name}@{registry.SELECTED}{which}")
 
 
 def _parser() -> CommandParser:

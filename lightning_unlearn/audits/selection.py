@@ -3,12 +3,20 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import pandas as pd
 
+from lightning_unlearn import registry
+from lightning_unlearn.audits.policy_suite import evaluate_in, per_episode
+from lightning_unlearn.audits.records import write_json
+from lightning_unlearn.audits.subjects import read, require_fit
+from lightning_unlearn.envs.batched import BatchedEnv
+from lightning_unlearn.envs.concepts import AUTO, Concept
 from lightning_unlearn.registry import RegisteredModel
 
+FILES = TABLE, PER_EPISODE, SELECTION = "validation.csv", "per_episode.csv", "selection.json"
 Counted = Literal["cost_sum", "cforget_sum"]
 RULE = (
     "of the save points whose mean episode cost is within the limit, the one of highest mean return; "
@@ -103,3 +111,62 @@ def chosen_by(chosen: Validated, settings: Mapping[str, Any], run_id: str) -> di
         "mean_cost": f"{chosen.mean_cost:.6g}",
         "run": run_id,
     }
+
+
+def counted_for(concept: str | Concept) -> Counted:
+    """What a limit is on: the whole cost, or the concept where one is named."""
+    return "cost_sum" if concept == AUTO else "cforget_sum"
+
+
+def validate(
+    env: BatchedEnv, models: Sequence[RegisteredModel], layouts: Sequence[int], counted: Counted, max_steps: int
+) -> list[Validated]:
+    """Run each model's deterministic policy once on every layout; prints a line a model.
+
+    Raises:
+        ValueError: A model is not there, or it is of another environment.
+    """
+    found = []
+    for number, model in enumerate(models, start=1):
+        subject = read(model.uri, env.simulator.env_id, "method")
+        require_fit(subject, env.simulator, "method")
+        label = f"{number}/{len(models)}  seed {model.seed}, update {model.update}"
+        evaluation = evaluate_in(env, subject.policy, layouts, max_steps=max_steps, label=label)
+        found.append(one := Validated(model, per_episode(evaluation.episodes), counted))
+        print(f"{label}: return {one.mean_return:.2f}, {counted} {one.mean_cost:.2f} an episode", flush=True)
+    return found
+
+
+def table(found: Sequence[Validated], chosen: Mapping[int, Validated], cost_limit: float) -> pd.DataFrame:
+    """One row a save point."""
+    return pd.DataFrame([one.row(cost_limit) | {"Selected": chosen[one.model.seed] is one} for one in found])
+
+
+def write_files(
+    folder: Path, found: Sequence[Validated], chosen: Mapping[int, Validated], settings: Mapping[str, Any]
+) -> None:
+    """Write `FILES`: the table, the episodes, and what was chosen by what."""
+    table(found, chosen, settings["cost_limit"]).to_csv(folder / TABLE, index=False)
+    episodes = [one.episodes.assign(Seed=one.model.seed, Update=one.model.update) for one in found]
+    pd.concat(episodes).to_csv(folder / PER_EPISODE, index=False)
+    selected = {str(seed): one.row(settings["cost_limit"]) for seed, one in chosen.items()}
+    content = {"rule": RULE, **settings, "policy": "deterministic", "selected_of_seed": selected}
+    write_json(folder / SELECTION, content)
+
+
+def name_chosen(name: str, chosen: Mapping[int, Validated], settings: Mapping[str, Any], run_id: str) -> None:
+    """Set the aliases: of each seed's choice, and of the best of them by the same rule; prints them.
+
+    Args:
+        name: Of the registered model.
+        chosen: Seed → its choice.
+        settings: What they were chosen by.
+        run_id: The run that has the files.
+    """
+    for seed, one in chosen.items():
+        why = chosen_by(one, settings, run_id)
+        print(f"  models:/{name}@{registry.select_version(name, seed, one.model.version, why)}")
+    best = choose(list(chosen.values()), settings["cost_limit"])
+    registry.point_selected(name, best.model.version)
+    which = f" is that of seed {best.model.seed}, by the same rule" if len(chosen) > 1 else ""
+    print(f"  models:/{name}@{registry.SELECTED}{which}")

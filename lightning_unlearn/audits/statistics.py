@@ -89,6 +89,43 @@ def hierarchical_interval(
     return Interval(mean - reach, mean + reach)
 
 
+def mean_interval(values: np.ndarray, level: float = 0.95) -> Interval | None:
+    """Student's interval of a mean over the episodes of one model: it says nothing of another training seed.
+
+    Args:
+        values: One of each episode. Shape: (N,).
+        level: Coverage aimed at.
+
+    Returns:
+        None with fewer than two episodes.
+    """
+    _require_share(level=level)
+    values = _as_vector(values)
+    if len(values) < 2:
+        return None
+    reach = float(student.ppf((1 + level) / 2, len(values) - 1) * values.std(ddof=1) / len(values) ** 0.5)
+    return Interval(float(values.mean()) - reach, float(values.mean()) + reach)
+
+
+def ratio_interval(first: np.ndarray, second: np.ndarray, level: float = 0.95) -> Interval | None:
+    """Interval of mean(first) / mean(second) over paired episodes of two models, by the delta method.
+
+    With r the ratio, it is r + `mean_interval` of (first − r·second) / mean(second).
+
+    Args:
+        first: One of each episode. Shape: (N,).
+        second: Of the other model, on the same layouts in the same order; their mean is above 0. Shape: (N,).
+        level: Coverage aimed at.
+
+    Returns:
+        None with fewer than two episodes.
+    """
+    first, second = _as_vector(first), _as_vector(second)
+    ratio = float(first.mean() / second.mean())
+    around = mean_interval((first - ratio * second) / second.mean(), level)
+    return None if around is None else Interval(ratio + around.low, ratio + around.high)
+
+
 def standard_error(resampled: np.ndarray, seeds: int) -> float:
     """Of what was resampled over S seeds: the resamples' standard deviation · √(S / (S − 1)). Shape: (R,)."""
     return float(np.std(resampled)) * (seeds / (seeds - 1)) ** 0.5

@@ -34,8 +34,15 @@ class Progress(pl.Callback):
             self._bar.set_postfix(self._latest, refresh=False)
             self._bar.update()
 
-    def teardown(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
+    def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Leave the bar as it is."""
+        self._close()
+
+    def teardown(self, trainer: pl.Trainer, pl_module: Any, stage: str) -> None:
+        """The same after an exception."""
+        self._close()
+
+    def _close(self) -> None:
         if self._bar is not None:
             self._bar.close()
             self._bar = None

@@ -73,6 +73,11 @@ def test_validation_layouts_are_never_reported_on_nor_trained_in():
     for episodes, first in ((1, EVALUATION_BANK), (11, EVALUATION_BANK - 10), (50, VALIDATION_BANK - 1)):
         with pytest.raises(ValueError, match="layouts that results are reported on: begin at 20000"):
             validation_layouts(episodes, first)
+    for episodes, first in ((1001, VALIDATION_BANK), (1, 21_000), (500, 21_099)):
+        with pytest.raises(ValueError, match="21000 to 21099, the layouts that verdicts are given on"):
+            validation_layouts(episodes, first)
+    assert validation_layouts(1000)[-1] == 20_999
+    assert validation_layouts(1, 21_100) == [21_100]
     for episodes, first in ((1, -1), (2, TRAINING_SEED_FLOOR - 1)):
         with pytest.raises(ValueError, match="use layouts from 0 to 2147483647"):
             validation_layouts(episodes, first)

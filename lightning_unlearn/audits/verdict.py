@@ -1,0 +1,133 @@
+"""The verdict on a repair: is the cost within the limit, is the return kept, and does the agent still move?"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+from lightning_unlearn.audits.statistics import Interval, mean_interval, ratio_interval
+
+LEAST_RETURN = 0.9
+"""Share of the expert's mean return that a repair keeps at least."""
+STILL_BELOW = 0.4
+"""An episode whose return is below this share of the expert's mean return stands still."""
+MOST_STILL = 0.05
+"""Share of the episodes that may stand still."""
+REPAIRED = "repaired"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What was measured of a repair and its expert on the same layouts. Intervals are 95 %, over episodes."""
+
+    cost_limit: float
+    """Mean cost of an episode that was aimed at."""
+    episodes: int
+    mean_return: float
+    expert_return: float
+    """Mean return of the expert."""
+    return_share: float | None
+    """`mean_return` / `expert_return`; None where the expert's is not above 0."""
+    return_change: float
+    """`mean_return` - `expert_return`."""
+    return_interval: Interval | None
+    """Of `return_share`; of `return_change` where there is no share. None with one episode."""
+    cost: float
+    """Mean cost of an episode."""
+    cost_interval: Interval | None
+    still_share: float | None
+    """Share of the episodes that stand still; None where the expert's mean return is not above 0."""
+
+    @property
+    def failures(self) -> list[str]:
+        """What is missing for a repair. A number that is not one fails."""
+        least = self.expert_return - (1 - LEAST_RETURN) * abs(self.expert_return)
+        failed = {
+            "above the limit": not self.cost <= self.cost_limit,
+            f"below {100 * LEAST_RETURN:.0f} % of the return": not self.mean_return >= least,
+            "stands still": self.still_share is not None and not self.still_share <= MOST_STILL,
+        }
+        return [name for name, is_so in failed.items() if is_so]
+
+    @property
+    def word(self) -> str:
+        """`repaired`, or what fails."""
+        return ", ".join(self.failures) or REPAIRED
+
+    @property
+    def tags(self) -> dict[str, str]:
+        """Tags of a run and of a model version."""
+        share = "undefined" if self.return_share is None else f"{self.return_share:.3g}"
+        change = {"repair.return_change": f"{self.return_change:.3g}{_bounds(self.return_interval)}"}
+        return {
+            "repair.verdict": self.word,
+            "repair.return_share": share + ("" if self.return_share is None else _bounds(self.return_interval)),
+            "repair.cost": f"{self.cost:.3g}{_bounds(self.cost_interval)}",
+        } | (change if self.return_share is None else {})
+
+    @property
+    def numbers(self) -> dict[str, float]:
+        """Metrics of a run: all that is one number."""
+        values = {name: value for name, value in asdict(self).items() if isinstance(value, int | float)}
+        return {f"repair/{name}": float(value) for name, value in values.items()}
+
+    def in_words(self) -> str:
+        """One line for people."""
+        head = f"NOT repaired ({self.word})" if self.failures else "Repaired"
+        still = "" if self.still_share is None else f"; {100 * self.still_share:.3g} % of the episodes stand still"
+        return (
+            f"{head}: return {self.mean_return:.1f} ({self._kept()} over {self.episodes} episodes) at a cost of "
+            f"{self.cost:.1f}{_bounds(self.cost_interval)} an episode, limit {self.cost_limit:g}{still}."
+        )
+
+    def _kept(self) -> str:
+        if self.return_share is None:
+            what, unit = f"{self.return_change:+.1f} against the expert's {self.expert_return:.1f}", 1
+        else:
+            what, unit = f"{100 * self.return_share:.3g} % of the expert's {self.expert_return:.1f}", 100
+        if self.return_interval is None:
+            return what
+        low, high = (unit * bound for bound in self.return_interval)
+        return f"{what}, 95 % interval {low:.3g} to {high:.3g}"
+
+
+def judge(
+    repaired: Mapping[str, np.ndarray], expert: Mapping[str, np.ndarray], counted: str, cost_limit: float
+) -> Verdict:
+    """Compare a repair with its expert, layout by layout.
+
+    Args:
+        repaired: Columns of `policy_suite.per_episode`, of the repair.
+        expert: Of the expert on the same layouts in the same order.
+        counted: The column that the limit is on.
+        cost_limit: Mean cost of an episode that was aimed at.
+
+    Raises:
+        ValueError: The layouts differ.
+    """
+    if list(repaired["layout_seed"]) != list(expert["layout_seed"]):
+        raise ValueError("a verdict needs the repair and the expert on the same layouts in the same order.")
+    earned, before, paid = (
+        np.asarray(column, np.float64) for column in (repaired["reward"], expert["reward"], repaired[counted])
+    )
+    mean_return, expert_return = float(earned.mean()), float(before.mean())
+    has_share = expert_return > 0
+    cost_interval = mean_interval(paid)
+    if cost_interval is not None and (paid >= 0).all():
+        cost_interval = Interval(max(0.0, cost_interval.low), cost_interval.high)  # a mean of these is never less
+    return Verdict(
+        cost_limit=cost_limit,
+        episodes=len(earned),
+        mean_return=mean_return,
+        expert_return=expert_return,
+        return_share=mean_return / expert_return if has_share else None,
+        return_change=mean_return - expert_return,
+        return_interval=ratio_interval(earned, before) if has_share else mean_interval(earned - before),
+        cost=float(paid.mean()),
+        cost_interval=cost_interval,
+        still_share=float((~(earned >= STILL_BELOW * expert_return)).mean()) if has_share else None,
+    )
+
+
+def _bounds(interval: Interval | None) -> str:
+    return "" if interval is None else f" [{interval.low:.3g}, {interval.high:.3g}]"

@@ -1,0 +1,122 @@
+"""The end of a repair: the best save point is chosen on validation layouts, and judged on layouts kept for that."""
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import pandas as pd
+
+from lightning_unlearn import registry, runs
+from lightning_unlearn.audits import selection
+from lightning_unlearn.audits.policy_suite import evaluate_in, per_episode
+from lightning_unlearn.audits.records import write_json
+from lightning_unlearn.audits.selection import Validated
+from lightning_unlearn.audits.verdict import Verdict, judge
+from lightning_unlearn.callbacks.run_record import MLflowRun
+from lightning_unlearn.callbacks.save_points import SavePoints
+from lightning_unlearn.collection.data import RolloutData
+from lightning_unlearn.envs.concepts import recorded_as
+from lightning_unlearn.policies.actor_critic import ActorCritic
+from lightning_unlearn.registry import RegisteredModel
+from lightning_unlearn.seeds import validation_layouts, verdict_layouts
+from lightning_unlearn.store import patiently
+
+PLACE = "eval/verdict"
+"""Folder of the files among a run's artifacts."""
+VALIDATION_EPISODES = 50
+MOST_STEPS = 10_000
+"""Episodes of a task without a time limit are cut here."""
+
+
+class KeepBest(pl.Callback):
+    """Chooses among a finished run's save points by the rule of `select`, and gives the verdict on the chosen one.
+
+    The run is not finished in MLflow before that: if it is interrupted, `--resume` gives the verdict.
+
+    Args:
+        run: The MLflow run.
+        save_points: What it registered.
+        cost_limit: Mean cost of an episode that is aimed at.
+    """
+
+    def __init__(self, run: MLflowRun, save_points: SavePoints, cost_limit: float) -> None:
+        self.run, self.save_points, self.cost_limit = run, save_points, cost_limit
+        self.expert: ActorCritic | None = None
+        """What training started from; None: what the module names as its source."""
+        self.verdict: Verdict | None = None
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Choose, judge and record."""
+        data: RolloutData = pl_module.data
+        counted, layouts = selection.counted_for(data.concept), validation_layouts(VALIDATION_EPISODES)
+        models = self._models(pl_module)
+        print(f"Choosing among {len(models)} save points on layouts {layouts[0]} to {layouts[-1]}")
+        env = data.more_environments(len(layouts))
+        try:
+            max_steps = min(env.simulator.max_episode_steps, MOST_STEPS)
+            found = selection.validate(env, models, layouts, counted, max_steps)
+        finally:
+            env.close()
+        chosen = selection.choose(found, self.cost_limit)
+        print(selection.in_words(chosen, found, self.cost_limit))
+        expert = self.expert or registry.load_policy(str(pl_module.source_uri)).policy
+        repaired = registry.load_policy(chosen.model.uri).policy
+        tables = _episodes(data, {"expert": expert, "repair": repaired}, max_steps)
+        self.verdict = judge(tables["repair"], tables["expert"], counted, self.cost_limit)
+        settings = {
+            "cost_limit": self.cost_limit,
+            "concept": recorded_as(data.concept),
+            "max_steps": max_steps,
+            "layouts": f"{layouts[0]} to {layouts[-1]}",
+        }
+        patiently(lambda: self._record(found, chosen, settings, tables), "the verdict")
+        self.run.log_metrics(self.verdict.numbers, pl_module.env_steps - data.steps_per_update)  # the last update's
+
+    def _models(self, module: Any) -> list[RegisteredModel]:
+        """The run's save points, those that were deleted meanwhile left out."""
+        run_id = str(self.run.run_id)
+        models = registry.registered_models(module.data.env_id, module.seed, run_id)
+        if gone := sorted(set(self.save_points.saved) - {model.update for model in models}):
+            print(f"Save points {gone} are not in the store any more.")
+        if not models:
+            raise ValueError(f"keep_best: run {run_id} has no save point in {registry.store_address()}: train it anew.")
+        return models
+
+    def _record(
+        self,
+        found: Sequence[Validated],
+        chosen: Validated,
+        settings: dict[str, Any],
+        tables: dict[str, pd.DataFrame],
+    ) -> None:
+        assert self.verdict is not None
+        name, run_id = chosen.model.uri.removeprefix("models:/").rpartition("/")[0], str(self.run.run_id)
+        by_seed = {chosen.model.seed: chosen}
+        with tempfile.TemporaryDirectory() as scratch:
+            folder = Path(scratch)
+            (folder / "selection").mkdir()
+            selection.write_files(folder / "selection", found, by_seed, settings)
+            episodes = [table.assign(Model=model) for model, table in tables.items()]
+            pd.concat(episodes).to_csv(folder / "per_episode.csv", index=False)
+            about = {"model": chosen.model.uri, "verdict": self.verdict.word, "in_words": self.verdict.in_words()}
+            write_json(folder / "verdict.json", about | self.verdict.tags | self.verdict.numbers)
+            runs.log_files(run_id, folder, PLACE)
+        selection.name_chosen(name, by_seed, settings, run_id)
+        registry.tag_version(name, chosen.model.version, self.verdict.tags)
+        runs.set_tags(run_id, self.verdict.tags)
+
+
+def _episodes(data: RolloutData, policies: dict[str, ActorCritic], max_steps: int) -> dict[str, pd.DataFrame]:
+    """Each policy's deterministic episodes on the layouts of verdicts."""
+    layouts = verdict_layouts()
+    print(f"Judging it beside the expert on layouts {layouts[0]} to {layouts[-1]}", flush=True)
+    env = data.more_environments(len(layouts))
+    try:
+        return {
+            name: per_episode(evaluate_in(env, policy, layouts, max_steps=max_steps, label=name).episodes)
+            for name, policy in policies.items()
+        }
+    finally:
+        env.close()
