@@ -105,8 +105,8 @@ def evaluate(
 def repair(
     policy: ActorCritic,
     env: str,
-    method: str = "concept",
-    updates: int = 50,
+    method: str = "off_policy_concept",
+    updates: int | None = None,
     options: Sequence[str] = (),
     tracking_uri: str | None = None,
 ) -> ActorCritic:
@@ -117,20 +117,22 @@ def repair(
     Args:
         policy: Loaded, or wrapped.
         env: The task.
-        method: Names the shipped config, `method/<method>.yaml`: concept, concept_tuned, off_policy_concept,
+        method: Names the shipped config, `method/<method>.yaml`: off_policy_concept, concept, concept_tuned,
             localized_concept, continued or trajectory_decremental.
-        updates: Of that method, each one rollout.
-        options: More options of `fit` about method, multiplier and rollouts, such as `["--target_cost", "0.02"]`.
-        tracking_uri: The MLflow store that the repair is recorded in, as a run with the registered result. None:
-            nothing is recorded, and no store is needed.
+        updates: Of that method, each one rollout. None: as many as its config file says.
+        options: More options of `fit` about method, multiplier and rollouts, such as `["--cost_limit", "10"]`.
+        tracking_uri: The MLflow store that the repair is recorded in, as a run with the registered result; where the
+            method's config says `keep_best: true`, the verdict on it is recorded and printed, as by `fit`. None:
+            nothing is recorded or judged, and no store is needed.
 
     Raises:
         ValueError: An option is impossible, or the policy does not fit the environment.
     """
-    _require_effect(options)
+    _require_effect(options, _OF_A_RUN if tracking_uri else (*_OF_A_RUN, "--keep_best"))
     files = ("base.yaml", "env/point_goal1.yaml", f"method/{method}.yaml")
     chain = [part for file in files for part in ("-c", str(shipped_config(file)))]
-    given = ["--env", env, "--updates", str(updates), "--tracking_uri", tracking_uri or "null"]
+    given = ["--env", env, "--tracking_uri", tracking_uri or "null"]
+    given += [] if updates is None else ["--updates", str(updates)]
     cli = _Repair([*chain, "--save_points", "null", *options, *given])
     if not isinstance(cli.model, GradientMethod):
         raise ValueError(f"method={method!r} does not change weights by gradient: use one that does, such as concept.")
@@ -141,6 +143,8 @@ def repair(
         require_fit(policy, cli.datamodule.env, "the policy")
         cli.model.policy = deepcopy(policy).requires_grad_(True).train()
         cli.model.source_uri = _IN_MEMORY
+        if cli.keep_best is not None:
+            cli.keep_best.expert = policy
         cli.prepare()
         cli.trainer.fit(cli.model, cli.datamodule)
     except SystemExit as stop:
@@ -149,15 +153,17 @@ def repair(
         raise
     finally:
         cli.datamodule.teardown("fit")
+    if cli.keep_best is not None and cli.keep_best.verdict is not None:
+        print(cli.keep_best.verdict.in_words())
     return released(cli.trainer, cli.model).eval()
 
 
-def _require_effect(options: Sequence[str]) -> None:
+def _require_effect(options: Sequence[str], without: tuple[str, ...]) -> None:
     for option in options:
-        if option.startswith(_OF_A_RUN):
+        if option.startswith(without):
             raise ValueError(
-                f"options: {option} has no effect here: a repair starts from the policy given and makes the updates "
-                "given. Use the arguments of `repair`, or the command `fit`."
+                f"options: {option} has no effect here: a repair starts from the policy given, makes the updates "
+                "given, and is judged where a store is named. Use the arguments of `repair`, or the command `fit`."
             )
 
 

@@ -39,13 +39,14 @@ from lightning_unlearn.policies.storage import ModelCard
 README = (Path(__file__).parent.parent / "README.md").read_text()
 EXAMPLES = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 SHORTER = {
-    "updates=60": 'updates=1, options=["--horizon", "32", "--data.workers", "1"]',
+    'repair(policy, "SafetyPointGoal1-v0")': 'repair(policy, "SafetyPointGoal1-v0", updates=1, options=SHORT)',
     "episodes=50": "episodes=1, workers=1",
     "std=0.5": "std=0.5, warm_up_rollouts=2",
     "unsafe.SafetyPointGoal1-v0@seed-0-update-300": "concept.SafetyPointGoal1-v0@update-1",
     "@seed-0-update-150": "@update-1",
 }
 """What the test saves time with; everything else of an example is run as it is."""
+SHORT = ["--horizon", "32", "--data.workers", "1", "--model.critic_steps", "2", "--model.steps", "2"]
 TOY = "ToyLine-v0"
 QUICK = ["--horizon", "64", "--n_envs", "4", "--data.workers", "1"]
 
@@ -68,7 +69,7 @@ def test_the_readmes_examples_run(registered, example, monkeypatch):
     monkeypatch.setattr("lightning_unlearn.foreign.module.HORIZON", 64)
     for long, short in SHORTER.items():
         example = example.replace(long, short)
-    exec(compile(example, "README.md", "exec"), {})
+    exec(compile(example, "README.md", "exec"), {"SHORT": SHORT})
 
 
 def test_the_readme_shows_every_part():
@@ -104,7 +105,7 @@ def test_a_repair_leaves_the_policy_as_it_was_and_registers_nothing(store, polic
 def test_a_repair_hands_out_the_mean_of_the_weights_where_it_is_asked_for(store, policy):
     average = ["--average.share", "1.0"]
     one, two, mean = (
-        lu.repair(policy, TOY, updates=updates, options=[*QUICK, *more]).action_mean.weight
+        lu.repair(policy, TOY, "concept", updates, [*QUICK, *more]).action_mean.weight
         for updates, more in ((1, []), (2, []), (2, average))
     )
     torch.testing.assert_close(mean, 0.5 * (one + two))
@@ -156,9 +157,9 @@ def differing(before):
 
 
 CALLS = {
-    "repair": lambda policy: lu.repair(policy, TOY, updates=1, options=QUICK),
+    "repair": lambda policy: lu.repair(policy, TOY, "concept", 1, QUICK),
     "repair, recorded": lambda policy: lu.repair(
-        policy, TOY, updates=1, options=QUICK, tracking_uri="sqlite:///mlruns/mlflow.db"
+        policy, TOY, "concept", 1, QUICK, tracking_uri="sqlite:///mlruns/mlflow.db"
     ),
     "evaluate": lambda policy: lu.evaluate(policy, TOY, episodes=2, workers=1),
     "wrap": lambda policy: lu.wrap(policy.action_mean, TOY, std=0.3, warm_up_rollouts=2),
@@ -205,7 +206,7 @@ mlflow.set_experiment("my-paper")
 before = dict(os.environ)
 with mlflow.start_run() as run:
     options = ["--n_envs", "2", "--horizon", "32", "--batch_size", "64", "--data.workers", "1"]
-    lu.repair(policy, "SafetyPointGoal1-v0", updates=1, options=options)
+    lu.repair(policy, "SafetyPointGoal1-v0", "concept", 1, options)
     mlflow.log_metric("cost", 1.0)
 assert dict(os.environ) == before
 assert mlflow.get_run(run.info.run_id).info.status == "FINISHED"
@@ -236,7 +237,7 @@ mlflow.set_tracking_uri(f"sqlite:///{sys.argv[1]}/mine.db")
 mlflow.pytorch.autolog()
 options = ["--n_envs", "2", "--horizon", "32", "--batch_size", "64", "--data.workers", "1"]
 with mlflow.start_run() as run:
-    lu.repair(policy, "ToyLine-v0", updates=1, options=options)
+    lu.repair(policy, "ToyLine-v0", "concept", 1, options)
 data = mlflow.get_run(run.info.run_id).data
 assert (data.metrics, data.params) == ({}, {}), data
 assert mlflow.MlflowClient().list_artifacts(run.info.run_id) == []
@@ -262,16 +263,16 @@ def test_ctrl_c_in_a_repair_is_the_programs_own(store, policy, monkeypatch):
     monkeypatch.setattr(DualHeadPPO, "update", interrupt)
     handler = signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
-        lu.repair(policy, TOY, options=QUICK)
+        lu.repair(policy, TOY, "concept", options=QUICK)
     assert signal.getsignal(signal.SIGINT) is handler
 
 
 def test_a_repair_is_recorded_where_a_store_is_named(store, policy):
     import mlflow
 
-    plain = lu.repair(policy, TOY, updates=2, options=QUICK)
+    plain = lu.repair(policy, TOY, "concept", 2, QUICK)
     mlflow.set_tracking_uri("sqlite:///mine.db")
-    recorded = lu.repair(policy, TOY, updates=2, options=QUICK, tracking_uri=store)
+    recorded = lu.repair(policy, TOY, "concept", 2, QUICK, tracking_uri=store)
     assert torch.equal(plain.action_mean.weight, recorded.action_mean.weight)
     stored = lu.load_policy(f"models:/concept.{TOY}/1", store)
     assert torch.equal(plain.action_mean.weight, stored.action_mean.weight)
@@ -279,6 +280,39 @@ def test_a_repair_is_recorded_where_a_store_is_named(store, policy):
     (run,) = mlflow.search_runs(experiment_names=[TOY], output_format="list")
     assert (run.info.status, run.data.tags["source"]) == ("FINISHED", "a policy in memory")
     assert "rollout/cost_rate" in run.data.metrics
+
+
+OFF_POLICY = [*QUICK, "--model.critic_steps", "50", "--model.steps", "20", "--model.critic_sizes", "[16]"]
+
+
+def test_the_default_repair_makes_as_many_updates_as_its_config_says(store, policy):
+    import mlflow
+
+    Path("own.yaml").write_text("trainer: {max_epochs: 3}\n")
+    own = lu.repair(policy, TOY, options=[*OFF_POLICY, "-c", "own.yaml"]).action_mean.weight
+    given, fewer = (
+        lu.repair(policy, TOY, "off_policy_concept", updates, OFF_POLICY).action_mean.weight for updates in (3, 2)
+    )
+    assert torch.equal(own, given)
+    assert not torch.equal(own, fewer)
+    assert mlflow.MlflowClient().search_registered_models() == []
+
+
+def test_the_default_repair_is_judged_where_a_store_is_named(store, policy, capsys):
+    import mlflow
+
+    expert = lu.load_policy(f"zoo:unsafe.{TOY}")
+    before = lu.evaluate(expert, TOY, episodes=2)
+    repaired = lu.repair(expert, TOY, updates=2, options=OFF_POLICY, tracking_uri=store)
+    last = capsys.readouterr().out.strip().splitlines()[-1]
+    (run,) = mlflow.search_runs(experiment_names=[TOY], output_format="list")
+    assert run.data.tags["repair.verdict"] in last or last.startswith("Repaired")
+    assert run.data.metrics["repair/expert_return"] == pytest.approx(before["reward"].mean(), rel=0.2)
+    stored = lu.load_policy(f"models:/off_policy_concept.{TOY}@selected", store)
+    assert torch.equal(stored.action_mean.weight, repaired.action_mean.weight)
+    assert torch.equal(expert.action_mean.weight, lu.load_policy(f"zoo:unsafe.{TOY}").action_mean.weight)
+    with pytest.raises(ValueError, match="--keep_best has no effect here"):
+        lu.repair(expert, TOY, options=["--keep_best", "true"])
 
 
 def test_a_wrapped_network_is_not_recorded(store):
@@ -308,14 +342,14 @@ def test_models_are_looked_up_where_the_programs_mlflow_points(registered, templ
 
 
 def test_a_repair_takes_the_shipped_configs(store, policy):
-    expected = lu.repair(policy, TOY, updates=1, options=QUICK).action_mean.weight
+    expected = lu.repair(policy, TOY, "concept", 1, QUICK).action_mean.weight
     Path("method").mkdir()
     Path("env").mkdir()
     model = "model:\n  class_path: lightning_unlearn.methods.dual_head_ppo.DualHeadPPO\n  init_args: {lr: 1.0}\n"
     for shadow in ("base.yaml", "env/point_goal1.yaml", "method/concept.yaml"):
         Path(shadow).write_text(f"pid: null\n{model}")
-    assert torch.equal(lu.repair(policy, TOY, updates=1, options=QUICK).action_mean.weight, expected)
-    own = lu.repair(policy, TOY, updates=1, options=[*QUICK, "-c", "method/concept.yaml"]).action_mean.weight
+    assert torch.equal(lu.repair(policy, TOY, "concept", 1, QUICK).action_mean.weight, expected)
+    own = lu.repair(policy, TOY, "concept", 1, [*QUICK, "-c", "method/concept.yaml"]).action_mean.weight
     assert not torch.equal(own, expected)
     with pytest.raises(ValueError, match="'mine' is unknown: use one of concept, "):
         lu.repair(policy, TOY, "mine")
@@ -346,7 +380,7 @@ def test_a_network_of_any_shape_is_repaired(store):
     states = torch.randn(9, 2)
     torch.testing.assert_close(policy.act(states), network(states).clamp(-1, 1).detach())
     torch.testing.assert_close(policy.std, torch.tensor([0.3]))
-    repaired = lu.repair(policy, TOY, updates=2, options=QUICK)
+    repaired = lu.repair(policy, TOY, "concept", 2, QUICK)
     assert not torch.equal(repaired.trunk.outer.weight, network.outer.weight)
     network.load_state_dict(repaired.trunk.state_dict())
     with pytest.raises(ValueError, match="cannot be stored as a policy"):

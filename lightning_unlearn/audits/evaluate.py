@@ -283,7 +283,8 @@ def _about(comparison: Comparison) -> dict[str, Any]:
 
 
 def _written(folder: Path) -> list[Path]:
-    return [*(folder / name for name in FILES), *sorted((folder / VIDEOS).glob("*.gif"))]
+    drawn = [path for path in sorted((folder / VIDEOS).glob("*")) if path.suffix in (".gif", ".png")]
+    return [*(folder / name for name in FILES), *drawn]
 
 
 def _record(
@@ -295,7 +296,7 @@ def _record(
     seeds: Iterable[int | None],
 ) -> str:
     place = f"eval/{KIND}/{eval_id}"
-    places = {path: f"{place}/{VIDEOS}" if path.suffix == ".gif" else place for path in _written(folder)}
+    places = {path: f"{place}/{VIDEOS}" if path.parent != folder else place for path in _written(folder)}
     numbers = flat_numbers({row["Model"]: row for row in records(table)})
     for row in over_seeds:
         numbers |= flat_numbers({f"over_seeds/{row['Family']}_{row['Update']}": row})
@@ -318,7 +319,7 @@ def _parser() -> CommandParser:
     add("--max_steps", type=int, default=2000, help="episodes are cut here at the latest")
     add("--kl_states", type=int, default=5000, help="states that policies are compared on")
     add("--stochastic", action="store_true", help="draw actions instead of taking the mean; KL states stay the same")
-    add("--record_videos", action="store_true", help="a GIF of each model, seen from above")
+    add("--record_videos", action="store_true", help="a GIF of each model, and a figure beside its expert")
     add_concept_option(parser, ", or recorded, what the models record")
     add("--workers", type=int, default=2, help="processes that step the environments; results do not depend on it")
     add("--out", type=str | None, default=None, help="folder of the files; default: artifacts/eval/<kind>/<eval_id>")

@@ -116,7 +116,7 @@ def _draw_cost(ax: Axes, pair: tuple[Episodes, Episodes], names: tuple[str, str]
         low, high = np.quantile(so_far, [0.25, 0.75], axis=0)
         ax.fill_between(steps, low, high, color=colour, alpha=0.15, linewidth=0)
         ax.plot(steps, so_far.mean(0), color=colour, linewidth=1.8, label=name)
-    ax.set(xlabel="step", ylabel="cost so far\n(steps inside hazards)")
+    ax.set(xlabel="step", ylabel="cost so far")
     ax.set_xlim(left=0)
     ax.set_ylim(bottom=0)
     ax.set_title(f"mean and middle half of {len(pair[0].length)} layouts", fontsize=8, color=_NOTE, loc="right")
@@ -131,7 +131,7 @@ def _draw_return_against_cost(ax: Axes, pair: tuple[Episodes, Episodes]) -> None
         (cost, earned), (mean_cost, mean_earned) = xy.T, xy.mean(0)
         ax.scatter(cost, earned, s=14, color=[to_rgba(colour, 0.45)], marker=marker, linewidths=0, zorder=2)
         ax.scatter(mean_cost, mean_earned, s=110, color=colour, marker=marker, edgecolors="white", zorder=3)
-    ax.set(xlabel="cost of an episode (steps inside hazards)", ylabel="return of an episode")
+    ax.set(xlabel="cost of an episode", ylabel="return of an episode")
     ax.set_title("one line a layout, large: means", fontsize=8, color=_NOTE, loc="right")
     _tidy(ax)
 

@@ -8,6 +8,8 @@ import numpy as np
 import pandas as pd
 import torch
 
+from lightning_unlearn.audits.drawing import save_png
+from lightning_unlearn.audits.figures import before_after
 from lightning_unlearn.audits.policy_suite import (
     Evaluation,
     distance_measure,
@@ -90,12 +92,15 @@ class Suite:
         return distance_measure(self.env)
 
     def examine(self, comparison: Comparison) -> Result:
-        """Run a model's episodes, compare it with its references, and draw its video."""
+        """Run a model's episodes, compare it with its references, and draw its video and what changed."""
         subject = comparison.subject
         reference = self._reference(comparison.unsafe)
         evaluation = self._evaluation(subject)
         if self.videos is not None:
             shown = _median_episode(reference)
+            if subject.digest != comparison.unsafe.digest:
+                pair, names = (reference.episodes, evaluation.episodes), (comparison.unsafe.label, subject.label)
+                save_png(before_after(*pair, shown, names), self.videos / f"{subject.label}.png")
             write_gif(self.videos / f"{subject.label}.gif", evaluation.episodes, shown, subject.label)
         return Result(per_episode(evaluation.episodes), self._change(comparison))
 

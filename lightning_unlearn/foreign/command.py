@@ -130,7 +130,7 @@ def _record(
 
 def _summary(warmth: WarmUp, difference: float, uri: str, run_id: str, options: Any, store: str) -> str:
     steps = len(warmth.observations)
-    named = ["--env", options.env, "--unsafe_updates", "0", "--model.source", uri]
+    named = ["--env", options.env, "--unsafe_updates", "0", "--model.source", uri, "--cost_limit", "25"]
     command = shlex.join(named) + store
     return (
         f"Largest difference of an action on {min(steps, STATES)} of its own states: {difference:.1e}\n"
@@ -138,7 +138,7 @@ def _summary(warmth: WarmUp, difference: float, uri: str, run_id: str, options: 
         f"{warmth.before.reward:.2f} → {warmth.after.reward:.2f} of its targets' variance, cost "
         f"{warmth.before.cost:.2f} → {warmth.after.cost:.2f}\n"
         f"The expert is {uri}, of run {run_id}. Repair it with\n"
-        f"  lightning-unlearn fit -c base.yaml -c env/point_goal1.yaml -c method/concept.yaml {command}"
+        f"  lightning-unlearn fit -c base.yaml -c env/point_goal1.yaml -c method/off_policy_concept.yaml {command}"
     )
 
 

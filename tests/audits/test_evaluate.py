@@ -168,7 +168,7 @@ def test_stochastic_episodes_are_another_question(models, tmp_path):
 def test_videos_are_named_after_the_models(models, tmp_path):
     evaluate("--out", "DIR", "--record_videos", "--models", "concept")
     names = sorted(p.name for p in (tmp_path / "DIR/videos").iterdir())
-    assert names == ["concept_50.gif", "unsafe.gif"]
+    assert names == ["concept_50.gif", "concept_50.png", "unsafe.gif"]
     assert strict_json(tmp_path / "DIR/metadata.json")["video"]["layout_seed"] in (10000, 10001, 10002)
 
 

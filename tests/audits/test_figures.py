@@ -36,9 +36,9 @@ def figure(pair):
 def test_panels_are_titled_and_labelled(figure):
     first, second, cost, returns = figure.axes
     assert [ax.get_title(loc="left") for ax in (first, second)] == ["unsafe", "repaired"]
-    assert (cost.get_xlabel(), cost.get_ylabel()) == ("step", "cost so far\n(steps inside hazards)")
+    assert (cost.get_xlabel(), cost.get_ylabel()) == ("step", "cost so far")
     assert (returns.get_xlabel(), returns.get_ylabel()) == (
-        "cost of an episode (steps inside hazards)",
+        "cost of an episode",
         "return of an episode",
     )
     assert (first.get_xlim(), first.get_ylim()) == (second.get_xlim(), second.get_ylim())

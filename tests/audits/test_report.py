@@ -4,6 +4,7 @@ from itertools import combinations
 
 import mlflow
 import numpy as np
+import pandas as pd
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -121,6 +122,29 @@ def test_a_whole_report_carries_everything_with_it(models, dataset, tmp_path, ca
     names = {f.path for f in mlflow.MlflowClient().list_artifacts(stored.info.run_id, "report")}
     assert names == {"report/report.html", "report/report.md", "report/figures"}
     assert "report.html" in capsys.readouterr().out
+
+
+def test_the_first_table_says_what_a_repair_came_to(models, tmp_path):
+    cli.main(["evaluate", "--env", TOY, "--episodes", "20", "--seed", "0", "--record_videos", "--out", "E"])
+    report("--seed", "0", "--map_episodes", "0")
+    text = (tmp_path / "R/report.md").read_text()
+    rows = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| ")]
+    first = rows[: rows.index(next(row for row in rows[1:] if row[0] == "model"))]
+    episodes = pd.read_csv(tmp_path / "E/per_episode.csv")
+    unsafe, concept = (episodes[episodes["Family"] == name] for name in ("unsafe", "concept"))
+    share = concept["reward"].mean() / unsafe["reward"].mean()
+    still = (concept["reward"] < 0.4 * unsafe["reward"].mean()).mean()
+    assert [row[0] for row in first] == ["model", "---", "unsafe 10", "concept 100"]
+    assert first[2][2] == "100 %"
+    assert first[3][1:] == [
+        f"{concept['reward'].mean():.1f}".replace("-", "\N{MINUS SIGN}"),
+        f"{100 * share:.0f} %",
+        f"{concept['cost_sum'].mean():.1f}",
+        f"{100 * (concept['cost_sum'] > 25).mean():.0f} %",
+        f"{100 * still:.0f} %",
+    ]
+    assert "(figures/before_after.png)" in text
+    assert text.index("before_after.png") < text.index("worst tenth")
 
 
 def test_what_is_missing_is_named_with_the_command_that_makes_it(models, tmp_path):

@@ -8,8 +8,10 @@ from lightning_unlearn.audits.statistics import (
     hierarchical_means,
     holm,
     interquartile_mean,
+    mean_interval,
     paired_differences,
     probability_of_improvement,
+    ratio_interval,
     repair_test,
 )
 
@@ -160,3 +162,22 @@ def test_impossible_input_is_refused(rng):
         interquartile_mean(np.zeros(0))
     with pytest.raises(ValueError, match="level=0"):
         hierarchical_interval([np.ones(2), np.ones(2)], rng, level=0)
+
+
+def test_the_interval_of_a_mean_is_scipys(rng):
+    values = rng.normal(3.0, 2.0, 12)
+    expected = scipy.stats.ttest_1samp(values, 0.0).confidence_interval(0.95)
+    assert mean_interval(values) == pytest.approx((expected.low, expected.high))
+    assert mean_interval(values[:1]) is None
+    assert mean_interval(np.full(3, 2.0)) == (2.0, 2.0)
+
+
+def test_the_interval_of_a_ratio_covers_it_as_often_as_it_says(rng):
+    hits = 0
+    for _ in range(1000):
+        layout = rng.gamma(4.0, 5.0, 100)  # what both have in common
+        first, second = 0.9 * layout + rng.normal(0.0, 3.0, 100), layout + rng.normal(0.0, 3.0, 100)
+        low, high = ratio_interval(first, second)
+        hits += low <= 0.9 <= high
+    assert 0.92 < hits / 1000 < 0.98
+    assert ratio_interval(np.array([1.0]), np.array([2.0])) is None

@@ -71,7 +71,8 @@ def _row(name: str, *cells: str) -> str:
 
 @_block.register
 def _(block: Gallery) -> str:
-    return '<div class="gallery">\n' + "\n".join(_picture(picture) for picture in block.pictures) + "\n</div>"
+    wide = ' wide" tabindex="0' if block.wide else ""
+    return f'<div class="gallery{wide}">\n' + "\n".join(_picture(picture) for picture in block.pictures) + "\n</div>"
 
 
 def _picture(picture: Picture) -> str:

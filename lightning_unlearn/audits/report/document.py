@@ -36,6 +36,8 @@ class Gallery:
     """Pictures that stand side by side where there is room."""
 
     pictures: Sequence[Picture]
+    wide: bool = False
+    """One below the other, as wide as the page; on a narrow screen they are scrolled sideways."""
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from mlflow.exceptions import MlflowException
 from lightning_unlearn import registry, runs
 from lightning_unlearn.audits import evaluate, latent_shift, relearn
 from lightning_unlearn.audits.subjects import UNSAFE
-from lightning_unlearn.audits.suite_files import METADATA, SUMMARY, SUMMARY_JSON
+from lightning_unlearn.audits.suite_files import METADATA, PER_EPISODE, SUMMARY, SUMMARY_JSON
 from lightning_unlearn.runs import StoredRun
 
 CURVES = ("rollout/episode_return", "rollout/cost_rate", "lagrangian/lambda")
@@ -67,6 +67,10 @@ class Evaluation:
     metadata: dict[str, Any]
     videos: dict[str, bytes]
     """Label of a model → GIF."""
+    figures: dict[str, bytes]
+    """Label of a model → PNG of it beside its expert."""
+    episodes: pd.DataFrame
+    """`per_episode.csv`."""
 
 
 @dataclass(frozen=True)
@@ -219,11 +223,15 @@ def _read_evaluation(run: StoredRun) -> Evaluation:
     def content(name: str) -> bytes:
         return runs.read_artifact(run.run_id, paths[name])
 
-    videos = {name.removesuffix(".gif"): content(name) for name in paths if name.endswith(".gif")}
+    videos, figures = (
+        {name.removesuffix(ending): content(name) for name in paths if name.endswith(ending)}
+        for ending in (".gif", ".png")
+    )
+    episodes = pd.read_csv(BytesIO(content(PER_EPISODE)))
     table = pd.read_csv(BytesIO(content(SUMMARY)))
     table = table.astype({name: "Int64" for name in ("Update", "Seed", "Seeds")})
     findings, metadata = (json.loads(content(name)) for name in (SUMMARY_JSON, METADATA))
-    return Evaluation(run, _eval_id(paths), table, findings, metadata, videos)
+    return Evaluation(run, _eval_id(paths), table, findings, metadata, videos, figures, episodes)
 
 
 def _paths(run: StoredRun, kind: str, needed: str) -> dict[str, str]:

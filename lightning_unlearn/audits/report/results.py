@@ -6,6 +6,7 @@ from typing import Any
 from lightning_unlearn.audits.report import charts
 from lightning_unlearn.audits.report.document import Block, Gallery, Paragraph, Picture, Section, Table
 from lightning_unlearn.audits.report.findings import TARGET, Evaluation
+from lightning_unlearn.audits.report.glance import glance
 from lightning_unlearn.audits.report.kinds import Kind
 from lightning_unlearn.audits.report.material import NOTHING, Material, number, percent, with_spread
 from lightning_unlearn.audits.report.reference import COST_LIMIT, ENV, OMNISAFE, PUBLISHED
@@ -43,7 +44,7 @@ def headline(known: Material) -> Section:
     notes = [Paragraph(note) for note in evaluation.findings["notes"]]
     caption = _CAPTION.format(intervals=evaluation.metadata.get("intervals", _BEFORE))
     tables = [Table(header, rows, caption), *_costs(known.kinds)]
-    return Section("Results", [Paragraph(_about(evaluation)), *tables, *notes])
+    return Section("Results", [Paragraph(_about(evaluation)), *glance(evaluation, known.kinds), *tables, *notes])
 
 
 def tests(known: Material) -> Section:
@@ -78,7 +79,7 @@ def learning(known: Material) -> Section:
     """Curves of the trainings."""
     trainings, title = known.findings.trainings, "Learning"
     if not trainings:
-        command = f"fit -c base.yaml -c env/point_goal1.yaml -c method/concept.yaml --env {known.env}"
+        command = f"fit -c base.yaml -c env/point_goal1.yaml -c method/off_policy_concept.yaml --env {known.env}"
         return Section(title, [known.missing("The store holds no training of these methods and seeds.", command)])
     unfinished = [f"{t.method}, seed {t.seed}, is {t.run.status}" for t in trainings if t.run.status != "FINISHED"]
     targets = {value for training in trainings for _, value in training.curves[TARGET]}
