@@ -12,8 +12,9 @@ from lightning_unlearn import registry, runs
 from lightning_unlearn.audits import selection
 from lightning_unlearn.audits.policy_suite import evaluate_in, per_episode
 from lightning_unlearn.audits.records import write_json
-from lightning_unlearn.audits.selection import Validated
+from lightning_unlearn.audits.selection import Counted, Validated
 from lightning_unlearn.audits.verdict import Verdict, judge
+from lightning_unlearn.callbacks.pid_lagrangian import PIDLagrangian
 from lightning_unlearn.callbacks.run_record import MLflowRun
 from lightning_unlearn.callbacks.save_points import SavePoints
 from lightning_unlearn.collection.data import RolloutData
@@ -25,6 +26,8 @@ from lightning_unlearn.store import patiently
 
 PLACE = "eval/verdict"
 """Folder of the files among a run's artifacts."""
+COUNTED: Counted = "cforget_sum"
+"""What the limit is on: what the multiplier counts."""
 VALIDATION_EPISODES = 50
 MOST_STEPS = 10_000
 """Episodes of a task without a time limit are cut here."""
@@ -38,11 +41,11 @@ class KeepBest(pl.Callback):
     Args:
         run: The MLflow run.
         save_points: What it registered.
-        cost_limit: Mean cost of an episode that is aimed at.
+        pid: Has the limit: C_forget of an episode, or its target a step times the length of the expert's episodes.
     """
 
-    def __init__(self, run: MLflowRun, save_points: SavePoints, cost_limit: float) -> None:
-        self.run, self.save_points, self.cost_limit = run, save_points, cost_limit
+    def __init__(self, run: MLflowRun, save_points: SavePoints, pid: PIDLagrangian) -> None:
+        self.run, self.save_points, self.pid = run, save_points, pid
         self.expert: ActorCritic | None = None
         """What training started from; None: what the module names as its source."""
         self.verdict: Verdict | None = None
@@ -50,23 +53,23 @@ class KeepBest(pl.Callback):
     def on_fit_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Choose, judge and record."""
         data: RolloutData = pl_module.data
-        counted, layouts = selection.counted_for(data.concept), validation_layouts(VALIDATION_EPISODES)
+        layouts, limit = validation_layouts(VALIDATION_EPISODES), self.pid.episode_limit(pl_module)
         models = self._models(pl_module)
         print(f"Choosing among {len(models)} save points on layouts {layouts[0]} to {layouts[-1]}")
         env = data.more_environments(len(layouts))
         try:
             max_steps = min(env.simulator.max_episode_steps, MOST_STEPS)
-            found = selection.validate(env, models, layouts, counted, max_steps)
+            found = selection.validate(env, models, layouts, COUNTED, max_steps)
         finally:
             env.close()
-        chosen = selection.choose(found, self.cost_limit)
-        print(selection.in_words(chosen, found, self.cost_limit))
+        chosen = selection.choose(found, limit)
+        print(selection.in_words(chosen, found, limit))
         expert = self.expert or registry.load_policy(str(pl_module.source_uri)).policy
         repaired = registry.load_policy(chosen.model.uri).policy
         tables = _episodes(data, {"expert": expert, "repair": repaired}, max_steps)
-        self.verdict = judge(tables["repair"], tables["expert"], counted, self.cost_limit)
+        self.verdict = judge(tables["repair"], tables["expert"], COUNTED, limit)
         settings = {
-            "cost_limit": self.cost_limit,
+            "cost_limit": limit,
             "concept": recorded_as(data.concept),
             "max_steps": max_steps,
             "layouts": f"{layouts[0]} to {layouts[-1]}",

@@ -201,13 +201,12 @@ class TrainingCLI(LightningCLI):
         if self.model.source is None:
             raise ValueError(
                 "keep_best=true compares with the expert that training starts from, and model.source is null: name "
-                "one, or leave keep_best out."
+                "one, or set --keep_best false."
             )
         pid: PIDLagrangian | None = self.config_init.pid
         if pid is None:
             raise ValueError(
-                "keep_best=true judges by pid.cost_limit, the mean cost of an episode that is aimed at, and pid is null: "
-                "leave keep_best out (--keep_best null), or name a pid."
+                "keep_best=true judges by the limit of pid, and pid is null: name one, or set --keep_best false."
             )
         return pid
 

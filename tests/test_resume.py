@@ -38,6 +38,7 @@ LEARNS_AT_ONCE = {
         "--model.critic_steps=20",
         "--model.steps=10",
         "--model.batch_size=32",
+        "--keep_best=false",
     ]
 }
 

@@ -114,6 +114,7 @@ def _options(plan: Plan, method: str, updates: int) -> list[str]:
         "horizon": str(plan.horizon),
         "updates": str(updates),
         "save_points": "null",
+        "keep_best": "false",
         "data.workers": str(min(cores(), 8)),
     }
     chain = ("base.yaml", "env/point_goal1.yaml", method)

@@ -119,6 +119,12 @@ class PIDLagrangian(pl.Callback):
         pl_module.cost_weight = self.state.cost_weight * room
         pl_module.log_dict(self._metrics(terms, target, room), batch_size=batch.numel())
 
+    def episode_limit(self, pl_module: Any) -> float:
+        """C_forget of an episode that is not to be exceeded: `cost_limit`, or the target times the expert's length."""
+        if self.cost_limit is not None:
+            return self.cost_limit
+        return self.gains.target * self._expert(pl_module).episode_length
+
     def state_dict(self) -> dict[str, Any]:
         """The controller's whole memory."""
         return {**self.state._asdict(), "recent_return": self._recent_return}
