@@ -33,7 +33,7 @@ def test_it_repairs_evaluates_and_reports(printed, tmp_path):
     assert len(iio.imread(out / "videos/unsafe.gif")) == 200
     html = (out / "report/report.html").read_text()
     first = html[html.index('<section id="results">') : html.index("</section>")]
-    for name in ("unsafe", "concept 1", "off_policy_concept 1"):
+    for name in ("unsafe 300", "concept 1", "off_policy_concept 1"):
         assert f'<th scope="row">{name}</th>' in first
     assert "beside its expert" in first
     last = printed.strip().splitlines()[-1]
