@@ -13,9 +13,8 @@ from lightning_unlearn.audits.verdict import STILL_BELOW
 
 _HEADER = ("model", "return", "of the expert's", "episode cost", f"episodes above {COST_LIMIT:g}", "stand still")
 _CAPTION = (
-    f"{UNSAFE} is the expert that repairs start from; the number after a name is that of updates. Means over episodes "
-    f"(and seeds). {COST_LIMIT:g} is the field's usual limit of an episode's cost. An episode stands still if its "
-    f"return is below {STILL_BELOW:g} of the expert's mean return."
+    f"Means over episodes (and seeds). {UNSAFE} is the expert; numbers after names are updates; {COST_LIMIT:g} is the "
+    f"field's usual limit. An episode stands still if its return is below {STILL_BELOW:g} of the expert's mean return."
 )
 
 
