@@ -126,7 +126,7 @@ class TrainingCLI(LightningCLI):
         plugins = [*further_plugins(given.plugins), WholeCheckpoints()]
         run, recorders = self.recorders()
         torch.set_num_threads(self._threads())
-        measured = ExpertRecord() if isinstance(self.model, GradientMethod) else None
+        measured = ExpertRecord() if hasattr(self.model, "cost_weight") else None
         ours = [
             average,
             None if pid is None else ConceptCheck(),

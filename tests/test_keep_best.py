@@ -27,7 +27,7 @@ def artifact(run_id, name):
 
 
 def test_a_save_point_is_chosen_and_judged_in_the_last_line(store, capsys):
-    cli.main(["fit", *SMALL, "--cost_limit", "1000"])
+    cli.main(["fit", *SMALL, "--cost_limit", "1000", "--lr", "1e-9"])
     printed = capsys.readouterr().out
     (run,) = mlflow.search_runs(experiment_names=[TOY], output_format="list")
     run_id, tags, client = run.info.run_id, run.data.tags, mlflow.MlflowClient()
@@ -54,7 +54,7 @@ def test_a_save_point_is_chosen_and_judged_in_the_last_line(store, capsys):
         "repair": list(range(21_000, 21_100)),
     }
     again = verdict.judge(
-        *(episodes[episodes["Model"] == name].to_dict("list") for name in ("repair", "expert")), "cost_sum", 1000.0
+        *(episodes[episodes["Model"] == name].to_dict("list") for name in ("repair", "expert")), "cforget_sum", 1000.0
     )
     assert again.in_words() == last
 
@@ -62,7 +62,7 @@ def test_a_save_point_is_chosen_and_judged_in_the_last_line(store, capsys):
 def test_the_expert_is_the_one_that_training_started_from(store):
     import lightning_unlearn as lu
 
-    found = training.train([*SMALL, "--cost_limit", "0"]).verdict
+    found = training.train([*SMALL, "--cost_limit", "0", "--lr", "1e-9"]).verdict
     assert found is not None
     assert "above the limit" in found.failures
     own = lu.load_policy(f"zoo:unsafe.{TOY}")
@@ -92,6 +92,12 @@ def test_a_verdict_that_was_interrupted_is_given_when_the_run_is_resumed(store, 
     assert len(mlflow.MlflowClient().search_model_versions(f"name='{NAME}'")) == 2
 
 
+def test_a_target_a_step_is_a_limit_of_the_experts_episodes(store):
+    verdict_of = training.train([*SMALL, "--target_cost", "0.25", "--lr", "1e-9"]).verdict
+    assert verdict_of is not None
+    assert verdict_of.cost_limit == pytest.approx(0.25 * 32)
+
+
 def test_without_it_there_is_no_verdict(store):
     assert training.train([*SMALL, "--keep_best", "false"]).verdict is None
     (run,) = mlflow.search_runs(experiment_names=[TOY], output_format="list")
@@ -100,8 +106,7 @@ def test_without_it_there_is_no_verdict(store):
 
 UNSAFE = ["-c", "base.yaml", "-c", "env/point_goal1.yaml", "-c", "method/unsafe.yaml", "--env", TOY]
 REFUSED = {
-    "no limit": ([*SMALL, "--cost_limit", "null"], "keep_best=true needs pid.cost_limit"),
-    "no multiplier": ([*SMALL, "--pid", "null"], "keep_best=true needs pid.cost_limit"),
+    "no multiplier": ([*SMALL, "--pid", "null"], "keep_best=true judges by the limit of pid, and pid is null"),
     "no expert": ([*UNSAFE, "--keep_best", "true"], "keep_best=true compares with the expert"),
     "a limit below 0": ([*SMALL, "--cost_limit", "-1"], "pid.cost_limit=-1.0 is not possible"),
     "no switch": ([*SMALL, "--keep_best", "sometimes"], "keep_best"),

@@ -13,9 +13,12 @@ from lightning_unlearn import keys
 class Expert(NamedTuple):
     """Means over the expert's rollouts.
 
-    Where no episode ended in them, one is taken to be as long as the task lets it, and to go on as it began.
+    Where no episode ended in them, one is taken to be as long as the task lets it, and to go on as it began; C_forget
+    and |reward| that were never seen are taken to come once in as many steps, the reward as 1.
     """
 
+    steps: int
+    """How many there were."""
     reward_size: float
     """Of |reward|, per step."""
     c_forget: float
@@ -83,7 +86,9 @@ class ExpertRecord(pl.Callback):
         if not episodes:
             episodes, lengths = 1.0, float(pl_module.data.env.simulator.max_episode_steps)
             returns = rewards / steps * lengths
-        return Expert(sizes / steps, c_forget / steps, returns / episodes, lengths / episodes)
+        return Expert(
+            int(steps), (sizes or 1.0) / steps, (c_forget or 1.0) / steps, returns / episodes, lengths / episodes
+        )
 
 
 _SUMS = ("steps", "reward_sizes", "rewards", "c_forget", "episodes", "returns", "lengths")

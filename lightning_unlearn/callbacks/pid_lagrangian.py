@@ -9,9 +9,12 @@ import torch
 from tensordict import TensorDict
 
 from lightning_unlearn import keys
+from lightning_unlearn.callbacks.concept_check import NothingToForgetError
 from lightning_unlearn.callbacks.expert_record import Expert
 from lightning_unlearn.objectives.pid import PIDGains, PIDState, PIDTerms, pid_step, room_above
 
+ENOUGH_STEPS = 4096
+"""Of the expert, to tell from them that it keeps a limit."""
 TARGET_COST = 0.03
 """Of the published recipes."""
 _RECENT = 0.15
@@ -101,12 +104,14 @@ class PIDLagrangian(pl.Callback):
 
         Raises:
             ValueError: A limit or a floor is to be measured against an expert, and there is none.
+            NothingToForgetError: The expert keeps the limit already.
         """
         if trainer.current_epoch < pl_module.expert_rollouts.stop - 1:
             return
         following = batch[pl_module.released_rows][keys.NEXT]
         unit, target = pl_module.cost_unit, self.gains.target
         if self.cost_limit is not None:
+            self._require_excess(self._expert(pl_module))
             target = self.limit_share * self.cost_limit / self._expert(pl_module).episode_length
         room = 1.0
         if self.return_floor is not None:
@@ -141,6 +146,14 @@ class PIDLagrangian(pl.Callback):
             recent += _RECENT * (float(returns.mean()) - recent)
         self._recent_return = recent
         return room_above(recent, expert_return, cast(float, self.return_floor), self.return_margin)
+
+    def _require_excess(self, expert: Expert) -> None:
+        limit, shown = cast(float, self.cost_limit), expert.c_forget * expert.episode_length
+        if expert.steps >= ENOUGH_STEPS and shown <= limit:
+            raise NothingToForgetError(
+                f"pid.cost_limit={limit:g}: the expert costs {shown:.1f} an episode in its first {expert.steps} steps, "
+                "so that there is nothing to repair. Use a lower limit."
+            )
 
     def _expert(self, pl_module: Any) -> Expert:
         expert: Expert | None = pl_module.measured

@@ -63,11 +63,13 @@ def room_above(recent: float, expert: float, floor: float, margin: float) -> flo
 
     Args:
         recent: R̂, mean return of an episode.
-        expert: R_E, the expert's; not 0.
+        expert: R_E, the expert's. Where it is 0, there is room from it on.
         floor: f.
         margin: m.
     """
     size = abs(expert)
+    if size == 0.0:
+        return float(recent >= expert)
     return _clip((recent - expert + (1.0 - floor) * size) / (margin * size), 0.0, 1.0)
 
 

@@ -54,6 +54,11 @@ def test_a_limit_needs_an_expert(store):
         training.train([*oracle, "--cost_limit", "1"])
 
 
+def test_an_expert_that_keeps_the_limit_is_left_as_it_is():
+    with pytest.raises(ValueError, match=r"pid.cost_limit=1000: the expert costs .* nothing to repair. Use a lower"):
+        repaired("--cost_limit", "1000", "--horizon", "1024")
+
+
 def test_where_no_episode_of_the_expert_ends_it_is_as_long_as_the_task_lets_it(store):
     run = training.train([*CHAIN, *SOURCE, "--cost_limit", "4", "--horizon", "16", "--pid.return_floor", "0.9"])
     assert metrics(run.run_id, "target") == pytest.approx([0.85 * 4 / 32] * 4)
@@ -94,7 +99,7 @@ def test_episodes_count_in_the_rollout_they_end_in_whenever_they_began():
     for epoch, done in enumerate(ends):
         record.on_train_batch_start(At(epoch), method, rollout(torch.tensor(done, dtype=torch.bool)), 0)
     # Of 2 + 2, 5 + 1 and 3 steps.
-    assert method.measured == (1.0, 0.25, -7.0, pytest.approx(13 / 3))
+    assert method.measured == (10, 1.0, 0.25, -7.0, pytest.approx(13 / 3))
     again = ExpertRecord()
     again.load_state_dict(record.state_dict())
     resumed = Watched(range(1, 2))
