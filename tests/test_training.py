@@ -24,7 +24,7 @@ METHODS = [
     "off_policy_concept",
     "trajectory_decremental",
 ]
-OWN = {"off_policy_concept": ["--model.critic_steps", "20", "--model.steps", "10"]}
+OWN = {"off_policy_concept": ["--model.critic_steps", "20", "--model.steps", "10", "--model.mean_scale", "0.3"]}
 ROLLOUT = ("rollout/cost_rate", "rollout/episode_return", "time/env_steps_per_s")
 METRICS = {
     "repedit": (*ROLLOUT, "repedit/alpha"),
