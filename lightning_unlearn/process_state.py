@@ -15,7 +15,7 @@ VARIABLES = {
     "MLFLOW_UV_AUTO_DETECT": "false",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
     "RL_LOGGING_LEVEL": "WARNING",
-    "OMP_WAIT_POLICY": "passive",  # threads that spin for each other stand still where other work wants the cores
+    "GOMP_SPINCOUNT": "10000",  # threads that spin for each other for long stand still where other work wants the cores
 }
 """Environment variables of libraries, set where the user has not; some are read when the library is imported."""
 _QUIET = ("mlflow", "lightning.pytorch", "lightning.fabric", "pytorch_lightning", "lightning_fabric", "alembic")

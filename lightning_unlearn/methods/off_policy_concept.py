@@ -16,17 +16,8 @@ from lightning_unlearn.envs.batched import BatchedEnv
 from lightning_unlearn.methods.base import require_at_least, require_fraction, require_positive, rollout_metrics
 from lightning_unlearn.methods.flat_adam import FlatAdam
 from lightning_unlearn.methods.gradient import GradientMethod, as_numbers, require_source
-from lightning_unlearn.objectives.off_policy import (
-    CRITICS,
-    ActorLoss,
-    CriticLoss,
-    actor_gradient,
-    actor_loss,
-    critic_gradient,
-    critic_loss,
-    targets,
-)
-from lightning_unlearn.policies.action_values import ActionValues, WrittenOutValues
+from lightning_unlearn.objectives.off_policy import CRITICS, ActorLoss, CriticLoss, actor_loss, critic_loss, targets
+from lightning_unlearn.policies.action_values import ActionValues
 from lightning_unlearn.policies.actor_critic import ActorCritic
 from lightning_unlearn.seeds import SeedStreams, torch_generator
 
@@ -181,7 +172,6 @@ class OffPolicyConcept(GradientMethod):
         """The policy's Adam and the critics'."""
         self._optimizer = FlatAdam(self._trained, self.lr)
         self._critic_optimizer = FlatAdam(self.values.parameters(), self.critic_lr)
-        self._passes = WrittenOutValues(self.values)
         return [self._optimizer, self._critic_optimizer]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -270,28 +260,26 @@ class OffPolicyConcept(GradientMethod):
 
     def _fit_critics(self, minibatch: dict[str, torch.Tensor]) -> CriticLoss:
         """One step of the critics, not clipped (their loss is linear in large errors), and of their targets."""
-        target = self.targets(minibatch)
-        values = self._passes.forward(minibatch[keys.OBSERVATION], minibatch[keys.ACTION])
-        loss = as_numbers(critic_loss(values, target))
-        backward = partial(self._passes.backward, critic_gradient(values, target))
-        self._step_down(self._critic_optimizer, loss.total, backward, math.inf, "critic_lr")
+        values = self.values(minibatch[keys.OBSERVATION], minibatch[keys.ACTION])
+        loss = critic_loss(values, self.targets(minibatch))
+        numbers = as_numbers(loss)
+        self._step_down(self._critic_optimizer, numbers.total, loss.total.backward, math.inf, "critic_lr")
         with torch.no_grad():
             theirs, parameters = tuple(self.target_values.parameters()), tuple(self.values.parameters())
             torch._foreach_lerp_(theirs, parameters, self.target_rate)
-        return loss
+        return numbers
 
     def _improve(self, minibatch: dict[str, torch.Tensor]) -> ActorLoss:
         """One clipped step of the policy; the critics get no gradient from it."""
         observation = minibatch[keys.OBSERVATION]
         mean = self.policy.mean(observation)
-        with torch.no_grad():
-            action = self.policy.squash(mean)
-        values = self._passes.forward(observation, action)
-        loss = as_numbers(actor_loss(values, self.cost_weight))
-        by_action = self._passes.by_action(actor_gradient(values, self.cost_weight))
-        by_mean = by_action * self._slope(action, by_action)
-        self._descend(loss.policy, partial(mean.backward, by_mean, inputs=self._trained))
-        return loss
+        action = self.policy.squash(mean.detach()).requires_grad_()
+        loss = actor_loss(self.values(observation, action), self.cost_weight)
+        (by_action,) = torch.autograd.grad(loss.policy, action)
+        by_mean = by_action * self._slope(action.detach(), by_action)
+        numbers = as_numbers(loss)
+        self._descend(numbers.policy, partial(mean.backward, by_mean, inputs=self._trained))
+        return numbers
 
     def _slope(self, action: torch.Tensor, by_action: torch.Tensor) -> torch.Tensor:
         """∂action/∂mean; that of a clipped action is 0 only where descent would lead farther out. Shape: (B, A)."""

@@ -74,20 +74,3 @@ def actor_loss(values: torch.Tensor, cost_weight: float) -> ActorLoss:
     """
     reward_value, cost_value = (value.mean() for value in split(values))
     return ActorLoss(-(reward_value - cost_weight * cost_value) / (1.0 + cost_weight), reward_value, cost_value)
-
-
-def critic_gradient(values: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """∂L/∂Q_k = clip(Q_k − y_k, −1, 1)/B of `critic_loss`. Shape of all: (4, B)."""
-    return (values - target).clamp_(-1.0, 1.0).mul_(1.0 / values.shape[-1])
-
-
-def actor_gradient(values: torch.Tensor, cost_weight: float) -> torch.Tensor:
-    """∂L/∂Q_k of `actor_loss`: −1/((1 + λ)·B) at the lesser reward value, λ/((1 + λ)·B) at the greater cost value.
-
-    Where both are equal, it is at the first one. Shape: (4, B) → (4, B).
-    """
-    share = 1.0 / ((1.0 + cost_weight) * values.shape[-1])
-    lesser, greater = values[0] <= values[1], values[2] >= values[3]
-    return torch.stack(
-        [lesser * -share, ~lesser * -share, greater * (cost_weight * share), ~greater * (cost_weight * share)]
-    )

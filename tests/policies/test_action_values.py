@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_unlearn.policies.action_values import ActionValues, WrittenOutValues
+from lightning_unlearn.policies.action_values import ActionValues
 
 SEEN, ACTS, B = 5, 2, 7
 
@@ -49,20 +49,3 @@ def test_the_critics_learn_a_value_that_depends_on_the_action():
         loss.backward()
         optimizer.step()
     assert loss.item() == pytest.approx(0.0, abs=0.3)
-
-
-@pytest.mark.parametrize("sizes", [(8,), (8, 6), (8, 6, 4)], ids=str)
-def test_the_passes_written_out_are_those_of_autograd(sizes):
-    values, generator = made(sizes=sizes), torch.Generator().manual_seed(2)
-    values.normalise_by(3.0 * torch.randn(50, SEEN, generator=generator))
-    observation, gradient = torch.randn(B, SEEN, generator=generator), torch.randn(3, B, generator=generator)
-    action = torch.randn(B, ACTS, generator=generator).requires_grad_()
-    found = values(observation, action)
-    by_autograd = torch.autograd.grad(found, [action, *values.parameters()], gradient)
-    passes = WrittenOutValues(values)
-    torch.testing.assert_close(passes.forward(observation, action), found, atol=1e-6, rtol=1e-6)
-    for parameter in values.parameters():
-        parameter.grad = torch.full_like(parameter, torch.nan)
-    passes.backward(gradient)
-    written_out = [passes.by_action(gradient), *(parameter.grad for parameter in values.parameters())]
-    torch.testing.assert_close(written_out, list(by_autograd), atol=1e-6, rtol=1e-5)
