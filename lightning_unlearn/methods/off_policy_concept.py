@@ -29,6 +29,8 @@ MEAN_SIZE = 1.5
 """Root mean square of the expert's means before tanh, once they are brought in."""
 SIZE = 5.0
 """Discounted sum of |reward|, and of C_forget, that the expert's are scaled to."""
+MOST_PASSES = 160
+"""Over the expert's decisions, before the policy learns: few decisions soon have nothing more to teach."""
 MOST_BYTES = 1_000_000_000
 """Of the decisions in a checkpoint, which is not read again if it is larger than `checkpoints.MAX_BYTES`."""
 
@@ -71,7 +73,7 @@ class OffPolicyConcept(GradientMethod):
         action_repeat: Steps that an action is held for.
         steps: Minibatches in an update.
         warm_up: Share of the updates, the first ones, that only collect; at least one does.
-        critic_steps: Minibatches that the critics then learn from alone.
+        critic_steps: Minibatches that the critics then learn from alone; fewer, where they are more than `MOST_PASSES`.
         capacity: Decisions that are kept.
         gamma: Discount per step, of reward and of C_forget.
         target_rate: Share of the way that the target critics go towards the critics after each minibatch.
@@ -255,7 +257,8 @@ class OffPolicyConcept(GradientMethod):
             self._units = tuple(SIZE * (1.0 - self.gamma) / size for size in sizes)
         for values in (self.values, self.target_values):
             values.normalise_by(self.replay.observations.to(self.device))
-        for minibatch in self._minibatches(self.critic_steps):
+        passes = len(self.replay) / self.batch_size
+        for minibatch in self._minibatches(min(self.critic_steps, math.ceil(MOST_PASSES * passes))):
             self._fit_critics(minibatch)
 
     def _fit_critics(self, minibatch: dict[str, torch.Tensor]) -> CriticLoss:

@@ -155,6 +155,15 @@ def test_while_the_expert_is_watched_nothing_is_learnt(monkeypatch):
     assert all(torch.equal(weight, scaled[name]) for name, weight in weights.items())
 
 
+def test_critics_do_not_pass_over_few_decisions_for_ever(monkeypatch):
+    steps = []
+    monkeypatch.setattr(OffPolicyConcept, "_fit_critics", lambda method, minibatch: steps.append(1))
+    method, batch = built(batch_size=256)
+    method.replay.add(decisions(batch, 2, method.gamma))  # 4 environments of 32
+    method._begin()
+    assert len(steps) == 160 * 128 // 256
+
+
 def test_a_wrapped_network_is_trained_as_it_is():
     network = torch.nn.Linear(2, 1)
     for squash in ("tanh", "none"):
