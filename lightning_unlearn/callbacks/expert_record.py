@@ -1,31 +1,14 @@
 """What the expert earns and costs in training's own rollouts, before anything is learnt: the units of a repair."""
 
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any
 
 import lightning.pytorch as pl
 import torch
 from tensordict import TensorDict
 
 from lightning_unlearn import keys
-
-
-class Expert(NamedTuple):
-    """Means over the expert's rollouts.
-
-    Where no episode ended in them, one is taken to be as long as the task lets it, and to go on as it began; C_forget
-    and |reward| that were never seen are taken to come once in as many steps, the reward as 1.
-    """
-
-    steps: int
-    """How many there were."""
-    reward_size: float
-    """Of |reward|, per step."""
-    c_forget: float
-    """Per step."""
-    episode_return: float
-    episode_length: float
-    """Steps."""
+from lightning_unlearn.objectives.pid import Expert
 
 
 class ExpertRecord(pl.Callback):

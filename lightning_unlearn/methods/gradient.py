@@ -14,9 +14,9 @@ import torch
 from torch import nn
 
 from lightning_unlearn import keys
-from lightning_unlearn.callbacks.expert_record import Expert
 from lightning_unlearn.methods.base import RolloutMethod, require_at_least, require_positive
 from lightning_unlearn.methods.flat_adam import FlatAdam
+from lightning_unlearn.objectives.pid import Expert
 from lightning_unlearn.objectives.written_out import Gradient
 from lightning_unlearn.policies.actor_critic import ActorCritic
 from lightning_unlearn.policies.shared_trunk import Layer, SharedTrunk, has_shared_trunk

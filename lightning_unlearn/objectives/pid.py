@@ -37,6 +37,24 @@ class PIDTerms(NamedTuple):
     derivative: float
 
 
+class Expert(NamedTuple):
+    """What the expert does before anything is learnt, means over its rollouts: what a repair is measured by.
+
+    Where no episode ended in them, one is taken to be as long as the task lets it, and to go on as it began; C_forget
+    and |reward| that were never seen are taken to come once in as many steps, the reward as 1.
+    """
+
+    steps: int
+    """How many there were."""
+    reward_size: float
+    """Of |reward|, per step."""
+    c_forget: float
+    """Per step."""
+    episode_return: float
+    episode_length: float
+    """Steps."""
+
+
 def pid_step(gains: PIDGains, state: PIDState, rate: float) -> tuple[PIDState, PIDTerms]:
     """Move λ after a rollout with mean C_forget `rate`.
 
