@@ -13,14 +13,14 @@ import numpy as np
 import pandas as pd
 import torch
 
-from lightning_unlearn import registry, training
+from lightning_unlearn import training
 from lightning_unlearn.audits.policy_suite import evaluate as evaluate_episodes
 from lightning_unlearn.audits.policy_suite import per_episode
 from lightning_unlearn.callbacks.run_record import MLflowRun
 from lightning_unlearn.callbacks.weight_average import released
 from lightning_unlearn.configuration import shipped_config
 from lightning_unlearn.envs.concepts import Concept
-from lightning_unlearn.foreign.module import wrap as wrap_module
+from lightning_unlearn.importers.module import wrap as wrap_module
 from lightning_unlearn.methods.base import require_fit
 from lightning_unlearn.methods.gradient import GradientMethod
 from lightning_unlearn.policies.actor_critic import ActorCritic
@@ -28,7 +28,8 @@ from lightning_unlearn.policies.extrapolation import extrapolate as extrapolate_
 from lightning_unlearn.policies.storage import ModelCard, require_storable
 from lightning_unlearn.policies.storage import save_policy as save_policy_files
 from lightning_unlearn.process_state import undisturbed
-from lightning_unlearn.seeds import evaluation_layouts
+from lightning_unlearn.seeding import evaluation_layouts
+from lightning_unlearn.tracking import registry
 
 __all__ = ["ModelCard", "evaluate", "extrapolate", "load_policy", "repair", "save_policy", "wrap"]
 _OF_A_RUN = (

@@ -14,13 +14,13 @@ from opcode import opmap
 from pathlib import Path
 from types import FrameType, ModuleType
 
-from lightning_unlearn.addresses import without_password
 from lightning_unlearn.process_state import quieten, set_variables
+from lightning_unlearn.tracking.addresses import without_password
 
 COMMANDS = {
     "quickstart": ("lightning_unlearn.quickstart", "repair the shipped unsafe expert and show before and after"),
     "fit": ("lightning_unlearn.training", "train one method from a chain of config files"),
-    "import": ("lightning_unlearn.foreign.command", "take in an agent of Stable-Baselines3, OmniSafe or CleanRL"),
+    "import": ("lightning_unlearn.importers.command", "take in an agent of Stable-Baselines3, OmniSafe or CleanRL"),
     "probe": ("lightning_unlearn.audits.probe_commands", "probe a latent: collect states, fit, export, evaluate"),
     "export-hazard-direction": ("lightning_unlearn.audits.export_direction", "the same as probe export"),
     "action-control": ("lightning_unlearn.audits.action_control", "how well the latent tells the action"),
@@ -28,16 +28,16 @@ COMMANDS = {
     "evaluate": ("lightning_unlearn.audits.evaluate", "models on equal layouts: return, cost, where they changed"),
     "select": ("lightning_unlearn.audits.select", "choose a save point on validation layouts: cost limit, then return"),
     "relearn": ("lightning_unlearn.audits.relearn", "how fast models learn the forgotten behaviour again"),
-    "report": ("lightning_unlearn.audits.report.command", "one HTML file of all that the store shows of a task"),
+    "report": ("lightning_unlearn.report.command", "one HTML file of all that the store shows of a task"),
     "reproduce": ("lightning_unlearn.reproduce", "make a run again from its stored config, and compare all bits"),
-    "verify": ("lightning_unlearn.verify", "whether a model's files are those that were stored"),
+    "verify": ("lightning_unlearn.tracking.verify", "whether a model's files are those that were stored"),
     "models": ("lightning_unlearn.housekeeping.models", "list, compare or delete registered models"),
     "runs": ("lightning_unlearn.housekeeping.runs_list", "list runs, with what they take on the disk"),
     "gc": ("lightning_unlearn.housekeeping.clear", "show, and delete with --yes, what nothing in the store points to"),
     "export-artifacts": ("lightning_unlearn.audits.export", "write the published tree of artifacts from the store"),
     "register": ("lightning_unlearn.study.stored", "put stored weights into the store as a method's save points"),
     "study": ("lightning_unlearn.study.command", "a whole study from one file: methods, seeds, audits, report"),
-    "bench": ("lightning_unlearn.bench.command", "time everything beside the machine's limit and its peers"),
+    "bench": ("lightning_unlearn.benchmark.command", "time everything beside the machine's limit and its peers"),
 }
 """Name → the module whose `main(args)` runs it, and what it does."""
 

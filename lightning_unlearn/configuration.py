@@ -12,7 +12,7 @@ from jsonargparse import ActionConfigFile
 from lightning.pytorch.cli import LightningArgumentParser
 
 from lightning_unlearn.options import suggestion, utf8_configs
-from lightning_unlearn.untrusted import read_bytes
+from lightning_unlearn.safe_files import read_bytes
 
 SHORT_NAMES = {
     "env": "data.env",

@@ -8,7 +8,6 @@ from typing import Any
 import lightning.pytorch as pl
 import pandas as pd
 
-from lightning_unlearn import registry, runs
 from lightning_unlearn.audits import selection
 from lightning_unlearn.audits.policy_suite import evaluate_in, per_episode
 from lightning_unlearn.audits.records import write_json
@@ -17,12 +16,13 @@ from lightning_unlearn.audits.verdict import Verdict, judge
 from lightning_unlearn.callbacks.pid_lagrangian import PIDLagrangian
 from lightning_unlearn.callbacks.run_record import MLflowRun
 from lightning_unlearn.callbacks.save_points import SavePoints
-from lightning_unlearn.collection.data import RolloutData
+from lightning_unlearn.collectors.data import RolloutData
 from lightning_unlearn.envs.concepts import recorded_as
 from lightning_unlearn.policies.actor_critic import ActorCritic
-from lightning_unlearn.registry import RegisteredModel
-from lightning_unlearn.seeds import validation_layouts, verdict_layouts
-from lightning_unlearn.store import patiently
+from lightning_unlearn.seeding import validation_layouts, verdict_layouts
+from lightning_unlearn.tracking import registry, runs
+from lightning_unlearn.tracking.registry import RegisteredModel
+from lightning_unlearn.tracking.store import patiently
 
 PLACE = "eval/verdict"
 """Folder of the files among a run's artifacts."""

@@ -6,15 +6,16 @@ from typing import Any
 
 import pandas as pd
 
-from lightning_unlearn import registry, training
+from lightning_unlearn import training
 from lightning_unlearn.audits import evaluate
 from lightning_unlearn.audits.places import results_folder
-from lightning_unlearn.audits.report import command as report
 from lightning_unlearn.audits.suite_files import PER_EPISODE, VIDEOS
 from lightning_unlearn.audits.verdict import Verdict, judge
 from lightning_unlearn.configuration import shipped_config
 from lightning_unlearn.options import CommandParser
-from lightning_unlearn.seeds import evaluation_layouts
+from lightning_unlearn.report import command as report
+from lightning_unlearn.seeding import evaluation_layouts
+from lightning_unlearn.tracking import registry
 
 ENV_ID = "SafetyPointGoal1-v0"
 SOURCE = f"zoo:unsafe.{ENV_ID}"

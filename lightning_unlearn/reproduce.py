@@ -12,12 +12,13 @@ import yaml
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
-from lightning_unlearn import registry, resumption, training
+from lightning_unlearn import resumption, training
 from lightning_unlearn.arithmetic import ARITHMETIC
 from lightning_unlearn.audits.subjects import weights_digest
 from lightning_unlearn.envs.concept_option import classes_of_their_own
 from lightning_unlearn.options import CommandParser
 from lightning_unlearn.policies.storage import save_policy
+from lightning_unlearn.tracking import registry
 
 _WALL_CLOCK = "time/"
 

@@ -12,9 +12,9 @@ import yaml
 from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 
-from lightning_unlearn import checkpoints
 from lightning_unlearn.configuration import flatten
-from lightning_unlearn.store import checkpoint_folder, store_address
+from lightning_unlearn.tracking import checkpoints
+from lightning_unlearn.tracking.store import checkpoint_folder, store_address
 
 LAST = "last"
 CONFIG_DIGEST = "config.sha256"

@@ -12,8 +12,7 @@ import yaml
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from lightning_unlearn import registry, resumption
-from lightning_unlearn.addresses import without_password
+from lightning_unlearn import resumption
 from lightning_unlearn.audits.verdict import Verdict
 from lightning_unlearn.callbacks.concept_check import ConceptCheck, NothingToForgetError
 from lightning_unlearn.callbacks.durability import Durability
@@ -26,14 +25,16 @@ from lightning_unlearn.callbacks.run_record import MLflowRun, RunRecord
 from lightning_unlearn.callbacks.save_points import SavePoints
 from lightning_unlearn.callbacks.throughput import Throughput
 from lightning_unlearn.callbacks.weight_average import WeightAverage
-from lightning_unlearn.checkpoints import WholeCheckpoints
-from lightning_unlearn.collection.data import RolloutData
+from lightning_unlearn.collectors.data import RolloutData
 from lightning_unlearn.configuration import ConfigParser, expand, flatten, origin
 from lightning_unlearn.envs.working_directory import working_directory_importable
 from lightning_unlearn.keep_best import KeepBest
 from lightning_unlearn.methods.gradient import GradientMethod
 from lightning_unlearn.process_state import not_autologged
 from lightning_unlearn.processes import cores
+from lightning_unlearn.tracking import registry
+from lightning_unlearn.tracking.addresses import without_password
+from lightning_unlearn.tracking.checkpoints import WholeCheckpoints
 from lightning_unlearn.trainer_options import (
     further_callbacks,
     further_loggers,

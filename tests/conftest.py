@@ -11,8 +11,9 @@ import mlflow
 import pytest
 import torch
 
-from lightning_unlearn import cli, registry
+from lightning_unlearn import cli
 from lightning_unlearn.policies.actor_critic import ActorCritic, PolicyConfig
+from lightning_unlearn.tracking import registry
 
 torch.set_num_threads(1)
 

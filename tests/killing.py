@@ -77,7 +77,7 @@ def moments(seed, count, longest):
 
 def outcome(folder, env_id):
     """What a store holds of its only finished run, in a form that is equal exactly when all bits are."""
-    from lightning_unlearn import checkpoints, registry, store
+    from lightning_unlearn.tracking import checkpoints, registry, store
 
     store.open_store(f"sqlite:///{folder}/mlruns/mlflow.db")
     client = mlflow.MlflowClient()

@@ -31,10 +31,10 @@ from torchrl.modules import (
 )
 
 import lightning_unlearn as lu
-from lightning_unlearn import registry
 from lightning_unlearn.envs.concepts import ObservationRange
-from lightning_unlearn.foreign.module import around
+from lightning_unlearn.importers.module import around
 from lightning_unlearn.policies.storage import ModelCard
+from lightning_unlearn.tracking import registry
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
 EXAMPLES = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
@@ -66,7 +66,7 @@ def registered(store):
 @pytest.mark.parametrize("example", EXAMPLES, ids=range(len(EXAMPLES)))
 def test_the_readmes_examples_run(registered, example, monkeypatch):
     assert len([line for line in example.splitlines() if line.strip()]) < 10
-    monkeypatch.setattr("lightning_unlearn.foreign.module.HORIZON", 64)
+    monkeypatch.setattr("lightning_unlearn.importers.module.HORIZON", 64)
     for long, short in SHORTER.items():
         example = example.replace(long, short)
     exec(compile(example, "README.md", "exec"), {"SHORT": SHORT})
@@ -176,7 +176,7 @@ def test_a_call_leaves_the_process_as_it_was(store, policy, monkeypatch, call):
 
     policy = deepcopy(policy)
     policy.action_mean = torch.nn.Linear(2, 1) if call is CALLS["wrap"] else policy.action_mean
-    monkeypatch.setattr("lightning_unlearn.foreign.module.HORIZON", 64)
+    monkeypatch.setattr("lightning_unlearn.importers.module.HORIZON", 64)
     monkeypatch.delenv("PYTORCH_NVML_BASED_CUDA_CHECK", raising=False)
     mlflow.set_tracking_uri("sqlite:///mine.db")
     mlflow.set_registry_uri("sqlite:///mine.db")
@@ -388,7 +388,7 @@ def test_a_network_of_any_shape_is_repaired(store):
 
 
 def test_critics_are_fitted_to_the_concept_that_is_to_be_forgotten(monkeypatch):
-    monkeypatch.setattr("lightning_unlearn.foreign.module.HORIZON", 64)
+    monkeypatch.setattr("lightning_unlearn.importers.module.HORIZON", 64)
     network = Net()
     concepts = ["auto", "cost_sum", ObservationRange("position", below=0.0)]
     values = [lu.wrap(network, TOY, std=0.3, warm_up_rollouts=2, concept=one).cost_value.weight for one in concepts]

@@ -10,11 +10,12 @@ import pytest
 import torch
 import yaml
 
-from lightning_unlearn import cli, registry, training
+from lightning_unlearn import cli, training
 from lightning_unlearn.audits.probe_data import load_data
 from lightning_unlearn.callbacks import concept_check
 from lightning_unlearn.envs.concept_option import classes_of_their_own
-from lightning_unlearn.untrusted import read_json
+from lightning_unlearn.safe_files import read_json
+from lightning_unlearn.tracking import registry
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
 TOY = "ToyLine-v0"

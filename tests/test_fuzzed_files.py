@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from lightning_unlearn.audits.probe_data import ProbeData, load_data, save_data
 from lightning_unlearn.audits.probes import LinearProbe, StoredProbe, load_probe, save_probe
 from lightning_unlearn.audits.splits import Splits
-from lightning_unlearn.collection import trajectories
+from lightning_unlearn.collectors import trajectories
 from lightning_unlearn.policies.actor_critic import ActorCritic, PolicyConfig
 from lightning_unlearn.policies.directions import Direction, load_direction, save_direction
 from lightning_unlearn.policies.editor import GatedEditor

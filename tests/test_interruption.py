@@ -10,8 +10,9 @@ import time
 import mlflow
 import pytest
 
-from lightning_unlearn import registry, training
+from lightning_unlearn import training
 from lightning_unlearn.envs.sharded import ShardedSimulator
+from lightning_unlearn.tracking import registry
 
 BASE = ["-c", "configs/base.yaml", "-c", "configs/env/point_goal1.yaml", "-c", "configs/method/unsafe.yaml"]
 

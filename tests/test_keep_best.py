@@ -7,10 +7,11 @@ import mlflow
 import pandas as pd
 import pytest
 
-from lightning_unlearn import cli, runs, training
+from lightning_unlearn import cli, training
 from lightning_unlearn import keep_best as module
 from lightning_unlearn.audits import verdict
 from lightning_unlearn.callbacks.pid_lagrangian import PIDLagrangian
+from lightning_unlearn.tracking import runs
 
 TOY = "ToyLine-v0"
 NAME = f"off_policy_concept.{TOY}"

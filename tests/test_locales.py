@@ -12,7 +12,8 @@ import mlflow
 import pytest
 from sqlalchemy.engine import make_url
 
-from lightning_unlearn import cli, registry
+from lightning_unlearn import cli
+from lightning_unlearn.tracking import registry
 
 PACKAGE = Path(cli.__file__).parent
 ASCII = {"PYTHONIOENCODING": "ascii", "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}

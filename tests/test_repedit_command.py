@@ -6,10 +6,11 @@ import mlflow
 import pytest
 import torch
 
-from lightning_unlearn import cli, registry, training
+from lightning_unlearn import cli, training
 from lightning_unlearn.configuration import expand
-from lightning_unlearn.objectives.directions import random_direction
+from lightning_unlearn.losses.directions import random_direction
 from lightning_unlearn.policies.directions import Direction, save_direction
+from lightning_unlearn.tracking import registry
 
 CHAIN = ["-c", "base.yaml", "-c", "env/point_goal1.yaml", "-c", "method/repedit.yaml", "-c", "smoke.yaml"]
 SMALL = ["--model.calibration_steps", "400", "--updates", "1", "--save_points", "1"]

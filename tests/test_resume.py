@@ -20,12 +20,13 @@ import torch
 import yaml
 from mlflow.exceptions import MlflowException
 
-from lightning_unlearn import checkpoints, cli, keys, processes, registry, resumption, training
-from lightning_unlearn import store as store_module
+from lightning_unlearn import cli, keys, processes, resumption, training
 from lightning_unlearn.audits.subjects import weights_digest
 from lightning_unlearn.configuration import flatten
 from lightning_unlearn.envs.toy import ToySimulator
 from lightning_unlearn.methods.dual_head_ppo import DualHeadPPO
+from lightning_unlearn.tracking import checkpoints, registry
+from lightning_unlearn.tracking import store as store_module
 
 TOY, GOAL = "ToyLine-v0", "SafetyPointGoal1-v0"
 UPDATES = ["--updates", "5", "--save_points", "2", "5"]
@@ -98,15 +99,15 @@ def in_metrics(after):
 
 
 def in_model_files(after):
-    from lightning_unlearn import versions
+    from lightning_unlearn.tracking import model_versions
 
-    kill_at(versions.Model, "log", 1, after)
+    kill_at(model_versions.Model, "log", 1, after)
 
 
 def in_version(after):
-    from lightning_unlearn import versions
+    from lightning_unlearn.tracking import model_versions
 
-    kill_at(versions.mlflow, "register_model", 1, after)
+    kill_at(model_versions.mlflow, "register_model", 1, after)
 
 
 def in_alias(after):

@@ -83,7 +83,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture
 def short_warm_up(monkeypatch):
-    monkeypatch.setattr("lightning_unlearn.foreign.module.HORIZON", 32)
+    monkeypatch.setattr("lightning_unlearn.importers.module.HORIZON", 32)
 
 
 @pytest.fixture
@@ -119,7 +119,7 @@ def test_modes_are_restored_after_a_call(folder):
 
 
 def test_mlflows_generic_model_acts_under_any_mode(store, folder):
-    from lightning_unlearn import registry
+    from lightning_unlearn.tracking import registry
 
     with mlflow.start_run() as run:
         version = registry.register_policy(lu.load_policy(str(folder)), ModelCard("unsafe", TOY), run.info.run_id)

@@ -8,8 +8,9 @@ import pytest
 import torch
 import yaml
 
-from lightning_unlearn import cli, registry, training
+from lightning_unlearn import cli, training
 from lightning_unlearn.callbacks.weight_average import WeightAverage
+from lightning_unlearn.tracking import registry
 
 BASE = ["-c", "configs/base.yaml", "-c", "configs/env/point_goal1.yaml"]
 SMOKE = ["-c", "configs/smoke.yaml"]

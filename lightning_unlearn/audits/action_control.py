@@ -13,7 +13,6 @@ import numpy as np
 from sklearn.linear_model import Ridge
 from sklearn.metrics import mean_squared_error, r2_score
 
-from lightning_unlearn import registry
 from lightning_unlearn.audits.data_runs import print_reports, record_on_data, tell
 from lightning_unlearn.audits.drawing import save_png
 from lightning_unlearn.audits.features import action_means, latents, load_model, random_twin
@@ -22,6 +21,7 @@ from lightning_unlearn.audits.probe_figures import prediction_figure
 from lightning_unlearn.audits.records import output_file, require_at_least, write_json
 from lightning_unlearn.audits.splits import Splits, add_split_options, make_splits, read_split_options
 from lightning_unlearn.options import CommandParser
+from lightning_unlearn.tracking import registry
 
 ALPHA = 1.0
 FOLDER = "probes"

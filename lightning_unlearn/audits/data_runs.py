@@ -4,9 +4,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lightning_unlearn import registry, runs
 from lightning_unlearn.audits.probe_data import ProbeData
 from lightning_unlearn.audits.records import flat_numbers
+from lightning_unlearn.tracking import registry, runs
 
 MODEL_OPTIONS = ("model_path", "ref_model_path", "cmp_model_path")
 

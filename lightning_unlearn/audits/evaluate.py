@@ -12,7 +12,6 @@ import numpy as np
 import pandas as pd
 import torch
 
-from lightning_unlearn import registry, runs
 from lightning_unlearn.audits.places import results_folder
 from lightning_unlearn.audits.recorded_concept import asked_for
 from lightning_unlearn.audits.records import flat_numbers, require_at_least
@@ -60,7 +59,8 @@ from lightning_unlearn.envs.batched import BatchedEnv, make_env
 from lightning_unlearn.envs.concept import Concept
 from lightning_unlearn.envs.concept_option import add_concept_option, parse_with_concept
 from lightning_unlearn.options import CommandParser
-from lightning_unlearn.untrusted import read_json
+from lightning_unlearn.safe_files import read_json
+from lightning_unlearn.tracking import registry, runs
 
 KIND, NAME = "policy_suite_eval", "policy-suite"
 """Folder of the files, and name of the run."""

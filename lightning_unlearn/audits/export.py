@@ -9,12 +9,12 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from lightning_unlearn import registry, runs
 from lightning_unlearn.audits.places import ARTIFACTS
 from lightning_unlearn.audits.probes import LinearProbe, load_probe
 from lightning_unlearn.audits.subjects import UNSAFE
 from lightning_unlearn.options import CommandParser
 from lightning_unlearn.policies.published import file_name, save_published
+from lightning_unlearn.tracking import registry, runs
 
 FOLDERS = ("models", "probes", "eval", "logs/train", "logs/eval", "logs/debug")
 NOT_EXPORTED = "logs/debug/not_exported.txt"

@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-from lightning_unlearn import registry, runs
 from lightning_unlearn.audits.probes import load_probe
 from lightning_unlearn.audits.records import output_file
 from lightning_unlearn.options import CommandParser
 from lightning_unlearn.policies.directions import save_direction
+from lightning_unlearn.tracking import registry, runs
 
 
 def main(args: Sequence[str], command: str = "export-hazard-direction") -> None:

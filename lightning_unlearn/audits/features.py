@@ -9,10 +9,10 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from lightning_unlearn import registry
 from lightning_unlearn.policies.actor_critic import ActorCritic
 from lightning_unlearn.policies.storage import ModelCard
-from lightning_unlearn.seeds import SeedStreams, torch_generator
+from lightning_unlearn.seeding import SeedStreams, torch_generator
+from lightning_unlearn.tracking import registry
 
 
 def load_model(option: str, uri: str, observation_size: int, env_id: str) -> ActorCritic:

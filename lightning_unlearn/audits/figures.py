@@ -26,7 +26,7 @@ from lightning_unlearn.audits.top_view import (
     require_scenes,
     track,
 )
-from lightning_unlearn.collection.episodes import Episodes
+from lightning_unlearn.collectors.episodes import Episodes
 
 _COLOURS = (INK, BLUE)
 _MARKERS = ("o", "s")

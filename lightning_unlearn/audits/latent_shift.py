@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from lightning_unlearn import registry
 from lightning_unlearn.audits.data_runs import record_on_data, tell
 from lightning_unlearn.audits.drawing import save_png
 from lightning_unlearn.audits.features import action_means, latents, load_model
@@ -19,6 +18,7 @@ from lightning_unlearn.audits.probe_figures import shift_figure
 from lightning_unlearn.audits.records import evaluation_folder, require_at_least, write_json
 from lightning_unlearn.options import CommandParser
 from lightning_unlearn.policies.actor_critic import ActorCritic
+from lightning_unlearn.tracking import registry
 
 KIND = "latent_shift_eval"
 METRICS = "latent_shift_metrics.json"

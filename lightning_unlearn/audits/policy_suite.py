@@ -8,10 +8,10 @@ import pandas as pd
 import torch
 
 from lightning_unlearn.audits.probe_data import LIDAR_DISTANCE, STEPS_DISTANCE, steps_until
-from lightning_unlearn.collection.episodes import Episodes, run_episodes
+from lightning_unlearn.collectors.episodes import Episodes, run_episodes
 from lightning_unlearn.envs.batched import BatchedEnv, make_env
 from lightning_unlearn.envs.concepts import COST_SUM, HAZARDS, Concept
-from lightning_unlearn.objectives.locality import Locality, gaussian_kl, locality
+from lightning_unlearn.losses.locality import Locality, gaussian_kl, locality
 from lightning_unlearn.policies.actor_critic import ActorCritic
 
 HAZARD_LIDAR = "hazards_lidar"

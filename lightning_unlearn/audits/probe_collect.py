@@ -13,12 +13,12 @@ from tqdm.auto import tqdm
 from lightning_unlearn.audits.policy_suite import hazard_lidar
 from lightning_unlearn.audits.probe_data import CLASSES, LIDAR_DISTANCE, STEPS_DISTANCE, ProbeData, steps_until
 from lightning_unlearn.audits.records import require_at_least
-from lightning_unlearn.collection.acting import actor_of
-from lightning_unlearn.collection.episodes import BLOCK_STEPS
+from lightning_unlearn.collectors.acting import actor_of
+from lightning_unlearn.collectors.episodes import BLOCK_STEPS
 from lightning_unlearn.envs.batched import BatchedEnv, make_env
 from lightning_unlearn.envs.concepts import Concept, recorded_as
 from lightning_unlearn.policies.actor_critic import ActorCritic
-from lightning_unlearn.seeds import SeedStreams, training_seeds
+from lightning_unlearn.seeding import SeedStreams, training_seeds
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from lightning_unlearn import registry
 from lightning_unlearn.audits import export_direction, probe_fit
 from lightning_unlearn.audits.data_runs import record_on_data, tell
 from lightning_unlearn.audits.features import require_env
@@ -13,6 +12,7 @@ from lightning_unlearn.audits.recorded_concept import asked_for
 from lightning_unlearn.audits.records import output_file
 from lightning_unlearn.envs.concept_option import add_concept_option, parse_with_concept
 from lightning_unlearn.options import CommandParser, choose
+from lightning_unlearn.tracking import registry
 
 
 def main(args: Sequence[str]) -> None:

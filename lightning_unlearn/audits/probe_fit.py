@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lightning_unlearn import registry
 from lightning_unlearn.audits.data_runs import print_reports, record_on_data, tell
 from lightning_unlearn.audits.drawing import save_png
 from lightning_unlearn.audits.features import latents, load_model, random_twin
@@ -24,6 +23,7 @@ from lightning_unlearn.audits.splits import (
     require_apart,
 )
 from lightning_unlearn.options import CommandParser
+from lightning_unlearn.tracking import registry
 
 FOLDER = "probes"
 SHUFFLED = "shuffled labels"

@@ -5,7 +5,7 @@ from typing import Any
 
 from lightning_unlearn.envs.concept_option import classes_of_their_own
 from lightning_unlearn.envs.concepts import AUTO, READY, Concept
-from lightning_unlearn.untrusted import parse_json
+from lightning_unlearn.safe_files import parse_json
 
 RECORDED = "recorded"
 """The value of `--concept` that asks for it."""

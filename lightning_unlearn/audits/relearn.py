@@ -8,7 +8,6 @@ from typing import Any
 import pandas as pd
 import torch
 
-from lightning_unlearn import registry, runs
 from lightning_unlearn.audits.drawing import save_png
 from lightning_unlearn.audits.features import random_twin
 from lightning_unlearn.audits.places import results_folder
@@ -31,7 +30,8 @@ from lightning_unlearn.envs.batched import BatchedEnv, make_env
 from lightning_unlearn.envs.concept_option import add_concept_option, parse_with_concept
 from lightning_unlearn.envs.concepts import Concept, recorded_as
 from lightning_unlearn.options import CommandParser
-from lightning_unlearn.untrusted import read_json
+from lightning_unlearn.safe_files import read_json
+from lightning_unlearn.tracking import registry, runs
 
 KIND = "relearn_test_eval"
 RANDOM = "random"

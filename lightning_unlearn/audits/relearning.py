@@ -12,13 +12,13 @@ from tensordict import TensorDict
 
 from lightning_unlearn.audits.policy_suite import evaluate_in
 from lightning_unlearn.audits.records import require_at_least
-from lightning_unlearn.collection.data import RolloutData
-from lightning_unlearn.collection.episodes import Episodes
+from lightning_unlearn.collectors.data import RolloutData
+from lightning_unlearn.collectors.episodes import Episodes
 from lightning_unlearn.envs.batched import BatchedEnv
 from lightning_unlearn.envs.concepts import AUTO, Concept
 from lightning_unlearn.methods.dual_head_ppo import DualHeadPPO
 from lightning_unlearn.policies.actor_critic import ActorCritic
-from lightning_unlearn.seeds import SeedStreams, evaluation_layouts
+from lightning_unlearn.seeding import SeedStreams, evaluation_layouts
 
 THRESHOLD_EPISODES = 50
 """Episodes of the expert, and of every model at its start, that thresholds are computed from."""

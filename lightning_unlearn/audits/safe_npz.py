@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from lightning_unlearn.untrusted import open_zip, parse_json
+from lightning_unlearn.safe_files import open_zip, parse_json
 
 METADATA = "metadata"
 _MAX_BYTES = 1 << 31

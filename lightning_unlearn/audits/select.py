@@ -10,7 +10,6 @@ from typing import Any
 import pandas as pd
 import torch
 
-from lightning_unlearn import registry, runs
 from lightning_unlearn.audits import selection
 from lightning_unlearn.audits.places import results_folder
 from lightning_unlearn.audits.records import flat_numbers, require_at_least
@@ -19,8 +18,9 @@ from lightning_unlearn.envs.batched import make_env
 from lightning_unlearn.envs.concept_option import add_concept_option, parse_with_concept
 from lightning_unlearn.envs.concepts import Concept
 from lightning_unlearn.options import CommandParser
-from lightning_unlearn.registry import RegisteredModel
-from lightning_unlearn.seeds import VALIDATION_BANK, validation_layouts
+from lightning_unlearn.seeding import VALIDATION_BANK, validation_layouts
+from lightning_unlearn.tracking import registry, runs
+from lightning_unlearn.tracking.registry import RegisteredModel
 
 KIND = "save_point_selection"
 _SHOWN = ["Seed", "Update", "Reward", "RewardStd", "Cost_Sum", "CostStd", "Cost_Free_Share", "C_forget_Sum"]

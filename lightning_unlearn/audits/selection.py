@@ -8,13 +8,13 @@ from typing import Any, Literal
 
 import pandas as pd
 
-from lightning_unlearn import registry
 from lightning_unlearn.audits.policy_suite import evaluate_in, per_episode
 from lightning_unlearn.audits.records import write_json
 from lightning_unlearn.audits.subjects import read, require_fit
 from lightning_unlearn.envs.batched import BatchedEnv
 from lightning_unlearn.envs.concepts import AUTO, Concept
-from lightning_unlearn.registry import RegisteredModel
+from lightning_unlearn.tracking import registry
+from lightning_unlearn.tracking.registry import RegisteredModel
 
 FILES = TABLE, PER_EPISODE, SELECTION = "validation.csv", "per_episode.csv", "selection.json"
 Counted = Literal["cost_sum", "cforget_sum"]

@@ -7,9 +7,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from lightning_unlearn import registry
 from lightning_unlearn.envs.simulator import Simulator
 from lightning_unlearn.policies.actor_critic import ActorCritic
+from lightning_unlearn.tracking import registry
 
 UNSAFE, ORACLE, ZOO = "unsafe", "oracle", "zoo"
 FAMILIES = (UNSAFE, ORACLE, "concept", "continued", "localized_concept", "trajectory_decremental", "repedit")

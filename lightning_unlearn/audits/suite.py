@@ -25,7 +25,7 @@ from lightning_unlearn.audits.top_view import write_gif
 from lightning_unlearn.envs.batched import BatchedEnv
 from lightning_unlearn.envs.concepts import Concept, recorded_as
 from lightning_unlearn.policies.actor_critic import ActorCritic
-from lightning_unlearn.seeds import SeedStreams, evaluation_layouts, torch_generator
+from lightning_unlearn.seeding import SeedStreams, evaluation_layouts, torch_generator
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import pandas as pd
 
 from lightning_unlearn.audits.records import write_json
 from lightning_unlearn.audits.suite import Result
-from lightning_unlearn.untrusted import read_json
+from lightning_unlearn.safe_files import read_json
 
 SUMMARY, PER_EPISODE, SUMMARY_JSON, METADATA = "summary.csv", "per_episode.csv", "summary.json", "metadata.json"
 FILES = (SUMMARY, PER_EPISODE, SUMMARY_JSON, METADATA)

@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from lightning_unlearn.audits.drawing import GREEN, INK, SKY, VERMILLION
-from lightning_unlearn.collection.episodes import Episodes
+from lightning_unlearn.collectors.episodes import Episodes
 from lightning_unlearn.envs.simulator import TopView
 
 FORGET = VERMILLION

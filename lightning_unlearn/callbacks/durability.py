@@ -6,7 +6,7 @@ from typing import Any
 import lightning.pytorch as pl
 
 from lightning_unlearn.callbacks.run_record import MLflowRun
-from lightning_unlearn.store import checkpoint_folder
+from lightning_unlearn.tracking.store import checkpoint_folder
 
 
 class Durability(pl.Callback):

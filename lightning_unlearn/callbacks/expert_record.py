@@ -8,7 +8,7 @@ import torch
 from tensordict import TensorDict
 
 from lightning_unlearn import keys
-from lightning_unlearn.objectives.pid import Expert
+from lightning_unlearn.losses.pid import Expert
 
 
 class ExpertRecord(pl.Callback):

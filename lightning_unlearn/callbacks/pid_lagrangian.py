@@ -10,7 +10,7 @@ from tensordict import TensorDict
 
 from lightning_unlearn import keys
 from lightning_unlearn.callbacks.concept_check import NothingToForgetError
-from lightning_unlearn.objectives.pid import Expert, PIDGains, PIDState, PIDTerms, pid_step, room_above
+from lightning_unlearn.losses.pid import Expert, PIDGains, PIDState, PIDTerms, pid_step, room_above
 
 ENOUGH_STEPS = 4096
 """Of the expert, to tell from them that it keeps a limit."""

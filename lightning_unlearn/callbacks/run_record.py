@@ -13,11 +13,12 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric
 from mlflow.exceptions import MlflowException
 
-from lightning_unlearn import processes, registry
+from lightning_unlearn import processes
 from lightning_unlearn.arithmetic import ARITHMETIC
-from lightning_unlearn.runs import tags_of_new_run
-from lightning_unlearn.seeds import SeedStreams
-from lightning_unlearn.store import answers, experiment_id, patiently, writing
+from lightning_unlearn.seeding import SeedStreams
+from lightning_unlearn.tracking import registry
+from lightning_unlearn.tracking.runs import tags_of_new_run
+from lightning_unlearn.tracking.store import answers, experiment_id, patiently, writing
 
 _VERSIONS = ("lightning-unlearn", "torch", "torchrl", "lightning", "mlflow", "mujoco", "safety-gymnasium", "numpy")
 

@@ -5,11 +5,11 @@ from typing import Any
 
 import lightning.pytorch as pl
 
-from lightning_unlearn import registry
 from lightning_unlearn.callbacks.run_record import MLflowRun
 from lightning_unlearn.callbacks.weight_average import average_of, released
 from lightning_unlearn.policies.storage import ModelCard
-from lightning_unlearn.store import patiently
+from lightning_unlearn.tracking import registry
+from lightning_unlearn.tracking.store import patiently
 
 
 class SavePoints(pl.Callback):

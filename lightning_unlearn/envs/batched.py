@@ -15,7 +15,7 @@ from lightning_unlearn.envs import concepts, toy
 from lightning_unlearn.envs.concept import Concept, Transitions, judged, require_sound
 from lightning_unlearn.envs.rollout import RolloutBuffer
 from lightning_unlearn.envs.simulator import Simulator, Step
-from lightning_unlearn.seeds import training_seeds
+from lightning_unlearn.seeding import training_seeds
 
 
 def make_env(env_id: str, num_envs: int, concept: str | Concept = concepts.AUTO, workers: int = 1) -> "BatchedEnv":

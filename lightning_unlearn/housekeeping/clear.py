@@ -11,10 +11,10 @@ from contextlib import suppress
 import mlflow
 from mlflow.exceptions import MlflowException
 
-from lightning_unlearn import registry
 from lightning_unlearn.housekeeping.disk import Files, megabytes
 from lightning_unlearn.housekeeping.plan import FOREIGN, MODELS, Waste, find_waste, other_databases
 from lightning_unlearn.options import CommandParser
+from lightning_unlearn.tracking import registry
 
 
 def main(args: Sequence[str]) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from lightning_unlearn.store import ARTIFACTS, checkpoints_root, store_folder
+from lightning_unlearn.tracking.store import ARTIFACTS, checkpoints_root, store_folder
 
 _RUN_ID, _MODEL_ID = re.compile(r"[0-9a-f]{32}"), re.compile(r"m-[0-9a-f]{32}")
 SETTLED_S = 3600.0

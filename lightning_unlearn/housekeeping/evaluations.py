@@ -4,12 +4,12 @@ from typing import Any
 
 from mlflow.exceptions import MlflowException
 
-from lightning_unlearn import runs
 from lightning_unlearn.audits.evaluate import KIND
 from lightning_unlearn.audits.subjects import weights_digest
 from lightning_unlearn.audits.suite_files import METADATA, SUMMARY_JSON
 from lightning_unlearn.policies.actor_critic import ActorCritic
-from lightning_unlearn.untrusted import parse_json
+from lightning_unlearn.safe_files import parse_json
+from lightning_unlearn.tracking import runs
 
 COLUMNS = ("Reward", "RewardStd", "Cost_Sum", "CostStd", "Cost_Free_Share", "C_forget_Rate", "KL_vs_Unsafe", "Layouts")
 _SUITE = "policy-suite"

@@ -13,7 +13,7 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
 from lightning_unlearn import processes
-from lightning_unlearn.store import database_file
+from lightning_unlearn.tracking.store import database_file
 
 _PAGE = 1000
 _MODEL_ID = re.compile(r"m-[0-9a-f]{32}")

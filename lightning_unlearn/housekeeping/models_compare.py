@@ -7,14 +7,15 @@ from typing import Any
 import pandas as pd
 import torch
 
-from lightning_unlearn import registry, resumption
+from lightning_unlearn import resumption
 from lightning_unlearn.audits.subjects import weights_digest
 from lightning_unlearn.housekeeping.evaluations import newest_evaluation
 from lightning_unlearn.housekeeping.inventory import find_run
-from lightning_unlearn.model_files import registered_version
 from lightning_unlearn.options import CommandParser
 from lightning_unlearn.policies.actor_critic import ActorCritic
 from lightning_unlearn.policies.storage import ModelCard
+from lightning_unlearn.tracking import registry
+from lightning_unlearn.tracking.model_files import registered_version
 
 _CARD = ("method", "env", "seed", "update", "env_steps", "concept", "note")
 

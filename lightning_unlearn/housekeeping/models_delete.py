@@ -10,13 +10,13 @@ from mlflow.entities import Run
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
-from lightning_unlearn import registry
 from lightning_unlearn.housekeeping import inventory
 from lightning_unlearn.housekeeping.disk import Files, megabytes, size
 from lightning_unlearn.housekeeping.lineage import derived_from
-from lightning_unlearn.model_files import registered_version
 from lightning_unlearn.options import CommandParser
-from lightning_unlearn.versions import delete_version
+from lightning_unlearn.tracking import registry
+from lightning_unlearn.tracking.model_files import registered_version
+from lightning_unlearn.tracking.model_versions import delete_version
 
 
 @dataclass(frozen=True)

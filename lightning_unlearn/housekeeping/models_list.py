@@ -8,12 +8,12 @@ import pandas as pd
 from mlflow.entities import Run
 from mlflow.entities.model_registry import ModelVersion
 
-from lightning_unlearn import registry
 from lightning_unlearn.housekeeping import inventory
 from lightning_unlearn.housekeeping.disk import Files, megabytes, size
 from lightning_unlearn.housekeeping.lineage import derived_from
 from lightning_unlearn.options import CommandParser
-from lightning_unlearn.versions import save_point_aliases
+from lightning_unlearn.tracking import registry
+from lightning_unlearn.tracking.model_versions import save_point_aliases
 
 
 def main(args: Sequence[str]) -> None:

@@ -13,7 +13,7 @@ from mlflow.entities import LoggedModel, Run
 
 from lightning_unlearn.housekeeping import inventory
 from lightning_unlearn.housekeeping.disk import Files, is_settled, size
-from lightning_unlearn.store import database_file
+from lightning_unlearn.tracking.store import database_file
 
 DELETED_RUN, ABSENT_RUN = "artifacts of deleted runs", "artifacts of runs that the store does not know"
 FINISHED, DELETED, ABSENT = (

@@ -8,10 +8,10 @@ import pandas as pd
 from mlflow.entities import Run
 from mlflow.entities.model_registry import ModelVersion
 
-from lightning_unlearn import registry
 from lightning_unlearn.housekeeping import inventory
 from lightning_unlearn.housekeeping.disk import Files, megabytes, size
 from lightning_unlearn.options import CommandParser, choose
+from lightning_unlearn.tracking import registry
 
 
 def main(args: Sequence[str]) -> None:

@@ -7,12 +7,13 @@ import lightning.pytorch as pl
 import torch
 from tensordict import TensorDict
 
-from lightning_unlearn import keys, registry
+from lightning_unlearn import keys
 from lightning_unlearn.arithmetic import ARITHMETIC
-from lightning_unlearn.collection.data import Experience, RolloutData
+from lightning_unlearn.collectors.data import Experience, RolloutData
 from lightning_unlearn.envs.batched import BatchedEnv
 from lightning_unlearn.policies.actor_critic import ActorCritic, PolicyConfig
-from lightning_unlearn.seeds import SeedStreams, torch_generator
+from lightning_unlearn.seeding import SeedStreams, torch_generator
+from lightning_unlearn.tracking import registry
 
 
 class RolloutMethod(pl.LightningModule):

@@ -7,11 +7,11 @@ import torch
 from tensordict import TensorDict
 
 from lightning_unlearn import keys
+from lightning_unlearn.losses.advantages import AdvantageForm, combine, deviation, generalised_advantage
+from lightning_unlearn.losses.dual_ppo import DualPPOLoss, dual_ppo_loss
+from lightning_unlearn.losses.written_out import GaussianDraws, Gradient, dual_ppo
 from lightning_unlearn.methods.base import require_at_least, require_fraction, require_positive, rollout_metrics
 from lightning_unlearn.methods.gradient import GradientMethod
-from lightning_unlearn.objectives.advantages import AdvantageForm, combine, deviation, generalised_advantage
-from lightning_unlearn.objectives.dual_ppo import DualPPOLoss, dual_ppo_loss
-from lightning_unlearn.objectives.written_out import GaussianDraws, Gradient, dual_ppo
 from lightning_unlearn.policies.actor_critic import PolicyOutput
 
 KL_TOLERANCE = 1.5

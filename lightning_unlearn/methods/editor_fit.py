@@ -9,16 +9,17 @@ from typing import Literal
 
 import torch
 
-from lightning_unlearn import keys, registry
-from lightning_unlearn.collection.collector import RolloutCollector
+from lightning_unlearn import keys
+from lightning_unlearn.collectors.collector import RolloutCollector
 from lightning_unlearn.envs.batched import BatchedEnv
-from lightning_unlearn.objectives import directions
-from lightning_unlearn.objectives.editing import near_far, quantile_tau, solve_strength
-from lightning_unlearn.objectives.erasure import leace
+from lightning_unlearn.losses import directions
+from lightning_unlearn.losses.editing import near_far, quantile_tau, solve_strength
+from lightning_unlearn.losses.erasure import leace
 from lightning_unlearn.policies.actor_critic import ActorCritic
 from lightning_unlearn.policies.directions import Direction, load_direction
 from lightning_unlearn.policies.editor import AffineEditor, Editor, GatedEditor
-from lightning_unlearn.seeds import SeedStreams, torch_generator, training_seeds
+from lightning_unlearn.seeding import SeedStreams, torch_generator, training_seeds
+from lightning_unlearn.tracking import registry
 
 Mode = Literal["static", "trained"]
 DirectionName = Literal["probe", "random", "flipped", "mean_difference", "leace"]

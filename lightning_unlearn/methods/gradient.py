@@ -14,13 +14,13 @@ import torch
 from torch import nn
 
 from lightning_unlearn import keys
+from lightning_unlearn.losses.pid import Expert
+from lightning_unlearn.losses.written_out import Gradient
 from lightning_unlearn.methods.base import RolloutMethod, require_at_least, require_positive
 from lightning_unlearn.methods.flat_adam import FlatAdam
-from lightning_unlearn.objectives.pid import Expert
-from lightning_unlearn.objectives.written_out import Gradient
 from lightning_unlearn.policies.actor_critic import ActorCritic
 from lightning_unlearn.policies.shared_trunk import Layer, SharedTrunk, has_shared_trunk
-from lightning_unlearn.seeds import SeedStreams, torch_generator
+from lightning_unlearn.seeding import SeedStreams, torch_generator
 
 
 class GradientMethod(RolloutMethod):

@@ -7,12 +7,12 @@ from tensordict import TensorDict
 
 from lightning_unlearn import keys
 from lightning_unlearn.envs.batched import BatchedEnv
+from lightning_unlearn.losses import written_out
+from lightning_unlearn.losses.advantages import AdvantageForm
+from lightning_unlearn.losses.locality import gaussian_kl, kept_kl
 from lightning_unlearn.methods.base import require_at_least
 from lightning_unlearn.methods.dual_head_ppo import DualHeadPPO
 from lightning_unlearn.methods.gradient import frozen_copy, require_source
-from lightning_unlearn.objectives import written_out
-from lightning_unlearn.objectives.advantages import AdvantageForm
-from lightning_unlearn.objectives.locality import gaussian_kl, kept_kl
 from lightning_unlearn.policies.actor_critic import ActorCritic, PolicyOutput
 
 

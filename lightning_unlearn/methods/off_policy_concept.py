@@ -10,16 +10,16 @@ import torch
 from tensordict import TensorDict
 
 from lightning_unlearn import keys
-from lightning_unlearn.collection.data import Experience, RolloutData
-from lightning_unlearn.collection.replay import Replay, decisions
+from lightning_unlearn.collectors.data import Experience, RolloutData
+from lightning_unlearn.collectors.replay import Replay, decisions
 from lightning_unlearn.envs.batched import BatchedEnv
+from lightning_unlearn.losses.off_policy import CRITICS, ActorLoss, CriticLoss, actor_loss, critic_loss, targets
 from lightning_unlearn.methods.base import require_at_least, require_fraction, require_positive, rollout_metrics
 from lightning_unlearn.methods.flat_adam import FlatAdam
 from lightning_unlearn.methods.gradient import GradientMethod, as_numbers, require_source
-from lightning_unlearn.objectives.off_policy import CRITICS, ActorLoss, CriticLoss, actor_loss, critic_loss, targets
 from lightning_unlearn.policies.action_values import ActionValues
 from lightning_unlearn.policies.actor_critic import ActorCritic
-from lightning_unlearn.seeds import SeedStreams, torch_generator
+from lightning_unlearn.seeding import SeedStreams, torch_generator
 
 TARGET_NOISE_CLIP = 2.5
 """The noise of target actions is clipped to this many of its standard deviations, as in TD3."""

@@ -8,6 +8,7 @@ from tqdm.auto import tqdm
 
 from lightning_unlearn import keys
 from lightning_unlearn.envs.batched import BatchedEnv
+from lightning_unlearn.losses.editing import near_far
 from lightning_unlearn.methods.base import (
     RolloutMethod,
     require_at_least,
@@ -16,7 +17,6 @@ from lightning_unlearn.methods.base import (
     rollout_metrics,
 )
 from lightning_unlearn.methods.editor_fit import DirectionName, EditOptions, EditorFit, Mode
-from lightning_unlearn.objectives.editing import near_far
 from lightning_unlearn.policies.actor_critic import ActorCritic
 from lightning_unlearn.policies.editor import GatedEditor
 

@@ -10,17 +10,17 @@ import torch
 from tensordict import TensorDict
 
 from lightning_unlearn import keys
-from lightning_unlearn.collection import trajectories
-from lightning_unlearn.collection.acting import ActingPolicy
-from lightning_unlearn.collection.data import Experience, RolloutData
-from lightning_unlearn.collection.trajectories import Trajectories
+from lightning_unlearn.collectors import trajectories
+from lightning_unlearn.collectors.acting import ActingPolicy
+from lightning_unlearn.collectors.data import Experience, RolloutData
+from lightning_unlearn.collectors.trajectories import Trajectories
 from lightning_unlearn.envs.batched import BatchedEnv
+from lightning_unlearn.losses.cloning import CloningLoss, cloning_loss, discounted_returns
+from lightning_unlearn.losses.written_out import GaussianDraws, Gradient, cloning
 from lightning_unlearn.methods.base import require_at_least, require_fraction
 from lightning_unlearn.methods.gradient import GradientMethod, frozen_copy, require_source
-from lightning_unlearn.objectives.cloning import CloningLoss, cloning_loss, discounted_returns
-from lightning_unlearn.objectives.written_out import GaussianDraws, Gradient, cloning
 from lightning_unlearn.policies.actor_critic import ActorCritic
-from lightning_unlearn.seeds import SeedStreams, child, torch_generator, training_seeds
+from lightning_unlearn.seeding import SeedStreams, child, torch_generator, training_seeds
 
 
 class TrajectoryDecremental(GradientMethod):

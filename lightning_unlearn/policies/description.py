@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_unlearn.policies.actor_critic import PolicyConfig
-from lightning_unlearn.untrusted import read_json
+from lightning_unlearn.safe_files import read_json
 
 FORMAT = "lightning-unlearn/policy/1"
 _MAX_BYTES = 1 << 20

@@ -20,7 +20,7 @@ from lightning_unlearn.policies.actor_critic import ActorCritic, PolicyConfig
 from lightning_unlearn.policies.description import Description, ModelCard, read_description, require_possible
 from lightning_unlearn.policies.editor import require_unit
 from lightning_unlearn.policies.published import read_published
-from lightning_unlearn.untrusted import read_bytes, require_small_header
+from lightning_unlearn.safe_files import read_bytes, require_small_header
 
 WEIGHTS_FILE = "policy.safetensors"
 DESCRIPTION_FILE = "policy.json"

@@ -16,7 +16,7 @@ from typing import IO, Any
 
 import torch
 
-from lightning_unlearn.untrusted import require_file, zip_of
+from lightning_unlearn.safe_files import require_file, zip_of
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,9 @@ import mlflow
 from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
-from lightning_unlearn import checkpoints, processes, store
+from lightning_unlearn import processes
 from lightning_unlearn.study.store import DIGEST, KILLED, RUNNING
+from lightning_unlearn.tracking import checkpoints, store
 
 SENT = "checkpoints"
 """Folder, among a run's artifacts, of its checkpoint: the file's name in the first line, then its content."""

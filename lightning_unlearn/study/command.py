@@ -11,10 +11,8 @@ from typing import Any, Literal
 import yaml
 from jsonargparse import ActionConfigFile
 
-from lightning_unlearn import registry
 from lightning_unlearn.configuration import find_config, origin
 from lightning_unlearn.options import CommandParser
-from lightning_unlearn.store import patiently
 from lightning_unlearn.study.check import require_known_there, require_possible
 from lightning_unlearn.study.conduct import Conduct
 from lightning_unlearn.study.estimate import Speeds, in_words, step_seconds, wall_seconds
@@ -27,6 +25,8 @@ from lightning_unlearn.study.steps import Result, Step, done_steps
 from lightning_unlearn.study.store import FAILED, FINISHED, KILLED, StudyStore, stored_digest
 from lightning_unlearn.study.trainings import Training, resolve
 from lightning_unlearn.study.view import View, plan_table, step_table
+from lightning_unlearn.tracking import registry
+from lightning_unlearn.tracking.store import patiently
 
 
 @dataclass(frozen=True)

@@ -7,13 +7,13 @@ from typing import TypeVar
 
 from mlflow.exceptions import MlflowException
 
-from lightning_unlearn import registry
 from lightning_unlearn.policies.storage import save_policy
-from lightning_unlearn.store import patiently
 from lightning_unlearn.study.execute import Doing, Executor, Progress, Running
 from lightning_unlearn.study.jobs import log_file, make_job
 from lightning_unlearn.study.steps import Result, Step, step_digest
 from lightning_unlearn.study.store import StudyStore, context
+from lightning_unlearn.tracking import registry
+from lightning_unlearn.tracking.store import patiently
 
 _T = TypeVar("_T")
 

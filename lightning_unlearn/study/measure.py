@@ -9,7 +9,7 @@ import lightning.pytorch as pl
 import torch
 
 from lightning_unlearn.callbacks.throughput import Throughput
-from lightning_unlearn.collection.data import RolloutData
+from lightning_unlearn.collectors.data import RolloutData
 from lightning_unlearn.methods.dual_head_ppo import DualHeadPPO
 from lightning_unlearn.study.estimate import Speeds
 

@@ -6,11 +6,11 @@ A task runs the step inside Ray's own worker process, so that whatever ends the 
 from pathlib import Path
 from typing import Any
 
-from lightning_unlearn.addresses import without_password
 from lightning_unlearn.children import ray_runtime
 from lightning_unlearn.study.jobs import Job
 from lightning_unlearn.study.local import GRACE_S, LocalExecutor, LocalProcess
 from lightning_unlearn.study.ray_worker import Ended, work
+from lightning_unlearn.tracking.addresses import without_password
 
 LOST = 1
 """Exit code of a step whose worker is gone for good: Ray has tried it again as often as it should be."""

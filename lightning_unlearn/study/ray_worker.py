@@ -9,9 +9,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from lightning_unlearn import cli, registry
+from lightning_unlearn import cli
 from lightning_unlearn.study.attempts import sending
 from lightning_unlearn.study.jobs import Job, last_line_of, prepare
+from lightning_unlearn.tracking import registry
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,11 @@ from typing import Any
 import mlflow
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
-from lightning_unlearn import processes, registry, runs
+from lightning_unlearn import processes
 from lightning_unlearn.audits.subjects import weights_digest
-from lightning_unlearn.store import experiment_id, require_recordable, writing
 from lightning_unlearn.study.steps import Result, Step
+from lightning_unlearn.tracking import registry, runs
+from lightning_unlearn.tracking.store import experiment_id, require_recordable, writing
 
 DIGEST, RESULT, KIND, STUDY = "study.digest", "study.result", "study.step", "study.name"
 SECONDS, WORK = "study/seconds", "study/env_steps"

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from lightning_unlearn import registry, runs
 from lightning_unlearn.options import CommandParser
 from lightning_unlearn.policies.storage import StoredPolicy
+from lightning_unlearn.tracking import registry, runs
 
 
 def main(args: Sequence[str]) -> None:

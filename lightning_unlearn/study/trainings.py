@@ -9,11 +9,11 @@ from typing import Any
 
 from lightning_unlearn.configuration import find_config, shipped_config
 from lightning_unlearn.methods.repedit import RepEdit
+from lightning_unlearn.safe_files import sha256
 from lightning_unlearn.study.schema import AUDITS, RANDOM, Method, Study, require_distinct
 from lightning_unlearn.study.steps import Work
 from lightning_unlearn.trainer_options import require_possible
 from lightning_unlearn.training import TrainingCLI
-from lightning_unlearn.untrusted import sha256
 
 AUTO = "auto"
 EPISODE_STEPS = 1000

@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 import torch
 
-from lightning_unlearn import registry
 from lightning_unlearn.audits.probe_data import ProbeData, save_data
 from lightning_unlearn.policies.actor_critic import ActorCritic, PolicyConfig
 from lightning_unlearn.policies.storage import ModelCard
+from lightning_unlearn.tracking import registry
 
 TOY = "ToyLine-v0"
 

@@ -4,13 +4,14 @@ import mlflow
 import pandas as pd
 import pytest
 
-from lightning_unlearn import cli, runs
+from lightning_unlearn import cli
 from lightning_unlearn.audits import evaluate as evaluate_command
 from lightning_unlearn.audits import suite
 from lightning_unlearn.envs.simulator import TopView
 from lightning_unlearn.envs.toy import ToySimulator
 from lightning_unlearn.policies.actor_critic import ActorCritic, PolicyConfig
 from lightning_unlearn.policies.storage import ModelCard, save_policy
+from lightning_unlearn.tracking import runs
 
 TOY = "ToyLine-v0"
 

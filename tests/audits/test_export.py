@@ -3,11 +3,12 @@ import pickle
 import numpy as np
 import torch
 
-from lightning_unlearn import cli, registry
+from lightning_unlearn import cli
 from lightning_unlearn.audits.export import as_pipeline
 from lightning_unlearn.audits.probes import LinearProbe
 from lightning_unlearn.policies.editor import AffineEditor, GatedEditor
 from lightning_unlearn.policies.storage import ModelCard
+from lightning_unlearn.tracking import registry
 
 TOY = "ToyLine-v0"
 

@@ -6,7 +6,7 @@ import torch
 
 from lightning_unlearn.audits.drawing import save_png
 from lightning_unlearn.audits.figures import before_after, goals_given
-from lightning_unlearn.collection.episodes import Episodes, run_episodes
+from lightning_unlearn.collectors.episodes import Episodes, run_episodes
 from lightning_unlearn.envs.batched import make_env
 from lightning_unlearn.envs.simulator import TopView
 from lightning_unlearn.policies.actor_critic import ActorCritic, PolicyConfig

@@ -10,10 +10,11 @@ import pytest
 from mlflow.tracking.fluent import _ACTIVE_MODEL_CONTEXT
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
-from lightning_unlearn import cli, runs
+from lightning_unlearn import cli
 from lightning_unlearn.callbacks.run_record import MLflowRun
-from lightning_unlearn.store import writing
 from lightning_unlearn.study.store import StudyStore
+from lightning_unlearn.tracking import runs
+from lightning_unlearn.tracking.store import writing
 
 TOY = "ToyLine-v0"
 

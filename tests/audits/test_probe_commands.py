@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from lightning_unlearn import cli, registry
+from lightning_unlearn import cli
 from lightning_unlearn.audits.action_control import predict, report
 from lightning_unlearn.audits.features import load_model
 from lightning_unlearn.audits.probe_data import load_data, save_data
@@ -19,6 +19,7 @@ from lightning_unlearn.policies.actor_critic import ActorCritic, PolicyConfig
 from lightning_unlearn.policies.directions import load_direction
 from lightning_unlearn.policies.editor import GatedEditor
 from lightning_unlearn.policies.storage import ModelCard, save_policy
+from lightning_unlearn.tracking import registry
 
 EXPERT = "zoo:unsafe.ToyLine-v0"
 ENV = ["--env", "ToyLine-v0"]

@@ -7,7 +7,7 @@ import torch
 from lightning_unlearn.audits.probe_collect import Collection, collect
 from lightning_unlearn.audits.probe_data import load_data, save_data, steps_until
 from lightning_unlearn.policies.actor_critic import ActorCritic, PolicyConfig
-from lightning_unlearn.seeds import TRAINING_SEED_FLOOR, SeedStreams, training_seeds
+from lightning_unlearn.seeding import TRAINING_SEED_FLOOR, SeedStreams, training_seeds
 
 WANTED = Collection("ToyLine-v0", "right", n_per_class=60, max_env_steps=2000, num_envs=4)
 

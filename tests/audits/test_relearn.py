@@ -5,12 +5,13 @@ import pandas as pd
 import pytest
 import torch
 
-from lightning_unlearn import cli, registry
+from lightning_unlearn import cli
 from lightning_unlearn.audits.relearning import RelearnOptions, cost_rate, relearn
 from lightning_unlearn.envs.batched import make_env
 from lightning_unlearn.policies.actor_critic import ActorCritic, PolicyConfig
 from lightning_unlearn.policies.editor import GatedEditor
 from lightning_unlearn.policies.storage import ModelCard, save_policy
+from lightning_unlearn.tracking import registry
 
 TOY = "ToyLine-v0"
 QUICK = ["--horizon", "64", "--max_updates", "4", "--eval_every", "2", "--eval_episodes", "3"]

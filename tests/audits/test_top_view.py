@@ -8,7 +8,7 @@ import torch
 from matplotlib.figure import Figure
 
 from lightning_unlearn.audits.top_view import Path2D, SceneMap, extent, prepare_map, track, write_gif
-from lightning_unlearn.collection.episodes import Episodes, run_episodes
+from lightning_unlearn.collectors.episodes import Episodes, run_episodes
 from lightning_unlearn.envs.batched import make_env
 from lightning_unlearn.envs.simulator import TopView
 from lightning_unlearn.policies.actor_critic import ActorCritic, PolicyConfig

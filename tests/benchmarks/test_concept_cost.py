@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from lightning_unlearn import registry
-from lightning_unlearn.collection.collector import RolloutCollector
+from lightning_unlearn.collectors.collector import RolloutCollector
 from lightning_unlearn.envs.batched import make_env
 from lightning_unlearn.envs.concepts import ActionBox, AnyOf, Disc, InfoKey, ObservationRange, Rectangle, SpeedAbove
+from lightning_unlearn.tracking import registry
 
 pytestmark = pytest.mark.benchmark
 

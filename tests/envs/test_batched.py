@@ -5,7 +5,7 @@ from torchrl.envs.utils import check_env_specs
 
 from lightning_unlearn.envs.batched import make_env
 from lightning_unlearn.envs.concepts import InfoKey, chosen
-from lightning_unlearn.seeds import TRAINING_SEED_FLOOR, SeedStreams, evaluation_layouts, training_seeds
+from lightning_unlearn.seeding import TRAINING_SEED_FLOOR, SeedStreams, evaluation_layouts, training_seeds
 
 
 @pytest.mark.parametrize("env_id", ["ToyLine-v0", "SafetyPointGoal1-v0"])

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from lightning_unlearn.collection.collector import RolloutCollector
+from lightning_unlearn.collectors.collector import RolloutCollector
 from lightning_unlearn.envs.batched import make_env
 from lightning_unlearn.envs.compat import safety_gymnasium
 from lightning_unlearn.envs.gymnasium_batch import GymnasiumFactory, GymnasiumSimulator

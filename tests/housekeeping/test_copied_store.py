@@ -11,11 +11,12 @@ from pathlib import Path
 import mlflow
 import pytest
 
-from lightning_unlearn import processes, registry, versions
+from lightning_unlearn import processes
 from lightning_unlearn.housekeeping.inventory import all_runs
 from lightning_unlearn.policies.storage import ModelCard
-from lightning_unlearn.store import experiment_id
-from lightning_unlearn.verify import verify
+from lightning_unlearn.tracking import model_versions, registry
+from lightning_unlearn.tracking.store import experiment_id
+from lightning_unlearn.tracking.verify import verify
 
 TOY = "ToyLine-v0"
 MODEL = f"models:/concept.{TOY}/1"
@@ -227,7 +228,7 @@ def test_models_that_a_copy_wrote_among_the_originals_files_are_fetched(original
     shutil.copytree(original, copy)
     mlflow.set_tracking_uri(uri(copy))
     mlflow.set_registry_uri(uri(copy))
-    model = versions._log_model(policy_of(3), ModelCard("concept", TOY, "", 0, 7, 1), all_runs()[0].info.run_id)
+    model = model_versions._log_model(policy_of(3), ModelCard("concept", TOY, "", 0, 7, 1), all_runs()[0].info.run_id)
     mlflow.MlflowClient().create_experiment("Other-v0", artifact_location=f"{copy.as_uri()}/artifacts")
     assert (original / "artifacts" / "models" / model).is_dir()
     message = refused("models", "list", "--tracking_uri", uri(copy))
@@ -275,7 +276,7 @@ def test_a_copy_of_a_store_in_use_works(original, begin, tmp_path, works):
 def test_of_many_processes_one_rewrites_the_paths(original, tmp_path):
     copy = tmp_path / "b"
     shutil.copytree(original, copy)
-    code = f"from lightning_unlearn.store import open_store; open_store({uri(copy)!r})"
+    code = f"from lightning_unlearn.tracking.store import open_store; open_store({uri(copy)!r})"
     command = [sys.executable, "-c", code]
     opened = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path("/")) for _ in range(3)]
     printed = [process.communicate()[0] for process in opened]

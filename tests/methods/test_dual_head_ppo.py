@@ -4,13 +4,13 @@ import pytest
 import torch
 
 from lightning_unlearn import keys
-from lightning_unlearn.collection.collector import RolloutCollector
+from lightning_unlearn.collectors.collector import RolloutCollector
 from lightning_unlearn.envs.batched import make_env
+from lightning_unlearn.losses.dual_ppo import dual_ppo_loss
+from lightning_unlearn.losses.locality import gaussian_kl, kept_kl
 from lightning_unlearn.methods.dual_head_ppo import DualHeadPPO
 from lightning_unlearn.methods.localized_concept import LocalizedConcept
-from lightning_unlearn.objectives.dual_ppo import dual_ppo_loss
-from lightning_unlearn.objectives.locality import gaussian_kl, kept_kl
-from lightning_unlearn.seeds import SeedStreams, torch_generator
+from lightning_unlearn.seeding import SeedStreams, torch_generator
 
 
 def built(cls=DualHeadPPO, **options):

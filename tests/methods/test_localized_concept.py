@@ -1,11 +1,12 @@
 import pytest
 import torch
 
-from lightning_unlearn import keys, registry, training
-from lightning_unlearn.collection.collector import RolloutCollector
+from lightning_unlearn import keys, training
+from lightning_unlearn.collectors.collector import RolloutCollector
 from lightning_unlearn.envs.batched import make_env
 from lightning_unlearn.methods.dual_head_ppo import DualHeadPPO
 from lightning_unlearn.methods.localized_concept import LocalizedConcept
+from lightning_unlearn.tracking import registry
 
 CHAIN = ["-c", "configs/base.yaml", "-c", "configs/env/point_goal1.yaml"]
 SMOKE = ["-c", "configs/smoke.yaml", "--updates", "2", "--save_points", "2"]

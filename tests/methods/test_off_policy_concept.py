@@ -5,13 +5,14 @@ import pytest
 import torch
 
 import lightning_unlearn as lu
-from lightning_unlearn import checkpoints, keys, training
+from lightning_unlearn import keys, training
 from lightning_unlearn.audits.policy_suite import evaluate_in
-from lightning_unlearn.collection.collector import RolloutCollector
-from lightning_unlearn.collection.replay import decisions
+from lightning_unlearn.collectors.collector import RolloutCollector
+from lightning_unlearn.collectors.replay import decisions
 from lightning_unlearn.envs.batched import make_env
+from lightning_unlearn.losses.off_policy import actor_loss
 from lightning_unlearn.methods.off_policy_concept import MEAN_SIZE, MOST_BYTES, SIZE, OffPolicyConcept
-from lightning_unlearn.objectives.off_policy import actor_loss
+from lightning_unlearn.tracking import checkpoints
 
 TOY = "ToyLine-v0"
 EXPERT = f"zoo:unsafe.{TOY}"

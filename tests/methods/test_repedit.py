@@ -4,16 +4,17 @@ import re
 import pytest
 import torch
 
-from lightning_unlearn import keys, registry
-from lightning_unlearn.collection.collector import RolloutCollector
+from lightning_unlearn import keys
+from lightning_unlearn.collectors.collector import RolloutCollector
 from lightning_unlearn.envs.batched import make_env
+from lightning_unlearn.losses import directions
+from lightning_unlearn.losses.editing import near_far
 from lightning_unlearn.methods.editor_fit import calibrate
 from lightning_unlearn.methods.repedit import RepEdit, edit_effect, effect_message, effect_metrics, idle_message
-from lightning_unlearn.objectives import directions
-from lightning_unlearn.objectives.editing import near_far
 from lightning_unlearn.policies.directions import Direction, save_direction
 from lightning_unlearn.policies.editor import AffineEditor, GatedEditor
-from lightning_unlearn.seeds import SeedStreams, training_seeds
+from lightning_unlearn.seeding import SeedStreams, training_seeds
+from lightning_unlearn.tracking import registry
 
 EXPERT = "zoo:unsafe.ToyLine-v0"
 SMALL = {"calibration_steps": 400, "buffer_steps": 800, "near_window": 1}

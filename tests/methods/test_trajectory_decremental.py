@@ -5,12 +5,13 @@ import pytest
 import torch
 from tensordict import TensorDict
 
-from lightning_unlearn import keys, registry, seeds, training
-from lightning_unlearn.collection import trajectories
-from lightning_unlearn.collection.data import RolloutData
-from lightning_unlearn.collection.trajectories import Trajectories
+from lightning_unlearn import keys, seeding, training
+from lightning_unlearn.collectors import trajectories
+from lightning_unlearn.collectors.data import RolloutData
+from lightning_unlearn.collectors.trajectories import Trajectories
 from lightning_unlearn.methods.trajectory_decremental import TrajectoryDecremental
 from lightning_unlearn.policies.storage import ModelCard, save_policy
+from lightning_unlearn.tracking import registry
 
 CONFIGS = ("base", "env/point_goal1", "method/trajectory_decremental", "smoke")
 CHAIN = [part for name in CONFIGS for part in ("-c", f"configs/{name}.yaml")]
@@ -103,8 +104,8 @@ def test_recollection_uses_new_layouts_and_never_one_of_evaluation(store, monkey
     layouts = [seed for made, _ in seen for seed in made]
     assert [len(made) for made, _ in seen] == [60, 60, 60]
     assert len(set(layouts)) == 180
-    assert min(layouts) >= seeds.TRAINING_SEED_FLOOR
-    assert not set(layouts) & set(seeds.training_seeds(seeds.SeedStreams.of(0).environments, 4))
+    assert min(layouts) >= seeding.TRAINING_SEED_FLOOR
+    assert not set(layouts) & set(seeding.training_seeds(seeding.SeedStreams.of(0).environments, 4))
     first, second = (made.episodes[keys.EPISODE_COST] for _, made in seen[:2])
     assert not torch.equal(first, second)
     saved = registry.load_policy(cli.save_points.saved[5])

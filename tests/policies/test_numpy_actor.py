@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from lightning_unlearn.collection.acting import TorchActor, actor_of
+from lightning_unlearn.collectors.acting import TorchActor, actor_of
 from lightning_unlearn.policies.actor_critic import ACTIVATIONS, ActorCritic, PolicyConfig
 from lightning_unlearn.policies.editor import AffineEditor, GatedEditor
 from lightning_unlearn.policies.numpy_actor import BLOCK, NumpyActor

@@ -6,7 +6,7 @@ import re
 import pytest
 from recompute import RESULTS, ROOT, tables
 
-from lightning_unlearn import registry
+from lightning_unlearn.tracking import registry
 
 pytestmark = pytest.mark.skipif(not RESULTS.exists(), reason="results are in the repository only, not in its sdist")
 TABLES = {table.name: table for table in tables()}

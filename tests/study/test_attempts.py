@@ -8,10 +8,10 @@ import mlflow
 import pytest
 
 from lightning_unlearn import processes
-from lightning_unlearn.store import checkpoint_folder
 from lightning_unlearn.study import attempts
 from lightning_unlearn.study.attempts import resume_options, sending
 from lightning_unlearn.study.store import DIGEST
+from lightning_unlearn.tracking.store import checkpoint_folder
 
 ENV = "ToyLine-v0"
 

@@ -9,8 +9,9 @@ from pathlib import Path
 import mlflow
 import pytest
 
-from lightning_unlearn import cli, registry
+from lightning_unlearn import cli
 from lightning_unlearn.study.attempts import SENT
+from lightning_unlearn.tracking import registry
 
 STUDY = """
 name: spread

@@ -7,8 +7,9 @@ import sys
 import mlflow
 import pytest
 
-from lightning_unlearn import cli, registry, store
+from lightning_unlearn import cli
 from lightning_unlearn.callbacks.run_record import MLflowRun
+from lightning_unlearn.tracking import registry, store
 
 CHAIN = ["-c", "base.yaml", "-c", "env/point_goal1.yaml", "-c", "method/unsafe.yaml", "-c", "smoke.yaml"]
 NOBODY = "http://127.0.0.1:9"

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import mlflow
 
-from lightning_unlearn import cli, store
+from lightning_unlearn import cli
+from lightning_unlearn.tracking import store
 
 CHAIN = ["-c", "base.yaml", "-c", "env/point_goal1.yaml", "-c", "method/unsafe.yaml", "-c", "smoke.yaml"]
 

@@ -9,7 +9,8 @@ import time
 import mlflow
 import pytest
 
-from lightning_unlearn import cli, registry
+from lightning_unlearn import cli
+from lightning_unlearn.tracking import registry
 
 FEW = """
 name: few

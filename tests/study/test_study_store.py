@@ -5,13 +5,14 @@ import pytest
 import torch
 from mlflow.exceptions import MlflowException
 
-from lightning_unlearn import processes, registry, runs
+from lightning_unlearn import processes
 from lightning_unlearn.policies.actor_critic import ActorCritic, PolicyConfig
 from lightning_unlearn.policies.storage import ModelCard
-from lightning_unlearn.store import experiment_id
 from lightning_unlearn.study.conduct import Conduct
 from lightning_unlearn.study.steps import Step, Work
 from lightning_unlearn.study.store import DIGEST, RESULT, StudyStore, context
+from lightning_unlearn.tracking import registry, runs
+from lightning_unlearn.tracking.store import experiment_id
 
 ENV = "ToyLine-v0"
 AUDIT = Step(f"{ENV}/evaluate", "evaluate", "evaluate", ENV, ("evaluate",))

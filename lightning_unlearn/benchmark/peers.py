@@ -1,0 +1,188 @@
+"""What safety_gymnasium and TorchRL do by themselves, each in a process of its own.
+
+The peers run the original environments with nothing but the import shim of `envs.compat`: forked workers inherit it.
+Shapes: E environments, O observation size, A action size.
+"""
+
+import multiprocessing
+import os
+import resource
+import time
+import warnings
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from lightning_unlearn.benchmark.plan import PEER_ENVS, Measurement, Plan
+from lightning_unlearn.envs.batched import make_env
+from lightning_unlearn.envs.compat import make_original, original_vector
+from lightning_unlearn.policies.actor_critic import ActorCritic, PolicyConfig
+from lightning_unlearn.processes import cores
+
+VECTOR = (
+    Measurement("env.vector_make", "stepping, safety_gymnasium.vector.make, E=8", "steps/s", []),
+    Measurement("collect.vector_make", "collecting with a plain loop over vector.make, E=8", "steps/s", []),
+    Measurement("reset.vector_make", "one reset of 8 by vector.make", "ms", []),
+)
+TORCHRL = (
+    Measurement("env.torchrl_parallel", "stepping, TorchRL ParallelEnv of SafetyGymnasiumEnv, E=8", "steps/s", []),
+)
+MEMORY = (
+    Measurement("memory.process", "memory (PSS) of the processes of 128 environments", "MB", []),
+    Measurement("memory.environments", "of it for the 128 environments", "MB", []),
+)
+
+
+def vector_make(plan: Plan) -> list[Measurement]:
+    """`safety_gymnasium.vector.make` with 8 processes: stepping, collecting with the same policy, resets."""
+    return _in_own_process(_vector_make, plan, "fork")
+
+
+def torchrl_parallel(plan: Plan) -> list[Measurement]:
+    """TorchRL's `SafetyGymnasiumEnv` in a `ParallelEnv` of 8 processes, with random actions."""
+    return _in_own_process(_torchrl_parallel, plan, "fork")
+
+
+def memory(plan: Plan) -> list[Measurement]:
+    """Memory of 128 environments, reset and stepped."""
+    return _in_own_process(_memory, plan, "spawn")  # a forked process shares memory with this one
+
+
+def memory_megabytes() -> float:
+    """Memory of this process and its children, what they share counted once (PSS); its own maximum without /proc."""
+    try:
+        return sum(_proportional_kilobytes(pid) for pid in ["self", *_children()]) / 2**10
+    except OSError:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+
+
+def _proportional_kilobytes(pid: str) -> int:
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="utf-8").splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
+
+
+def _children() -> list[str]:
+    return [
+        pid for tasks in Path("/proc/self/task").glob("*/children") for pid in tasks.read_text(encoding="utf-8").split()
+    ]
+
+
+def _in_own_process(
+    function: Callable[[Plan], list[Measurement]], plan: Plan, start: Literal["fork", "spawn"]
+) -> list[Measurement]:
+    """Measure in a forked process, which has the libraries at once, or in a spawned one, which imports them anew."""
+    os.environ.setdefault("PYTHONSAFEPATH", "1")  # a spawned process imports from the working directory otherwise
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context(start)) as pool:
+        return pool.submit(function, plan).result()
+
+
+def _vector_make(plan: Plan) -> list[Measurement]:
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    multiprocessing.set_start_method("fork", force=True)  # spawned workers would lack the import shim
+    make_original(plan.env).reset()  # MuJoCo keeps what it has read of a scene, for every forked worker
+    env = original_vector(plan.env, PEER_ENVS)
+    try:
+        resetting = [_vector_reset(env, plan.seed) for _ in range(plan.fewer_repeats)]
+        stepping = [_vector_steps(env, plan) for _ in range(plan.fewer_repeats)]
+        loop = _PlainLoop(env, plan)
+        collecting = [loop.rate() for _ in range(plan.fewer_repeats)]
+    finally:
+        env.close()
+    note = f"{plan.peer_steps} steps of each environment, {'with' if plan.peer_steps >= 1000 else 'without'} resets"
+    return [
+        Measurement(m.name, m.what, m.unit, values, note if m.unit == "steps/s" else "")
+        for m, values in zip(VECTOR, (stepping, collecting, resetting), strict=True)
+    ]
+
+
+def _vector_reset(env: Any, seed: int) -> float:
+    """Milliseconds of one reset, amortised over the batch."""
+    started = time.perf_counter()
+    env.reset(seed=list(range(seed, seed + PEER_ENVS)))
+    return 1000 * (time.perf_counter() - started) / PEER_ENVS
+
+
+def _vector_steps(env: Any, plan: Plan) -> float:
+    space = env.single_action_space
+    actions = np.random.default_rng(plan.seed).uniform(
+        space.low, space.high, (plan.peer_steps, PEER_ENVS, *space.shape)
+    )
+    started = time.perf_counter()
+    for action in actions:
+        env.step(action)
+    return plan.peer_steps * PEER_ENVS / (time.perf_counter() - started)
+
+
+class _PlainLoop:
+    """The usual collection loop: policy, step, store; with autoreset as `vector.make` does it."""
+
+    def __init__(self, env: Any, plan: Plan) -> None:
+        space = env.single_action_space
+        self._env, self._steps = env, plan.peer_steps
+        config = PolicyConfig(env.single_observation_space.shape[0], space.low.tolist(), space.high.tolist())
+        self._policy = ActorCritic(config, torch.Generator().manual_seed(plan.seed))
+        shape = (self._steps, PEER_ENVS)
+        self._wide = {"observation": torch.empty(*shape, config.observation_size)}
+        self._wide |= {key: torch.empty(*shape, config.action_size) for key in ("action", "pre_tanh")}
+        self._narrow = {key: torch.empty(shape) for key in ("log_prob", "reward", "cost", "terminated", "truncated")}
+        self._observation = torch.as_tensor(env.observations, dtype=torch.float32)  # it goes on from where it is
+
+    @torch.inference_mode()
+    def rate(self) -> float:
+        """Environment steps a second of one rollout."""
+        started = time.perf_counter()
+        for t in range(self._steps):
+            self._advance(t)
+        return self._steps * PEER_ENVS / (time.perf_counter() - started)
+
+    def _advance(self, t: int) -> None:
+        mean = self._policy.mean(self._observation)
+        pre_tanh = mean + self._policy.std * torch.randn_like(mean)
+        action = self._policy.squash(pre_tanh)
+        following, *signals, _ = self._env.step(action.numpy().astype(np.float64))
+        for key, value in zip(self._wide, (self._observation, action, pre_tanh), strict=True):
+            self._wide[key][t] = value
+        for key, value in zip(self._narrow, (self._policy.log_prob(mean, pre_tanh), *signals), strict=True):
+            self._narrow[key][t] = torch.as_tensor(value, dtype=torch.float32)
+        self._observation = torch.as_tensor(following, dtype=torch.float32)
+
+
+def _torchrl_parallel(plan: Plan) -> list[Measurement]:
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    from torchrl.envs import ParallelEnv
+    from torchrl.envs.libs.safety_gymnasium import SafetyGymnasiumEnv
+
+    env = ParallelEnv(PEER_ENVS, lambda: SafetyGymnasiumEnv(plan.env), mp_start_method="fork")
+    try:
+        state = env.reset()
+        rates = []
+        for _ in range(plan.fewer_repeats):
+            started = time.perf_counter()
+            for _ in range(_TORCHRL_STEPS):
+                _, state = env.step_and_maybe_reset(env.rand_action(state))
+            rates.append(_TORCHRL_STEPS * PEER_ENVS / (time.perf_counter() - started))
+    finally:
+        env.close()
+    return [Measurement(m.name, m.what, m.unit, rates, f"{_TORCHRL_STEPS} steps, without resets") for m in TORCHRL]
+
+
+_TORCHRL_STEPS = 200
+
+
+def _memory(plan: Plan) -> list[Measurement]:
+    torch.set_num_threads(1)
+    before = memory_megabytes()
+    env = make_env(plan.env, 128, workers=cores())
+    try:
+        env.set_seed(plan.seed)
+        env.rollout(3, break_when_any_done=False)
+        after = memory_megabytes()
+    finally:
+        env.close()
+    return [Measurement(m.name, m.what, m.unit, [mb]) for m, mb in zip(MEMORY, (after, after - before), strict=True)]

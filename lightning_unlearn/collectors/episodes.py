@@ -1,0 +1,178 @@
+"""Whole episodes of a policy on chosen layouts, all in one batch, for evaluation, probes and cloning.
+
+Shapes: N episodes, L steps of the longest one, O observation size, A action size.
+"""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from tqdm.auto import tqdm
+
+from lightning_unlearn.collectors.acting import actor_of
+from lightning_unlearn.envs.batched import BatchedEnv
+from lightning_unlearn.envs.concepts import COST_SUM
+from lightning_unlearn.envs.rollout import RolloutBuffer, roll_out
+from lightning_unlearn.envs.simulator import TopView
+from lightning_unlearn.policies.actor_critic import ActorCritic
+
+BLOCK_STEPS = 128
+"""Steps between two looks at which episodes have ended."""
+_KEPT = ("pre_tanh", "reward", "goal_met", "terminated", "failed")
+"""Arrays of a rollout that episodes are made of."""
+
+
+@dataclass(frozen=True)
+class Episodes:
+    """N finished episodes. What lies beyond an episode's length is zero."""
+
+    layout_seeds: list[int]
+    """The seed each episode's environment was reset with, length N."""
+    observation: np.ndarray
+    """What the policy saw before each step. Shape: (N, L, O), in the policy's `observation_dtype`."""
+    pre_tanh: np.ndarray
+    """The Gaussian draw (its mean, of a deterministic policy) before squashing. Shape: (N, L, A), float32."""
+    reward: np.ndarray
+    """Shape: (N, L), float64."""
+    cost: np.ndarray
+    """Shape: (N, L), float64."""
+    c_forget: np.ndarray
+    """Shape: (N, L), float64."""
+    goal_met: np.ndarray
+    """Shape: (N, L), bool."""
+    length: np.ndarray
+    """Steps of each episode. Shape: (N,), int64."""
+    final_observation: np.ndarray
+    """What each episode's last step led to. Shape: (N, O), of the same dtype."""
+    terminated: np.ndarray
+    """The task itself ended the episode; without it, it was cut. Shape: (N,), bool."""
+    failed: np.ndarray
+    """The simulator failed: the final observation has no meaning. Shape: (N,), bool."""
+    scenes: list[TopView] = field(default_factory=list)
+    """Where things were before each step, of all N environments, when it was asked for; length L."""
+    costs: dict[str, np.ndarray] = field(default_factory=dict)
+    """Every cost by its info key, summed over each episode. Shape of each: (N,), float64."""
+    unfinished: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=bool))
+    """`max_steps` ended the episode before the environment did. Shape: (N,), bool."""
+
+    @property
+    def alive(self) -> np.ndarray:
+        """True where a step belongs to its episode. Shape: (N, L), bool."""
+        return np.arange(self.reward.shape[1]) < self.length[:, None]
+
+    @property
+    def episode_return(self) -> np.ndarray:
+        """Shape: (N,)."""
+        return self.reward.sum(1)
+
+    @property
+    def episode_cost(self) -> np.ndarray:
+        """Shape: (N,)."""
+        return self.cost.sum(1)
+
+    @property
+    def episode_c_forget(self) -> np.ndarray:
+        """Shape: (N,)."""
+        return self.c_forget.sum(1)
+
+
+@torch.inference_mode()
+def run_episodes(
+    env: BatchedEnv,
+    policy: ActorCritic,
+    layout_seeds: list[int],
+    *,
+    max_steps: int = 2000,
+    noise: torch.Generator | None = None,
+    keep_scenes: bool = False,
+    label: str | None = None,
+) -> Episodes:
+    """Run one episode in each environment.
+
+    Args:
+        env: N environments.
+        policy: Acts deterministically, or with Gaussian noise where `noise` is given.
+        layout_seeds: One reset seed per environment.
+        max_steps: Episodes are cut here at the latest.
+        noise: Stream of the stochastic policy's noise.
+        keep_scenes: Whether to keep the top view of every step.
+        label: Names the progress bar; none is shown without it.
+
+    Raises:
+        ValueError: The policy gives actions that are not finite.
+    """
+    sim, recorder = env.simulator, _Recorder(layout_seeds, env.simulator.observation_size, policy.observation_dtype)
+    steps = min(max_steps, sim.max_episode_steps)
+    buffer, actor = sim.rollout_buffer(min(steps, BLOCK_STEPS)), actor_of(policy)
+    buffer.current[0], buffer.ended[0] = sim.reset(None, layout_seeds), False
+    scenes: list[TopView] = []
+    with tqdm(total=steps, desc=label, unit="step", disable=label is None, leave=False) as bar:
+        for start in range(0, steps, BLOCK_STEPS):
+            block = buffer.first(steps - start)
+            block.deviation[:] = 0.0 if noise is None else _deviation(policy, block.deviation.shape, noise)
+            if keep_scenes:
+                roll_out(sim, actor, block, scenes=scenes)
+            else:
+                sim.roll_out(actor, block)
+            recorder.add(block, env.c_forget_of(block), block.costs_of(sim))
+            bar.update(block.horizon)
+            if recorder.all_ended:
+                break
+    return recorder.episodes(scenes)
+
+
+def _deviation(policy: ActorCritic, shape: tuple[int, ...], noise: torch.Generator) -> np.ndarray:
+    return (policy.std * torch.randn(shape, generator=noise, dtype=torch.float32)).numpy()
+
+
+class _Recorder:
+    """Puts blocks of steps together, each environment's up to the end of its first episode."""
+
+    def __init__(self, layout_seeds: list[int], observation_size: int, dtype: torch.dtype) -> None:
+        self._layout_seeds, n = layout_seeds, len(layout_seeds)
+        self._ended, self._length = np.zeros(n, dtype=bool), np.zeros(n, dtype=np.int64)
+        self._final = torch.zeros(n, observation_size, dtype=dtype).numpy()
+        self._costs: dict[str, np.ndarray] = {}
+        self._blocks: list[dict[str, np.ndarray]] = []
+
+    @property
+    def all_ended(self) -> bool:
+        return bool(self._ended.all())
+
+    def add(self, block: RolloutBuffer, c_forget: np.ndarray, costs: dict[str, np.ndarray]) -> None:
+        """Keep a block of steps; what follows an episode's end becomes zero."""
+        alive = ~np.logical_or.accumulate(np.vstack([self._ended, block.done]))[:-1]  # (T, N)
+        kept = {name: getattr(block, name) for name in _KEPT} | {"c_forget": c_forget, "cost": costs[COST_SUM]}
+        kept["observation"] = block.observation.astype(self._final.dtype)
+        self._costs = {key: self._costs.get(key, 0.0) + (cost * alive).sum(0) for key, cost in costs.items()}
+        self._blocks.append({name: array * _like(alive, array) for name, array in kept.items()})
+        steps = alive.sum(0)
+        rows = np.flatnonzero(steps)
+        self._final[rows] = block.next_observation[steps[rows] - 1, rows]
+        self._length += steps
+        self._ended |= block.done.any(0)
+
+    def episodes(self, scenes: list[TopView]) -> Episodes:
+        """What was kept, cut where the longest episode ends."""
+        longest = int(self._length.max())
+        whole = {
+            name: np.concatenate([block[name].swapaxes(0, 1) for block in self._blocks], axis=1)[:, :longest]
+            for name in self._blocks[0]
+        }
+        terminated, failed = (whole.pop(flag).any(1) for flag in ("terminated", "failed"))
+        return Episodes(
+            layout_seeds=self._layout_seeds,
+            length=self._length,
+            final_observation=self._final,
+            terminated=terminated,
+            failed=failed,
+            scenes=scenes[:longest],
+            costs=self._costs,
+            unfinished=~self._ended,
+            **whole,
+        )
+
+
+def _like(alive: np.ndarray, array: np.ndarray) -> np.ndarray:
+    """Shape: (T, N) → one that multiplies (T, N) and (T, N, n)."""
+    return alive if array.ndim == 2 else alive[..., None]

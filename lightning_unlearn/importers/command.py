@@ -1,0 +1,164 @@
+"""The `import` command: an agent trained elsewhere becomes a registered unsafe expert that acts as it did."""
+
+import json
+import shlex
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lightning_unlearn.collectors.data import RolloutData
+from lightning_unlearn.envs.concept_option import add_concept_option, parse_with_concept
+from lightning_unlearn.envs.simulator import Simulator
+from lightning_unlearn.importers import cleanrl, omnisafe, rl_zoo, sb3
+from lightning_unlearn.importers.agent import ForeignAgent, as_policy, raw_states
+from lightning_unlearn.importers.normaliser import read_normaliser
+from lightning_unlearn.importers.reference import REFERENCES, Reference
+from lightning_unlearn.importers.warm_up import WarmUp, warm_up
+from lightning_unlearn.options import CommandParser, choose
+from lightning_unlearn.policies.actor_critic import ActorCritic
+from lightning_unlearn.policies.storage import ModelCard
+from lightning_unlearn.seeding import SeedStreams, torch_generator
+from lightning_unlearn.tracking import registry, runs
+
+READERS = {"sb3": sb3.read, "omnisafe": omnisafe.read, "cleanrl": cleanrl.read}
+STATES = 10_000
+"""Most states of the agent's own episodes that its library's actions and the policy's are compared on."""
+LARGEST_DIFFERENCE = 1e-3
+"""Of an action; beyond it something else than rounding is at work."""
+NONE = "none"
+
+
+def main(args: Sequence[str]) -> None:
+    """The `import` command."""
+    library, rest = choose("import", tuple(READERS), args)
+    options, concept = parse_with_concept(_parser(library), rest)
+    _require_possible(options)
+    torch.set_num_threads(1)  # networks of this size gain nothing from more, and lose much on a busy machine
+    started = time.perf_counter()
+    data = RolloutData(options.env, options.num_envs, options.horizon, concept, options.workers, options.seed)
+    try:
+        _import(library, options, data, started)
+    finally:
+        data.teardown("fit")
+
+
+def _import(library: str, options: Any, data: RolloutData, started: float) -> None:
+    simulator = data.env.simulator  # an impossible environment is refused before a store is made
+    store = registry.open_store(options.tracking_uri)
+    registry.require_recordable(options.env)
+    agent, reference = _read(library, options, simulator)
+    policy = as_policy(agent, simulator, torch_generator(SeedStreams.of(options.seed).weights))
+    read_s = time.perf_counter() - started
+    print(f"Read {options.agent} of {agent.library} in {read_s:.1f} s. Warming up its critics.", flush=True)
+    warmth = warm_up(policy, data, options.warm_up_rollouts)
+    states = raw_states(policy, simulator, min(STATES, len(warmth.observations)))
+    difference = largest_difference(reference, policy, states)
+    run_id, uri = _record(library, options, agent, policy, data, _figures(warmth, difference, read_s))
+    print(_summary(warmth, difference, uri, run_id, options, store))
+
+
+def _read(library: str, options: Any, simulator: Simulator) -> tuple[ForeignAgent, Reference]:
+    agent, statistics = _files(library, options)
+    given = None if statistics is None else read_normaliser(statistics)
+    bare = options.normalizer == NONE or (given is None and statistics is not None)
+    read = READERS[library](agent, simulator, given, bare=bare)
+    return read, REFERENCES[library](agent, statistics, simulator)
+
+
+def _files(library: str, options: Any) -> tuple[Path, Path | None]:
+    """The files of the agent and of its observation statistics; those given are preferred to those found."""
+    agent, statistics = Path(options.agent), None
+    if library == "sb3":
+        agent, statistics = rl_zoo.find(agent)
+    elif library == "omnisafe":
+        agent = omnisafe.find(agent)
+    if options.normalizer is not None:
+        statistics = None if options.normalizer == NONE else Path(options.normalizer)
+    if agent != Path(options.agent) or (statistics and options.normalizer is None):
+        print(f"Found {agent}" + (f" with {statistics}." if statistics else "."))
+    return agent, statistics
+
+
+@torch.no_grad()
+def largest_difference(reference: Reference, policy: ActorCritic, observation: torch.Tensor) -> float:
+    """Between the actions of the agent's library and the policy's. Observation: (N, O), float64.
+
+    Raises:
+        ValueError: It is more than rounding.
+    """
+    difference = float((policy.act(observation).double() - reference(observation)).abs().max())
+    if not difference < LARGEST_DIFFERENCE:
+        raise ValueError(
+            f"the imported policy's actions are up to {difference:.3g} off the agent's: nothing was stored."
+        )
+    return difference
+
+
+def _figures(warmth: WarmUp, difference: float, read_s: float) -> dict[str, float]:
+    figures = {"largest_action_difference": difference, "read_s": read_s, "warm_up_s": warmth.seconds}
+    for when, fit in (("before", warmth.before), ("after", warmth.after)):
+        figures |= {f"{critic}_explained_{when}": share for critic, share in asdict(fit).items()}
+    return {f"import/{name}": number for name, number in figures.items()}
+
+
+def _record(
+    library: str,
+    options: Any,
+    agent: ForeignAgent,
+    policy: ActorCritic,
+    data: RolloutData,
+    figures: dict[str, float],
+) -> tuple[str, str]:
+    """The run and the registered model's URI."""
+    note = f"imported from {agent.library}, file {Path(options.agent).name}"
+    params = {"library": agent.library, **vars(options)} | {"policy": json.dumps(asdict(policy.config))[:500]}
+    params.pop("config", None)
+    with tempfile.TemporaryDirectory() as scratch:
+        file = Path(scratch, "import.json")
+        content = json.dumps({"note": note, "policy": asdict(policy.config), **figures}, indent=2)
+        file.write_text(f"{content}\n", encoding="utf-8")
+        run_id = runs.record_audit(options.env, f"import-{library}", params, figures, {file: "import"})
+    card = ModelCard("unsafe", options.env, data.env.concept, options.seed, update=0, env_steps=0, note=note)
+    version = registry.register_policy(policy, card, run_id)
+    return run_id, f"models:/{registry.model_name(card.method, card.env)}/{version}"
+
+
+def _summary(warmth: WarmUp, difference: float, uri: str, run_id: str, options: Any, store: str) -> str:
+    steps = len(warmth.observations)
+    named = ["--env", options.env, "--unsafe_updates", "0", "--model.source", uri, "--cost_limit", "25"]
+    command = shlex.join(named) + store
+    return (
+        f"Largest difference of an action on {min(steps, STATES)} of its own states: {difference:.1e}\n"
+        f"Critics after {steps} of its own steps ({warmth.seconds:.0f} s): reward explains "
+        f"{warmth.before.reward:.2f} → {warmth.after.reward:.2f} of its targets' variance, cost "
+        f"{warmth.before.cost:.2f} → {warmth.after.cost:.2f}\n"
+        f"The expert is {uri}, of run {run_id}. Repair it with\n"
+        f"  lightning-unlearn fit -c base.yaml -c env/point_goal1.yaml -c method/off_policy_concept.yaml {command}"
+    )
+
+
+def _require_possible(options: Any) -> None:
+    if options.warm_up_rollouts < 2:
+        raise ValueError(f"--warm_up_rollouts {options.warm_up_rollouts} is not possible: use at least 2.")
+    SeedStreams.of(options.seed)
+
+
+def _parser(library: str) -> CommandParser:
+    parser = CommandParser(prog=f"lightning-unlearn import {library}", description=__doc__)
+    add = parser.add_argument
+    add("agent", type=str, help="the agent's file; of omnisafe also its run's folder")
+    add("--env", type=str, default="SafetyPointGoal1-v0", help="the task it was trained in")
+    add("--normalizer", type=str | None, default=None, help="file of its observation statistics, or `none`")
+    add_concept_option(parser)
+    add("--seed", type=int, default=0, help="what the expert is registered under, and the seed of the warm-up")
+    add("--warm_up_rollouts", type=int, default=8, help="rollouts of the agent that its critics are fitted to")
+    add("--num_envs", type=int, default=8, help="environments side by side in a rollout")
+    add("--horizon", type=int, default=1024, help="steps of each in a rollout")
+    add("--workers", type=int, default=2, help="processes that step the environments; results do not depend on it")
+    add("--tracking_uri", type=str | None, default=None, help=registry.TRACKING_URI_HELP)
+    return parser

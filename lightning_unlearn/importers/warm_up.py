@@ -1,0 +1,116 @@
+"""Critics that know an agent: regression on its own rollouts, with the policy frozen."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import dataclass
+
+import torch
+from tensordict import TensorDict
+from tqdm.auto import tqdm
+
+from lightning_unlearn import keys
+from lightning_unlearn.collectors.data import RolloutData
+from lightning_unlearn.losses.advantages import deviation
+from lightning_unlearn.methods.dual_head_ppo import DualHeadPPO
+from lightning_unlearn.policies.actor_critic import ActorCritic
+
+PASSES = 4
+"""Over all that was collected so far, after each rollout."""
+BATCH_SIZE = 256
+LEARNING_RATE = 1e-3
+_TARGETS = ((keys.REWARD_VALUE, keys.REWARD_TARGET), (keys.COST_VALUE, keys.COST_TARGET))
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Share of its targets' variance that each critic explains on the last rollout, which it was not fitted to."""
+
+    reward: float
+    cost: float
+
+
+@dataclass(frozen=True)
+class WarmUp:
+    """What a warm-up did."""
+
+    before: Fit
+    """Of the critics as they came."""
+    after: Fit
+    """Of the warmed critics."""
+    observations: torch.Tensor
+    """What the agent saw. Shape: (N, O)."""
+    seconds: float
+
+
+def warm_up(policy: ActorCritic, data: RolloutData, rollouts: int) -> WarmUp:
+    """Fit both critics to GAE targets after each rollout; the policy acts, stochastic, and does not change.
+
+    Each critic's error counts in units of its targets' standard deviation: costs vary ten times as much as an agent's
+    rewards may, and where both critics read one trunk, the reward critic that an agent came with would be lost.
+
+    Args:
+        policy: Its critics are changed, and its trunk only where it is the critics' own.
+        data: The environments.
+        rollouts: How many rollouts of it; at least 2.
+    """
+    started = time.perf_counter()
+    original, estimator = _estimator(deepcopy(policy)), _estimator(policy)
+    generator, seen = torch.Generator().manual_seed(data.seed), []
+    with _only_critics(policy) as optimizer:
+        for _ in tqdm(range(rollouts), desc="warming up the critics", unit="rollout", leave=False):
+            seen.append(data.collector(policy).rollout().clone())
+            for batch in seen:
+                estimator.add_advantages(batch)
+            after = _fit(seen[-1])
+            regress(policy, optimizer, torch.cat(seen), generator)
+    observations = torch.cat([batch[keys.OBSERVATION].flatten(0, 1) for batch in seen])
+    original.add_advantages(seen[-1])
+    return WarmUp(_fit(seen[-1]), after, observations, time.perf_counter() - started)
+
+
+def _estimator(policy: ActorCritic) -> DualHeadPPO:
+    """What computes a policy's values and targets."""
+    estimator = DualHeadPPO("warm-up")
+    estimator.policy = policy
+    return estimator
+
+
+def _fit(batch: TensorDict) -> Fit:
+    return Fit(*(explained(batch[value], batch[target]) for value, target in _TARGETS))
+
+
+def explained(value: torch.Tensor, target: torch.Tensor) -> float:
+    """1 − Var(target − value)/Var(target); 0 where the targets do not vary. Any equal shapes."""
+    variance = target.var(correction=0)
+    return 0.0 if variance < 1e-12 else float(1.0 - (target - value).var(correction=0) / variance)
+
+
+@contextmanager
+def _only_critics(policy: ActorCritic) -> Iterator[torch.optim.Optimizer]:
+    """An optimizer of the critics; everything else is frozen inside the block."""
+    critics = [module for module in (policy.critic_trunk, policy.reward_value, policy.cost_value) if module is not None]
+    policy.requires_grad_(False)
+    for module in critics:
+        module.requires_grad_(True)
+    try:
+        yield torch.optim.Adam([p for module in critics for p in module.parameters()], lr=LEARNING_RATE, fused=True)
+    finally:
+        policy.requires_grad_(True)
+
+
+def regress(
+    policy: ActorCritic, optimizer: torch.optim.Optimizer, batch: TensorDict, generator: torch.Generator
+) -> None:
+    """Fit the critics to the targets of all that was collected, in minibatches that are shuffled anew each pass."""
+    observation = batch[keys.OBSERVATION].flatten(0, 1)  # (N, O)
+    target = torch.cat([batch[key] for _, key in _TARGETS], -1).flatten(0, 1)  # (N, 2)
+    unit = deviation(target)
+    for _ in range(PASSES):
+        for chosen in torch.randperm(len(target), generator=generator).split(BATCH_SIZE):
+            output = policy(observation[chosen])
+            error = torch.stack([output.reward_value, output.cost_value], -1) - target[chosen]  # (B, 2)
+            optimizer.zero_grad()
+            (error / unit).square().mean().backward()
+            optimizer.step()

@@ -1,0 +1,1 @@
+"""All that knows MLflow: the store, runs, the model registry, checkpoints."""

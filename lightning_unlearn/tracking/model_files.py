@@ -1,0 +1,117 @@
+"""The files of a model in MLflow: fetched within bounds, and the digests that were recorded of them."""
+
+import json
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import mlflow
+from mlflow.exceptions import MlflowException
+from mlflow.store.artifact.utils.models import get_model_name_and_version
+
+from lightning_unlearn.policies.storage import MAX_WEIGHTS_BYTES
+from lightning_unlearn.safe_files import parse_json, sha256
+
+LOADER = "lightning_unlearn.registry"
+"""Module that stored MLmodel files name as their loader; models of every version name this one."""
+POLICY = "data/policy"
+"""Where a model's policy is among its files."""
+_TAG = "sha256"
+_MAX_FILES = 64
+_MAX_DEPTH = 4
+
+
+@contextmanager
+def fetched_policy(uri: str) -> Iterator[Path]:
+    """A copy of the folder with a model's policy; nothing else of the model is looked at.
+
+    Raises:
+        ValueError: There is none, or it holds more than a policy has.
+    """
+    files = _entries(uri, POLICY)
+    if any(file.is_dir for file in files):
+        raise ValueError(f"model {uri} has folders where a stored policy has none.")
+    with tempfile.TemporaryDirectory() as scratch:
+        yield _copied(uri, files, POLICY, scratch)
+
+
+@contextmanager
+def fetched_model(uri: str) -> Iterator[Path]:
+    """A copy of all files of a version of a registered model (`models:/<name>/<version>`), or of a model by its place.
+
+    Raises:
+        ValueError: There is none, or it has more or larger files than a policy's model has.
+    """
+    files = _walked(uri, "", _MAX_DEPTH)
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = _copied(uri, files, "", scratch)
+        (folder / "registered_model_meta").unlink(missing_ok=True)  # MLflow's own note in the copy
+        yield folder
+
+
+def registered_version(uri: str) -> Any:
+    """MLflow's entry of the version that a `models:` or `runs:` URI names.
+
+    Raises:
+        ValueError: There is none.
+    """
+    client = mlflow.MlflowClient()
+    try:
+        if uri.startswith("runs:"):
+            run_id, _, name = uri.removeprefix("runs:").lstrip("/").partition("/")
+            versions = client.search_model_versions(f"run_id='{run_id}'")
+            return max((v for v in versions if f"update-{v.tags.get('update')}" == name), key=lambda v: int(v.version))
+        return client.get_model_version(*get_model_name_and_version(client, uri))
+    except (MlflowException, TypeError, ValueError) as error:
+        raise ValueError(f"model {uri} was not found: it is no version of a registered model.") from error
+
+
+def digest_tag(uri: str) -> dict[str, str]:
+    """The tag by which the registry knows what was registered: the SHA-256 of every file of a logged model."""
+    with fetched_model(uri) as folder:
+        return {_TAG: json.dumps(file_digests(folder), sort_keys=True)}
+
+
+def recorded_digests(version: Any) -> dict[str, str]:
+    """File → SHA-256, as recorded with a version; empty where nothing was.
+
+    Raises:
+        ValueError: The record is damaged.
+    """
+    recorded = parse_json(version.tags.get(_TAG, "{}"))
+    if not isinstance(recorded, dict) or not all(isinstance(digest, str) for digest in recorded.values()):
+        raise ValueError(f"the tag {_TAG} of models:/{version.name}/{version.version} is no record of digests")
+    return recorded
+
+
+def file_digests(folder: Path) -> dict[str, str]:
+    """Path under the folder → SHA-256, of every file."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): sha256(path) for path in files}
+
+
+def _copied(uri: str, files: list[Any], folder: str, scratch: str) -> Path:
+    if len(files) > _MAX_FILES or any((file.file_size or 0) > MAX_WEIGHTS_BYTES for file in files):
+        raise ValueError(f"model {uri} has more or larger files than a stored policy has.")
+    try:
+        return Path(mlflow.artifacts.download_artifacts(f"{uri}/{folder}".rstrip("/"), dst_path=scratch))
+    except (MlflowException, OSError) as error:
+        raise ValueError(f"model {uri} was not found: {error}") from error
+
+
+def _walked(uri: str, folder: str, depth: int) -> list[Any]:
+    """All files, in folders of folders too."""
+    entries = _entries(uri, folder)
+    if depth == 0 or len(entries) > _MAX_FILES:
+        raise ValueError(f"model {uri} has more folders or files than a stored policy has.")
+    inner = [file for entry in entries if entry.is_dir for file in _walked(uri, entry.path, depth - 1)]
+    return [entry for entry in entries if not entry.is_dir] + inner
+
+
+def _entries(uri: str, folder: str) -> list[Any]:
+    try:
+        return list(mlflow.artifacts.list_artifacts(artifact_uri=f"{uri}/{folder}".rstrip("/")))
+    except (MlflowException, OSError) as error:
+        raise ValueError(f"model {uri} was not found: {error}") from error
