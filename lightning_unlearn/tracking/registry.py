@@ -45,7 +45,7 @@ from lightning_unlearn.tracking.store import tracking_uri as tracking_uri
 from lightning_unlearn.tracking.store import ui_command as ui_command
 from lightning_unlearn.tracking.store import use_existing_store as use_existing_store
 
-ZOO = Path(__file__).parent / "zoo"
+ZOO = Path(__file__).parent.parent / "zoo"
 _SHIPPED = "zoo:"
 
 
