@@ -37,6 +37,18 @@ def template_store(tmp_path_factory):
     return folder / "mlflow.db"
 
 
+@pytest.fixture(scope="session", autouse=True)
+def outside(tmp_path_factory):
+    """Fixtures of modules work outside of the checkout."""
+    os.chdir(tmp_path_factory.mktemp("outside"))
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
+    """Each test works in a folder of its own: MLflow and MuJoCo write to the working directory."""
+    monkeypatch.chdir(tmp_path)
+
+
 @pytest.fixture(autouse=True)
 def pointed_nowhere():
     """MLflow as in a program of its own: what one test pointed it at is not the next one's."""

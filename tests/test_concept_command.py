@@ -197,9 +197,8 @@ def test_what_the_expert_never_or_always_shows_is_refused(store, tmp_path, monke
 
 def test_only_repairs_are_checked(store, tmp_path, monkeypatch):
     monkeypatch.setattr(concept_check, "STEPS", 500)
-    fit("oracle", *config(tmp_path, NEVER))
-    fit("continued", *config(tmp_path, NEVER))
-    fit("concept")
+    ended = [fit("oracle", *config(tmp_path, NEVER)), fit("continued", *config(tmp_path, NEVER)), fit("concept")]
+    assert [list(run.saved) for run in ended] == [[2, 4]] * 3
 
 
 def test_episodes_that_never_show_it_have_nothing_to_forget(store, tmp_path):

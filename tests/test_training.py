@@ -255,7 +255,7 @@ BAD = {
     "save points beyond the updates": (["--save_points", "2", "40"], r"save_points=\[40\].*max_epochs=4"),
     "no threads": (["--torch_threads", "0"], "torch_threads=0"),
     "threads that are no number": (["--torch_threads", "many"], "torch_threads"),
-    "negative seed": (["--seed", "-1"], "seed"),
+    "negative seed": (["--seed", "-1"], "seed_everything=-1 is not possible"),
     "misspelt option": (["--data.horizn", "3"], "Did you mean data.horizon"),
     "abbreviated option": (["--trainer.max_epoch", "3"], "Did you mean trainer.max_epochs"),
     "misspelt pid option": (["--pid.target_cots", "3"], "Did you mean (pid.)?target_cost"),
