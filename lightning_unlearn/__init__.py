@@ -3,7 +3,7 @@
 from importlib import import_module
 from typing import Any
 
-from lightning_unlearn.process_state import same_environment, set_variables
+from lightning_unlearn.global_state import same_environment, set_variables
 
 __all__ = ["ModelCard", "evaluate", "extrapolate", "load_policy", "repair", "save_policy", "wrap"]
 

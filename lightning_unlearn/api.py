@@ -4,7 +4,8 @@ All of it is importable from `lightning_unlearn` itself, which loads nothing unt
 """
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
 
@@ -16,10 +17,11 @@ import torch
 from lightning_unlearn import training
 from lightning_unlearn.audits.policy_suite import evaluate as evaluate_episodes
 from lightning_unlearn.audits.policy_suite import per_episode
-from lightning_unlearn.callbacks.run_record import MLflowRun
+from lightning_unlearn.callbacks.mlflow_run import MLflowRun
 from lightning_unlearn.callbacks.weight_average import released
 from lightning_unlearn.configuration import shipped_config
 from lightning_unlearn.envs.concepts import Concept
+from lightning_unlearn.global_state import same_process
 from lightning_unlearn.importers.module import wrap as wrap_module
 from lightning_unlearn.methods.base import require_fit
 from lightning_unlearn.methods.gradient import GradientMethod
@@ -27,9 +29,9 @@ from lightning_unlearn.policies.actor_critic import ActorCritic
 from lightning_unlearn.policies.extrapolation import extrapolate as extrapolate_policies
 from lightning_unlearn.policies.storage import ModelCard, require_storable
 from lightning_unlearn.policies.storage import save_policy as save_policy_files
-from lightning_unlearn.process_state import undisturbed
 from lightning_unlearn.seeding import evaluation_layouts
 from lightning_unlearn.tracking import registry
+from lightning_unlearn.tracking.store import not_autologged, same_store, use_existing_store
 
 __all__ = ["ModelCard", "evaluate", "extrapolate", "load_policy", "repair", "save_policy", "wrap"]
 _OF_A_RUN = (
@@ -50,6 +52,18 @@ _OF_A_RUN = (
 """Options of `fit` that a repair has arguments for, or no use."""
 _IN_MEMORY = "a policy in memory"
 """Recorded as the source of a repair from Python."""
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """Restore after a library call all global state that it touches, MLflow's stores included.
+
+    Use it as a decorator. Inside, libraries are quiet, gradients are computed, and MLflow logs nothing by itself.
+    """
+    with same_process(), not_autologged(), same_store():
+        yield
+
+
 wrap, extrapolate = undisturbed()(wrap_module), undisturbed()(extrapolate_policies)
 
 
@@ -66,7 +80,7 @@ def load_policy(uri: str, tracking_uri: str | None = None) -> ActorCritic:
         ValueError: Nothing is there, or it is not a policy.
     """
     if uri.startswith(("models:", "runs:")):
-        registry.use_existing_store(tracking_uri)
+        use_existing_store(tracking_uri)
     return registry.load_policy(uri).policy
 
 

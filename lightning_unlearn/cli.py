@@ -14,7 +14,7 @@ from opcode import opmap
 from pathlib import Path
 from types import FrameType, ModuleType
 
-from lightning_unlearn.process_state import quieten, set_variables
+from lightning_unlearn.global_state import quieten, set_variables
 from lightning_unlearn.tracking.addresses import without_password
 
 COMMANDS = {

@@ -2,7 +2,7 @@
 
 import inspect
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NoReturn
@@ -11,7 +11,7 @@ import yaml
 from jsonargparse import ActionConfigFile
 from lightning.pytorch.cli import LightningArgumentParser
 
-from lightning_unlearn.options import suggestion, utf8_configs
+from lightning_unlearn.options import flatten, suggestion, utf8_configs, with_current_names
 from lightning_unlearn.safe_files import read_bytes
 
 SHORT_NAMES = {
@@ -64,9 +64,9 @@ class ConfigParser(LightningArgumentParser):
         self.add_argument("-c", "--config", action=ActionConfigFile, help="a YAML file; later ones win")
 
     @utf8_configs()
-    def parse_args(self, *args: Any, **kwargs: Any) -> Any:
+    def parse_args(self, args: Iterable[str] | None = None, *others: Any, **kwargs: Any) -> Any:
         """Parse options, and the config files among them as UTF-8."""
-        return super().parse_args(*args, **kwargs)
+        return super().parse_args(with_current_names(args), *others, **kwargs)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Report a bad option or file.
@@ -202,17 +202,6 @@ def shipped_configs() -> Path:
     """The folder of shipped configs: inside an installed package, beside the package in a clone."""
     package = Path(__file__).parent
     return package / "configs" if (package / "configs").is_dir() else package.parent / "configs"
-
-
-def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested keys joined with dots, without the names of the config files themselves."""
-    flat: dict[str, Any] = {}
-    for key, value in config.items():
-        if isinstance(value, Mapping):
-            flat |= flatten(value, f"{prefix}{key}.")
-        elif f"{prefix}{key}" != "config":
-            flat[f"{prefix}{key}"] = value
-    return flat
 
 
 def _split_equals(args: Sequence[str]) -> Iterator[str]:

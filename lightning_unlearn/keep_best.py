@@ -13,8 +13,8 @@ from lightning_unlearn.audits.policy_suite import evaluate_in, per_episode
 from lightning_unlearn.audits.records import write_json
 from lightning_unlearn.audits.selection import Counted, Validated
 from lightning_unlearn.audits.verdict import Verdict, judge
+from lightning_unlearn.callbacks.mlflow_run import MLflowRun
 from lightning_unlearn.callbacks.pid_lagrangian import PIDLagrangian
-from lightning_unlearn.callbacks.run_record import MLflowRun
 from lightning_unlearn.callbacks.save_points import SavePoints
 from lightning_unlearn.collectors.data import RolloutData
 from lightning_unlearn.envs.concepts import recorded_as
@@ -22,7 +22,7 @@ from lightning_unlearn.policies.actor_critic import ActorCritic
 from lightning_unlearn.seeding import validation_layouts, verdict_layouts
 from lightning_unlearn.tracking import registry, runs
 from lightning_unlearn.tracking.registry import RegisteredModel
-from lightning_unlearn.tracking.store import patiently
+from lightning_unlearn.tracking.store import patiently, store_address
 
 PLACE = "eval/verdict"
 """Folder of the files among a run's artifacts."""
@@ -86,7 +86,7 @@ class KeepBest(pl.Callback):
         if gone := sorted(set(self.save_points.saved) - {model.update for model in models}):
             print(f"Save points {gone} are not in the store any more.")
         if not models:
-            raise ValueError(f"keep_best: run {run_id} has no save point in {registry.store_address()}: train it anew.")
+            raise ValueError(f"keep_best: run {run_id} has no save point in {store_address()}: train it anew.")
         return models
 
     def _record(

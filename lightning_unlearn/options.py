@@ -2,13 +2,15 @@
 
 import difflib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
 from jsonargparse import ArgumentParser
 from jsonargparse import Path as ConfigPath
+
+from lightning_unlearn.old_names import with_current_paths
 
 
 @contextmanager
@@ -22,8 +24,24 @@ def utf8_configs() -> Iterator[None]:
         ConfigPath.read_text = original  # type: ignore[method-assign]
 
 
+def with_current_names(args: Iterable[str] | None) -> list[str] | None:
+    """Return options with the present paths of classes that have moved; None, the process's own, stay None."""
+    return args if args is None else [with_current_paths(arg) for arg in args]
+
+
 def _read_utf8(self: ConfigPath) -> str:
-    return Path(self.absolute).read_text(encoding="utf-8")
+    return with_current_paths(Path(self.absolute).read_text(encoding="utf-8"))
+
+
+def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Join nested keys with dots, leaving out the names of the config files themselves."""
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{key}.")
+        elif f"{prefix}{key}" != "config":
+            flat[f"{prefix}{key}"] = value
+    return flat
 
 
 class CommandParser(ArgumentParser):
@@ -33,9 +51,9 @@ class CommandParser(ArgumentParser):
         super().__init__(*args, **{"allow_abbrev": False, **kwargs})
 
     @utf8_configs()
-    def parse_args(self, *args: Any, **kwargs: Any) -> Any:
+    def parse_args(self, args: Iterable[str] | None = None, *others: Any, **kwargs: Any) -> Any:
         """Parse options, and the config files among them as UTF-8."""
-        return super().parse_args(*args, **kwargs)
+        return super().parse_args(with_current_names(args), *others, **kwargs)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Report a bad option.

@@ -15,7 +15,7 @@ from lightning_unlearn.configuration import shipped_config
 from lightning_unlearn.options import CommandParser
 from lightning_unlearn.report import command as report
 from lightning_unlearn.seeding import evaluation_layouts
-from lightning_unlearn.tracking import registry
+from lightning_unlearn.tracking.store import TRACKING_URI_HELP, ui_command
 
 ENV_ID = "SafetyPointGoal1-v0"
 SOURCE = f"zoo:unsafe.{ENV_ID}"
@@ -59,7 +59,7 @@ def _parser() -> CommandParser:
     parser.add_argument("--episodes", type=int, default=50, help="evaluation layouts, one episode each")
     parser.add_argument("--seed", type=int, default=0, help="seed of the repair")
     parser.add_argument("--out", type=str, default="quickstart", help="folder for the tables, figures, GIFs and report")
-    parser.add_argument("--tracking_uri", type=str | None, default=None, help=registry.TRACKING_URI_HELP)
+    parser.add_argument("--tracking_uri", type=str | None, default=None, help=TRACKING_URI_HELP)
     return parser
 
 
@@ -90,7 +90,7 @@ def _summary(verdict: Verdict, repaired: str, out: Path) -> str:
     return (
         f"\nThe repaired policy is {repaired}. One training seed: there is no interval over seeds.\n"
         f"Tables: {out.resolve()}; figures and GIFs: {(out / VIDEOS).resolve()}\n"
-        f"See it all in the MLflow UI, at http://localhost:5000:\n  {registry.ui_command()}\n"
+        f"See it all in the MLflow UI, at http://localhost:5000:\n  {ui_command()}\n"
         f"Report: {(out / 'report' / 'report.html').resolve()}\n"
         f"{verdict.in_words()}"
     )

@@ -1,42 +1,44 @@
-"""The `reproduce` command: a run is made again from its stored config, in a scratch store, and compared bit by bit."""
+"""The `reproduce` command: train a run again from its stored config, in a scratch store, and compare bit by bit."""
 
 import platform
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import mlflow
 import yaml
-from mlflow.entities import Run
-from mlflow.exceptions import MlflowException
 
-from lightning_unlearn import resumption, training
-from lightning_unlearn.arithmetic import ARITHMETIC
+from lightning_unlearn import resume, training
 from lightning_unlearn.audits.subjects import weights_digest
 from lightning_unlearn.envs.concept_option import classes_of_their_own
 from lightning_unlearn.options import CommandParser
 from lightning_unlearn.policies.storage import save_policy
-from lightning_unlearn.tracking import registry
-
-_WALL_CLOCK = "time/"
+from lightning_unlearn.seeding import ARITHMETIC
+from lightning_unlearn.tracking import registry, runs
+from lightning_unlearn.tracking.addresses import sqlite_uri
+from lightning_unlearn.tracking.runs import StoredRun
+from lightning_unlearn.tracking.store import TRACKING_URI_HELP, open_store, store_address, tracking_uri
 
 
 def main(args: Sequence[str]) -> None:
-    """The `reproduce` command; ends with code 1 where a bit differs."""
+    """The `reproduce` command; ends with code 1 if a bit differs."""
     options = _parser().parse_args(args)
-    registry.open_store(options.tracking_uri)
-    store = registry.tracking_uri()
-    run = _finished(options.run)
+    open_store(options.tracking_uri)
+    store = tracking_uri()
+    run = runs.find_run(options.run)
+    if run is None:
+        raise ValueError(f"run={options.run}: there is no such run in {store_address()}.")
+    if run.status != "FINISHED" or resume.CONFIG_DIGEST not in run.tags:
+        raise ValueError(f"run={options.run} is no finished training: it is {run.status}. Name another run.")
     _require_known(run, options.concept, options.module)
-    weights, metrics = _digests(_versions(run.info.run_id)), _metrics(run)
+    weights, metrics = _digests(registry.models_of_run(run.run_id)), _metrics(run)
     with tempfile.TemporaryDirectory() as scratch:
         again = training.train(_arguments(run, Path(scratch)))
-        found = _digests(again.saved), _metrics(mlflow.MlflowClient().get_run(again.run_id))
-    registry.open_store(store)
-    differing = _compared("weights after update", weights, found[0])
-    differing += _compared("metric", metrics, found[1], quiet=True)
+        found = _digests(again.saved), _metrics(runs.find_run(again.run_id))
+    open_store(store)
+    differing = _compare("weights after update", weights, found[0])
+    differing += _compare("metric", metrics, found[1], only_differing=True)
     if differing:
         print(f"NOT reproduced: {', '.join(differing)}.{_changes(run)}")
         raise SystemExit(1)
@@ -50,92 +52,75 @@ def _parser() -> CommandParser:
     parser.add_argument("--concept", type=str, nargs="*", default=[], help=known)
     module = "module that the run's environment is registered by, as in module:Id-v0: importing it runs its code"
     parser.add_argument("--module", type=str | None, default=None, help=module)
-    parser.add_argument("--tracking_uri", type=str | None, default=None, help=registry.TRACKING_URI_HELP)
+    parser.add_argument("--tracking_uri", type=str | None, default=None, help=TRACKING_URI_HELP)
     return parser
 
 
-def _finished(run_id: str) -> Run:
-    try:
-        run = mlflow.MlflowClient().get_run(run_id)
-    except MlflowException as error:
-        raise ValueError(f"run={run_id}: there is no such run in {registry.store_address()}.") from error
-    if run.info.status != "FINISHED" or resumption.CONFIG_DIGEST not in run.data.tags:
-        raise ValueError(f"run={run_id} is no finished training: it is {run.info.status}. Name another run.")
-    return run
-
-
-def _require_known(run: Run, classes: Sequence[str], module: str | None) -> None:
-    """A stored config may be anybody's: no class and no module that only it names is imported."""
-    options = resumption.stored_options(run.info.run_id)
-    named = classes_of_their_own([value for key, value in options.items() if key.startswith("data.concept")])
+def _require_known(run: StoredRun, classes: Sequence[str], module: str | None) -> None:
+    """Refuse to import a class or a module that only the stored config names: it may be anybody's."""
+    options = runs.stored_options(run.run_id)
     env_id = str(options.get("data.env", ""))
     if (needed := env_id.rpartition(":")[0]) not in ("", module):
         raise ValueError(
-            f"run={run.info.run_id} was trained in {env_id}, which importing {needed} registers: if you know the "
+            f"run={run.run_id} was trained in {env_id}, which importing {needed} registers: if you know the "
             f"module and have it here, name it by --module {needed}."
         )
-    unknown = sorted(named - set(classes))
-    if unknown:
+    named = classes_of_their_own([value for key, value in options.items() if key.startswith("data.concept")])
+    if unknown := sorted(named - set(classes)):
         raise ValueError(
-            f"run={run.info.run_id} forgot {', '.join(unknown)}, which is none of this package's concepts: if you know "
+            f"run={run.run_id} forgot {', '.join(unknown)}, which is none of this package's concepts: if you know "
             f"the class and have it here, name it by --concept {' '.join(unknown)}."
         )
 
 
-def _versions(run_id: str) -> dict[int, str]:
-    found = mlflow.MlflowClient().search_model_versions(f"run_id='{run_id}'")
-    return {int(v.tags["update"]): f"models:/{v.name}/{v.version}" for v in found}
-
-
-def _digests(saved: dict[int, str]) -> dict[str, str]:
+def _digests(saved: Mapping[int, str]) -> dict[str, str]:
     return {str(update): weights_digest(registry.load_policy(uri).policy) for update, uri in sorted(saved.items())}
 
 
-def _metrics(run: Run) -> dict[str, float]:
-    return {name: value for name, value in run.data.metrics.items() if not name.startswith(_WALL_CLOCK)}
+def _metrics(run: StoredRun | None) -> dict[str, float]:
+    """The last value of each metric, those of the clock left out."""
+    metrics = {} if run is None else run.metrics
+    return {name: value for name, value in metrics.items() if not name.startswith("time/")}
 
 
-def _arguments(run: Run, scratch: Path) -> list[str]:
-    """Options of `fit`: the stored config, with copies of what it reads from the run's own store."""
-    text = resumption.stored_config(run.info.run_id)
+def _arguments(run: StoredRun, scratch: Path) -> list[str]:
+    """Options of `fit`: the stored config, with copies of the files that it reads from the run's own store."""
+    text = runs.stored_config(run.run_id)
     (scratch / "config.yaml").write_text(text, encoding="utf-8")
-    arguments = ["-c", str(scratch / "config.yaml"), "--tracking_uri", registry.sqlite_uri(scratch / "mlflow.db")]
-    if threads := resumption.threads_of(run):
+    arguments = ["-c", str(scratch / "config.yaml"), "--tracking_uri", sqlite_uri(scratch / "mlflow.db")]
+    if threads := resume.threads_of(run):
         arguments += ["--torch_threads", str(threads)]
-    source = run.data.tags["source"]
+    source = run.tags["source"]
     if source != "random":
         stored = registry.load_policy(source)
         save_policy(scratch / "source", stored.policy, stored.card)
         arguments += ["--model.source", source if registry.is_shipped(source) else str(scratch / "source")]
     artifact = yaml.safe_load(text)["model"]["init_args"].get("repedit_artifact")
     if artifact is not None:
-        with registry.local_file(artifact) as path:
+        with runs.local_file(artifact) as path:
             copy = scratch / path.name
             copy.write_bytes(path.read_bytes())
         arguments += ["--model.repedit_artifact", str(copy)]
     return arguments
 
 
-def _compared(what: str, expected: dict[str, Any], found: dict[str, Any], quiet: bool = False) -> list[str]:
-    """Names of what differs; prints every pair, or those that differ."""
+def _compare(what: str, expected: dict[str, Any], found: dict[str, Any], only_differing: bool = False) -> list[str]:
+    """Print every pair of values, or only those that differ; return the names of those that differ."""
     differing = []
     for name in sorted({*expected, *found}, key=lambda name: (len(name), name)):
         there, here = expected.get(name), found.get(name)
         same = there == here or (there != there and here != here)  # not a number, both times
-        if not (quiet and same):
+        if not (only_differing and same):
             print(f"{what} {name}: {there}, again {here}: {'equal' if same else 'DIFFERENT'}")
         differing += [] if same else [f"{what} {name}"]
     return differing
 
 
-def _changes(run: Run) -> str:
-    """What of the circumstances changed since."""
-    then = {key.removeprefix("version."): v for key, v in run.data.tags.items() if key.startswith("version.")}
-    then.setdefault("arithmetic", "1")  # of runs from before it was recorded
-    changed = [f"{name} {old} → {_now(name)}" for name, old in sorted(then.items()) if old != _now(name)]
-    return f" Changed since: {', '.join(changed)}." if changed else " All releases are those of the run."
-
-
-def _now(name: str) -> str:
+def _changes(run: StoredRun) -> str:
+    """A sentence on the releases, and the arithmetic, that changed since the run."""
     own = {"python": platform.python_version(), "arithmetic": str(ARITHMETIC)}
-    return own[name] if name in own else version(name)
+    then = {key.removeprefix("version."): v for key, v in run.tags.items() if key.startswith("version.")}
+    then.setdefault("arithmetic", "1")  # of runs from before it was recorded
+    now = {name: own[name] if name in own else version(name) for name in sorted(then)}
+    changed = [f"{name} {then[name]} → {now[name]}" for name in now if then[name] != now[name]]
+    return f" Changed since: {', '.join(changed)}." if changed else " All releases are those of the run."

@@ -9,6 +9,11 @@ from typing import Any
 import numpy as np
 import torch
 
+ARITHMETIC = 2
+"""Version of the arithmetic of training, raised where the same config and seed give other bits.
+
+1: before 2. 2: gradients written out, and workers that act.
+"""
 TRAINING_SEED_FLOOR = 2**31
 EVALUATION_BANK = 10_000
 """First layout seed of the bank that results are reported on."""

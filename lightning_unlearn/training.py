@@ -12,29 +12,34 @@ import yaml
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from lightning_unlearn import resumption
+from lightning_unlearn import resume
 from lightning_unlearn.audits.verdict import Verdict
 from lightning_unlearn.callbacks.concept_check import ConceptCheck, NothingToForgetError
-from lightning_unlearn.callbacks.durability import Durability
 from lightning_unlearn.callbacks.early_end import EarlyEnd
 from lightning_unlearn.callbacks.expert_record import ExpertRecord
 from lightning_unlearn.callbacks.failed_episodes import FailedEpisodes
+from lightning_unlearn.callbacks.mlflow_run import MLflowRun, RunRecord, UpdateCheckpoint
 from lightning_unlearn.callbacks.pid_lagrangian import PIDLagrangian
 from lightning_unlearn.callbacks.progress import Progress
-from lightning_unlearn.callbacks.run_record import MLflowRun, RunRecord
 from lightning_unlearn.callbacks.save_points import SavePoints
 from lightning_unlearn.callbacks.throughput import Throughput
 from lightning_unlearn.callbacks.weight_average import WeightAverage
 from lightning_unlearn.collectors.data import RolloutData
-from lightning_unlearn.configuration import ConfigParser, expand, flatten, origin
+from lightning_unlearn.configuration import ConfigParser, expand, origin
 from lightning_unlearn.envs.working_directory import working_directory_importable
 from lightning_unlearn.keep_best import KeepBest
 from lightning_unlearn.methods.gradient import GradientMethod
-from lightning_unlearn.process_state import not_autologged
+from lightning_unlearn.options import flatten
 from lightning_unlearn.processes import cores
-from lightning_unlearn.tracking import registry
 from lightning_unlearn.tracking.addresses import without_password
-from lightning_unlearn.tracking.checkpoints import WholeCheckpoints
+from lightning_unlearn.tracking.checkpoints import AtomicCheckpoints
+from lightning_unlearn.tracking.store import (
+    TRACKING_URI_HELP,
+    not_autologged,
+    open_store,
+    require_recordable,
+    ui_command,
+)
 from lightning_unlearn.trainer_options import (
     further_callbacks,
     further_loggers,
@@ -61,7 +66,7 @@ class FinishedRun:
 class TrainingCLI(LightningCLI):
     """LightningCLI with this project's options; parses and builds, and leaves training to `train`."""
 
-    resumed: resumption.Resumption | None = None
+    resumed: resume.Resumption | None = None
     keep_best: KeepBest | None = None
 
     def __init__(self, args: Sequence[str]) -> None:
@@ -92,7 +97,7 @@ class TrainingCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """The store, save points and what they hold, the multiplier; and one seed for all."""
-        parser.add_argument("--tracking_uri", type=str | None, default=None, help=registry.TRACKING_URI_HELP)
+        parser.add_argument("--tracking_uri", type=str | None, default=None, help=TRACKING_URI_HELP)
         parser.add_argument("--save_points", type=list[int] | None, default=None, help="updates that are registered")
         parser.add_argument("--pid", type=PIDLagrangian | None, default=None, help="moves λ; null: λ stays 0")
         average = "save points hold a mean of weights; null: the update's own"
@@ -118,13 +123,13 @@ class TrainingCLI(LightningCLI):
 
     def open_store(self) -> None:
         """Open the store that the run is recorded in."""
-        registry.open_store(self.config.tracking_uri)
+        open_store(self.config.tracking_uri)
 
     def instantiate_trainer(self, **_: Any) -> pl.Trainer:
         """A trainer with this project's callbacks after the config's own, and its MLflow run before further loggers."""
         given, average, pid = self.config_init.trainer, self.config_init.average, self.config_init.pid
         theirs, loggers = further_callbacks(given.callbacks), further_loggers(given.logger)
-        plugins = [*further_plugins(given.plugins), WholeCheckpoints()]
+        plugins = [*further_plugins(given.plugins), AtomicCheckpoints()]
         run, recorders = self.recorders()
         torch.set_num_threads(self._threads())
         measured = ExpertRecord() if hasattr(self.model, "cost_weight") else None
@@ -153,13 +158,13 @@ class TrainingCLI(LightningCLI):
         tags = {"method": self.model.method, "seed": str(self.model.seed), "env": self.datamodule.env_id}
         self.resumed = self._resumed(tags, options)
         tags |= {
-            resumption.CONFIG_DIGEST: resumption.config_digest(options),
-            resumption.THREADS: str(self._threads()),
+            resume.CONFIG_DIGEST: resume.config_digest(options),
+            resume.THREADS: str(self._threads()),
         }
         run = self._run(tags)
         self.save_points = SavePoints(run, self.config_init.save_points)
         self.save_points.require_within(self.config.trainer.max_epochs)
-        own = [Throughput(), Durability(run), self.save_points, RunRecord(run, self._dump(), options)]
+        own = [Throughput(), UpdateCheckpoint(run), self.save_points, RunRecord(run, self._dump(), options)]
         if self.config.keep_best:
             self.keep_best = KeepBest(run, self.save_points, self._judging_pid())
             own.append(self.keep_best)
@@ -211,10 +216,10 @@ class TrainingCLI(LightningCLI):
             )
         return pid
 
-    def _resumed(self, tags: dict[str, str], options: dict[str, Any]) -> resumption.Resumption | None:
+    def _resumed(self, tags: dict[str, str], options: dict[str, Any]) -> resume.Resumption | None:
         if self.config.resume is None:
             return None
-        found = resumption.find(self.config.resume, self.datamodule.env_id, tags, options)
+        found = resume.find(self.config.resume, self.datamodule.env_id, tags, options)
         if found is None:
             print("There is no unfinished run of this method, environment and seed: this is a new one.")
             return None
@@ -260,7 +265,7 @@ def train(args: Sequence[str]) -> FinishedRun:
     cli = TrainingCLI(args)
     try:
         cli.save_points.require_names(cli.model.method, cli.datamodule.env_id)
-        registry.require_recordable(cli.datamodule.env_id)
+        require_recordable(cli.datamodule.env_id)
         cli.prepare()
         cli.fit()
     finally:
@@ -275,6 +280,6 @@ def main(args: Sequence[str]) -> None:
     print(f"Run {run.run_id} of experiment {run.env_id} is finished.")
     for update, uri in sorted(run.saved.items()):
         print(f"  after update {update}: {uri}")
-    print(f"Open it with: {registry.ui_command()}")
+    print(f"Open it with: {ui_command()}")
     if run.verdict is not None:
         print(run.verdict.in_words())

@@ -3,7 +3,7 @@
 import importlib
 import os
 
-from lightning_unlearn.process_state import VARIABLES
+from lightning_unlearn.global_state import VARIABLES
 
 os.environ.update(VARIABLES)
 
@@ -13,7 +13,7 @@ import torch
 
 from lightning_unlearn import cli
 from lightning_unlearn.policies.actor_critic import ActorCritic, PolicyConfig
-from lightning_unlearn.tracking import registry
+from lightning_unlearn.tracking.store import DEFAULT_TRACKING_URI, open_store
 
 torch.set_num_threads(1)
 
@@ -33,7 +33,7 @@ def policy(generator):
 def template_store(tmp_path_factory):
     """An empty SQLite store, made once: its migrations take seconds."""
     folder = tmp_path_factory.mktemp("template")
-    registry.open_store(f"sqlite:///{folder}/mlflow.db")
+    open_store(f"sqlite:///{folder}/mlflow.db")
     return folder / "mlflow.db"
 
 
@@ -70,8 +70,8 @@ def store(tmp_path, template_store, monkeypatch):
     (tmp_path / "mlruns").mkdir()
     (tmp_path / "mlruns" / "mlflow.db").write_bytes(template_store.read_bytes())
     monkeypatch.chdir(tmp_path)
-    registry.open_store(registry.DEFAULT_TRACKING_URI)
-    return registry.DEFAULT_TRACKING_URI
+    open_store(DEFAULT_TRACKING_URI)
+    return DEFAULT_TRACKING_URI
 
 
 @pytest.fixture(scope="session")

@@ -110,7 +110,7 @@ def versions(client, registry):
 def without_clock(state):
     """A checkpoint less what names the run or tells the time."""
     state = {key: value for key, value in state.items() if key != "loops"}
-    callbacks = {key: value for key, value in state["callbacks"].items() if key != "Durability"}
+    callbacks = {key: value for key, value in state["callbacks"].items() if key != "UpdateCheckpoint"}
     return {**state, "callbacks": callbacks}
 
 

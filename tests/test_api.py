@@ -35,6 +35,7 @@ from lightning_unlearn.envs.concepts import ObservationRange
 from lightning_unlearn.importers.module import around
 from lightning_unlearn.policies.storage import ModelCard
 from lightning_unlearn.tracking import registry
+from lightning_unlearn.tracking.store import DEFAULT_TRACKING_URI, artifact_location, open_store
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
 EXAMPLES = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
@@ -56,7 +57,7 @@ def registered(store):
     """A store with the model that the README's first example asks for."""
     import mlflow
 
-    experiment = mlflow.create_experiment("SafetyPointGoal1-v0", registry.artifact_location())
+    experiment = mlflow.create_experiment("SafetyPointGoal1-v0", artifact_location())
     with mlflow.start_run(experiment_id=experiment) as run:
         policy = lu.load_policy("zoo:unsafe.SafetyPointGoal1-v0")
         registry.register_policy(policy, ModelCard("concept", "SafetyPointGoal1-v0", update=1), run.info.run_id)
@@ -276,7 +277,7 @@ def test_a_repair_is_recorded_where_a_store_is_named(store, policy):
     assert torch.equal(plain.action_mean.weight, recorded.action_mean.weight)
     stored = lu.load_policy(f"models:/concept.{TOY}/1", store)
     assert torch.equal(plain.action_mean.weight, stored.action_mean.weight)
-    registry.open_store(store)
+    open_store(store)
     (run,) = mlflow.search_runs(experiment_names=[TOY], output_format="list")
     assert (run.info.status, run.data.tags["source"]) == ("FINISHED", "a policy in memory")
     assert "rollout/cost_rate" in run.data.metrics
@@ -331,7 +332,7 @@ def test_models_are_looked_up_where_the_programs_mlflow_points(registered, templ
     mlflow.set_registry_uri(f"sqlite:///{elsewhere}")
     with pytest.raises(ValueError, match="was not found"):
         lu.load_policy(uri)
-    assert torch.equal(lu.load_policy(uri, registry.DEFAULT_TRACKING_URI).action_mean.weight, here)
+    assert torch.equal(lu.load_policy(uri, DEFAULT_TRACKING_URI).action_mean.weight, here)
     with pytest.raises(ValueError, match=r"sqlite:///none\.db was not found: name the store"):
         lu.load_policy(uri, "sqlite:///none.db")
     assert not Path("none.db").exists()

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from lightning_unlearn.children import python_command
 from lightning_unlearn.envs.compat import safety_gymnasium
+from lightning_unlearn.processes import python_command
 
 SHARDED = """
 import json
@@ -22,7 +22,7 @@ print(json.dumps(sim.step(np.ones((2, 2))).reward.tolist()))
 sim.close()
 """
 SHOW = "import json, sys; print(json.dumps(sys.path), flush=True)"
-PARENT = f"{SHOW}; from lightning_unlearn.children import python_command as command; import subprocess; "
+PARENT = f"{SHOW}; from lightning_unlearn.processes import python_command as command; import subprocess; "
 PARENT += "subprocess.run(command('shown'), check=True)"
 
 

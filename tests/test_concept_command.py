@@ -16,6 +16,7 @@ from lightning_unlearn.callbacks import concept_check
 from lightning_unlearn.envs.concept_option import classes_of_their_own
 from lightning_unlearn.safe_files import read_json
 from lightning_unlearn.tracking import registry
+from lightning_unlearn.tracking.store import open_store
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
 TOY = "ToyLine-v0"
@@ -237,7 +238,7 @@ def test_bad_concepts_are_refused_before_anything_is_made(store, capsys, command
         cli.main(asked)
     assert stopped.value.code == 2
     assert message in " ".join(capsys.readouterr().err.split())
-    registry.open_store(store)
+    open_store(store)
     assert mlflow.search_experiments(filter_string=f"name = '{TOY}'") == []
 
 

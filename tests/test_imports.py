@@ -11,27 +11,25 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "lightning_unlearn"
 ROOMS = {
     "keys": set(),
-    "arithmetic": set(),
+    "old_names": set(),
     "seeding": set(),
-    "options": set(),
-    "torch_modes": set(),
-    "process_state": {"torch_modes"},
+    "options": {"old_names"},
+    "global_state": set(),
     "safe_files": set(),
-    "children": set(),
     "processes": set(),
-    "envs": {"keys", "seeding", "children"},
-    "policies": {"keys", "safe_files"},
+    "envs": {"keys", "seeding", "processes"},
+    "policies": {"keys", "safe_files", "old_names"},
     "losses": {"keys"},
-    "collectors": {"envs", "policies", "keys", "seeding", "safe_files", "children"},
-    "tracking": {"policies", "options", "processes", "safe_files", "torch_modes"},
+    "collectors": {"envs", "policies", "keys", "seeding", "safe_files", "processes"},
+    "tracking": {"policies", "options", "processes", "safe_files", "global_state", "old_names"},
     "registry": {"tracking"},
-    "methods": {"collectors", "policies", "losses", "tracking", "envs", "keys", "seeding", "arithmetic"},
+    "methods": {"collectors", "policies", "losses", "tracking", "envs", "keys", "seeding"},
     "audits": {"methods", "envs", "policies", "losses", "tracking", "collectors", "keys", "seeding", "options"}
     | {"safe_files"},
     "report": {"audits", "collectors", "tracking", "envs", "policies", "options", "seeding"},
-    "callbacks": {"losses", "collectors", "tracking", "processes", "policies", "keys", "seeding", "arithmetic"},
+    "callbacks": {"losses", "collectors", "tracking", "processes", "policies", "keys", "seeding"},
     "configuration": {"methods", "callbacks", "options", "safe_files"},
-    "resumption": {"configuration", "tracking"},
+    "resume": {"tracking"},
     "keep_best": {"audits", "callbacks", "collectors", "envs", "policies", "tracking", "seeding"},
     "trainer_options": {"callbacks"},
     "training": {
@@ -43,28 +41,28 @@ ROOMS = {
         "tracking",
         "collectors",
         "configuration",
-        "resumption",
-        "process_state",
+        "options",
+        "resume",
         "processes",
         "trainer_options",
     },
     "importers": {"methods", "losses", "collectors", "policies", "tracking", "envs", "options", "keys", "seeding"}
-    | {"safe_files", "torch_modes"},
+    | {"safe_files"},
     "api": {
         "training",
         "audits",
         "callbacks",
         "configuration",
         "envs",
-        "process_state",
+        "global_state",
         "importers",
         "methods",
         "tracking",
         "policies",
         "seeding",
     },
-    "housekeeping": {"audits", "tracking", "resumption", "processes", "policies", "options", "safe_files"},
-    "reproduce": {"training", "audits", "envs", "tracking", "resumption", "policies", "options", "arithmetic"},
+    "housekeeping": {"audits", "tracking", "processes", "policies", "options", "safe_files"},
+    "reproduce": {"training", "audits", "envs", "tracking", "resume", "policies", "options", "seeding"},
     "quickstart": {"training", "configuration", "audits", "report", "tracking", "policies", "seeding", "options"},
     "study": {
         "training",
@@ -82,15 +80,14 @@ ROOMS = {
         "processes",
         "safe_files",
         "envs",
-        "children",
     },
     "benchmark": {"training", "configuration", "audits", "methods", "collectors", "envs", "policies", "losses"}
     | {"keys", "seeding", "options", "processes", "tracking"},
-    "cli": {"process_state", "quickstart", "training", "tracking"},
+    "cli": {"global_state", "quickstart", "training", "tracking"},
     "__main__": {"cli"},
 }
-NO_TRAINER_OR_STORE = ("envs", "policies", "losses", "keys", "seeding", "torch_modes")
-MLFLOW = ("tracking", "callbacks", "process_state", "housekeeping", "reproduce", "resumption", "report", "study")
+NO_TRAINER_OR_STORE = ("envs", "policies", "losses", "keys", "seeding", "global_state")
+MLFLOW = ("tracking", "callbacks", "housekeeping", "report", "study")
 """Rooms that may import mlflow."""
 DISPATCHES = "cli.py"
 """Its table names every command's module as text, which is imported for that command only."""

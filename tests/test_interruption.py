@@ -12,7 +12,7 @@ import pytest
 
 from lightning_unlearn import training
 from lightning_unlearn.envs.sharded import ShardedSimulator
-from lightning_unlearn.tracking import registry
+from lightning_unlearn.tracking.store import open_store
 
 BASE = ["-c", "configs/base.yaml", "-c", "configs/env/point_goal1.yaml", "-c", "configs/method/unsafe.yaml"]
 
@@ -24,7 +24,7 @@ INTERRUPTIBLE = (
 
 
 def only_run(store):
-    registry.open_store(store)
+    open_store(store)
     (run,) = mlflow.search_runs(experiment_names=["SafetyPointGoal1-v0"], output_format="list")
     return run
 

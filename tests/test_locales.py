@@ -14,6 +14,7 @@ from sqlalchemy.engine import make_url
 
 from lightning_unlearn import cli
 from lightning_unlearn.tracking import registry
+from lightning_unlearn.tracking.store import open_store
 
 PACKAGE = Path(cli.__file__).parent
 ASCII = {"PYTHONIOENCODING": "ascii", "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
@@ -105,5 +106,5 @@ def test_a_store_works_in_a_folder_of_any_name(odd_folder, capsys):
 
 def test_options_in_the_uri_of_a_database_are_refused(tmp_path):
     with pytest.raises(ValueError, match="a question mark, which begins the options of a database URI: write %3F"):
-        registry.open_store(f"sqlite:///{tmp_path}/why?/mlflow.db")
+        open_store(f"sqlite:///{tmp_path}/why?/mlflow.db")
     assert [*tmp_path.iterdir()] == []

@@ -11,6 +11,7 @@ from lightning_unlearn.configuration import expand
 from lightning_unlearn.losses.directions import random_direction
 from lightning_unlearn.policies.directions import Direction, save_direction
 from lightning_unlearn.tracking import registry
+from lightning_unlearn.tracking.store import open_store
 
 CHAIN = ["-c", "base.yaml", "-c", "env/point_goal1.yaml", "-c", "method/repedit.yaml", "-c", "smoke.yaml"]
 SMALL = ["--model.calibration_steps", "400", "--updates", "1", "--save_points", "1"]
@@ -77,7 +78,7 @@ def test_bad_input_makes_no_run(store, capsys):
     with pytest.raises(SystemExit):
         cli.main(["fit", *CHAIN, "--repedit_artifact", "nowhere.pt"])
     assert "nowhere.pt was not found" in capsys.readouterr().err
-    registry.open_store(store)
+    open_store(store)
     assert mlflow.search_experiments(filter_string="name = 'ToyLine-v0'") == []
 
 

@@ -20,13 +20,14 @@ import torch
 import yaml
 from mlflow.exceptions import MlflowException
 
-from lightning_unlearn import cli, keys, processes, resumption, training
+from lightning_unlearn import cli, keys, processes, resume, training
 from lightning_unlearn.audits.subjects import weights_digest
-from lightning_unlearn.configuration import flatten
 from lightning_unlearn.envs.toy import ToySimulator
 from lightning_unlearn.methods.dual_head_ppo import DualHeadPPO
-from lightning_unlearn.tracking import checkpoints, registry
+from lightning_unlearn.options import flatten
+from lightning_unlearn.tracking import checkpoints, registry, runs
 from lightning_unlearn.tracking import store as store_module
+from lightning_unlearn.tracking.store import open_store
 
 TOY, GOAL = "ToyLine-v0", "SafetyPointGoal1-v0"
 UPDATES = ["--updates", "5", "--save_points", "2", "5"]
@@ -99,15 +100,11 @@ def in_metrics(after):
 
 
 def in_model_files(after):
-    from lightning_unlearn.tracking import model_versions
-
-    kill_at(model_versions.Model, "log", 1, after)
+    kill_at(registry.Model, "log", 1, after)
 
 
 def in_version(after):
-    from lightning_unlearn.tracking import model_versions
-
-    kill_at(model_versions.mlflow, "register_model", 1, after)
+    kill_at(registry.mlflow, "register_model", 1, after)
 
 
 def in_alias(after):
@@ -195,12 +192,12 @@ def test_another_config_is_refused_with_what_differs(broken, capsys):
 
 
 def test_a_run_from_before_an_option_existed_goes_on_where_the_option_is_off(broken, tmp_path):
-    config = yaml.safe_load(resumption.stored_config(broken))
+    config = yaml.safe_load(runs.stored_config(broken))
     assert config.pop("average") is None
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
     client = mlflow.MlflowClient()
     client.log_artifact(broken, tmp_path / "config.yaml")
-    client.set_tag(broken, resumption.CONFIG_DIGEST, resumption.config_digest(flatten(config)))
+    client.set_tag(broken, resume.CONFIG_DIGEST, resume.config_digest(flatten(config)))
     with pytest.raises(ValueError, match=r"What differs: average.*share=0.5 \(the run: None\)"):
         training.train(toy("--resume", broken, "--average.share", "0.5"))
     assert training.train(toy("--resume", broken)).run_id == broken
@@ -218,7 +215,7 @@ def rewrite_newest(run_id, change):
     path = checkpoints.newest(store_module.checkpoint_folder(run_id))
     state = torch.load(path, weights_only=True)
     change(state)
-    checkpoints.WholeCheckpoints().save_checkpoint(state, path.with_name(path.name.split(".")[0]))
+    checkpoints.AtomicCheckpoints().save_checkpoint(state, path.with_name(path.name.split(".")[0]))
     path.unlink()
 
 
@@ -241,16 +238,16 @@ def test_a_checkpoint_from_before_the_arithmetic_changed_goes_on_and_says_so(bro
 
 def test_a_resumed_run_keeps_the_threads_that_were_chosen_for_it(broken, monkeypatch):
     """Where more or fewer cores are there than before; the number asked for counts first."""
-    assert only_run().data.tags[resumption.THREADS] == "1"
+    assert only_run().data.tags[resume.THREADS] == "1"
     client = mlflow.MlflowClient()
-    client.set_tag(broken, resumption.THREADS, "2")
+    client.set_tag(broken, resume.THREADS, "2")
     threads = []
     monkeypatch.setattr(torch, "set_num_threads", threads.append)
     with pytest.raises(ValueError, match="average"):
         training.train(toy("--resume", broken, "--average.share", "0.5"))
     training.TrainingCLI(toy("--resume", broken, "--torch_threads", "3"))
     training.TrainingCLI(toy("--resume", broken))
-    client.delete_tag(broken, resumption.THREADS)
+    client.delete_tag(broken, resume.THREADS)
     training.TrainingCLI(toy("--resume", broken))
     assert threads == [3, 2, 1]
 
@@ -271,14 +268,14 @@ def test_as_many_threads_are_chosen_as_a_method_gains_from(store, monkeypatch, m
 
 def test_a_checkpoint_of_many_environments_is_read_again(tmp_path):
     tensors = {f"environment {number}": torch.tensor([number]) for number in range(17_000)}
-    checkpoints.WholeCheckpoints().save_checkpoint(tensors, tmp_path / "update-1")
-    assert checkpoints.WholeCheckpoints().load_checkpoint(checkpoints.newest(tmp_path)) == tensors
+    checkpoints.AtomicCheckpoints().save_checkpoint(tensors, tmp_path / "update-1")
+    assert checkpoints.AtomicCheckpoints().load_checkpoint(checkpoints.newest(tmp_path)) == tensors
 
 
 def test_a_checkpoint_that_would_not_be_read_again_is_not_written(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoints, "MAX_BYTES", 1000)
     with pytest.raises(ValueError, match=r"more than 1000 are not read again: .*data.num_envs.*model.capacity"):
-        checkpoints.WholeCheckpoints().save_checkpoint({"weights": torch.zeros(1000)}, tmp_path / "update-1")
+        checkpoints.AtomicCheckpoints().save_checkpoint({"weights": torch.zeros(1000)}, tmp_path / "update-1")
     assert [*tmp_path.iterdir()] == []
 
 
@@ -308,7 +305,7 @@ def test_what_a_method_keeps_beside_its_weights_survives(store, monkeypatch, met
 
 @pytest.mark.parametrize(("collector", "free"), [("lean", True), ("ray", False)])
 def test_how_many_workers_is_part_of_a_run_where_each_draws_noise(collector, free):
-    digests = {resumption.config_digest({"data.collector": collector, "data.workers": n}) for n in (1, 2)}
+    digests = {resume.config_digest({"data.collector": collector, "data.workers": n}) for n in (1, 2)}
     assert (len(digests) == 1) is free
 
 
@@ -319,12 +316,12 @@ def test_a_checkpoint_that_asks_for_more_than_tensors_is_refused(tmp_path):
 
     torch.save({"state_dict": Greedy()}, tmp_path / "greedy.ckpt")
     with pytest.raises(ValueError, match="bytearray"):
-        checkpoints.WholeCheckpoints().load_checkpoint(tmp_path / "greedy.ckpt")
+        checkpoints.AtomicCheckpoints().load_checkpoint(tmp_path / "greedy.ckpt")
 
 
 def test_what_names_no_store_is_refused():
     with pytest.raises(ValueError, match=r"tracking_uri='nonsense' names no store: use sqlite:///"):
-        registry.open_store("nonsense")
+        open_store("nonsense")
 
 
 def test_what_cannot_be_resumed_is_refused(store):
@@ -350,7 +347,7 @@ def test_a_run_whose_process_is_gone_is_marked_killed_by_the_next_command(store)
     elsewhere = client.create_run(experiment, tags=tags | {processes.HOST: "another", processes.STARTED: "1"})
 
     def statuses():
-        registry.open_store(store)
+        open_store(store)
         return [client.get_run(run.info.run_id).info.status for run in (alive, renumbered, elsewhere)]
 
     assert statuses() == ["RUNNING", "KILLED", "RUNNING"]
@@ -380,7 +377,7 @@ def test_a_request_to_end_is_an_interruption(tmp_path):
     process.terminate()
     process.join(60)
     process.kill()
-    registry.open_store(f"sqlite:///{tmp_path}/mlruns/mlflow.db")
+    open_store(f"sqlite:///{tmp_path}/mlruns/mlflow.db")
     assert process.exitcode == 1
     assert only_run().info.status == "KILLED"
     assert f"--resume {only_run().info.run_id}" in log()
@@ -447,11 +444,11 @@ def test_a_run_is_made_again_from_what_it_left(store, capsys, monkeypatch):
     streams = json.loads(mlflow.artifacts.load_text(f"runs:/{run.run_id}/seed_streams.json"))
     assert streams["minibatches"] == {"entropy": 0, "spawn_key": [3]}
     monkeypatch.setattr(DualHeadPPO, "_values", lambda self, observation: torch.zeros(*observation.shape[:-1], 2))
-    registry.open_store(store)
+    open_store(store)
     with pytest.raises(SystemExit):
         cli.main(["reproduce", run.run_id])
     assert "NOT reproduced: weights after update 2" in capsys.readouterr().out
-    registry.open_store(store)
+    open_store(store)
     mlflow.MlflowClient().delete_tag(run.run_id, "version.arithmetic")  # as runs from before it was recorded
     with pytest.raises(SystemExit):
         cli.main(["reproduce", run.run_id])
@@ -481,7 +478,7 @@ def assert_many_succeed(folder, count=8):
     for process in runs:
         process.join()
     assert [process.exitcode for process in runs] == [0] * count, (folder / "log").read_text()
-    registry.open_store(f"sqlite:///{folder}/mlruns/mlflow.db")
+    open_store(f"sqlite:///{folder}/mlruns/mlflow.db")
     client = mlflow.MlflowClient()
     found = mlflow.search_runs(experiment_names=[TOY], output_format="list")
     assert [run.info.status for run in found] == ["FINISHED"] * count

@@ -11,6 +11,7 @@ import yaml
 from lightning_unlearn import cli, training
 from lightning_unlearn.callbacks.weight_average import WeightAverage
 from lightning_unlearn.tracking import registry
+from lightning_unlearn.tracking.store import open_store, tracking_uri
 
 BASE = ["-c", "configs/base.yaml", "-c", "configs/env/point_goal1.yaml"]
 SMOKE = ["-c", "configs/smoke.yaml"]
@@ -270,7 +271,7 @@ def test_bad_input_is_refused_before_anything_is_made(store, capsys, given, mess
         cli.main(["fit", *options("oracle"), *given])
     assert stopped.value.code == 2
     assert_says(capsys, message)
-    registry.open_store(store)
+    open_store(store)
     assert mlflow.search_experiments(filter_string="name = 'ToyLine-v0'") == []
     assert mlflow.MlflowClient().search_registered_models() == []
 
@@ -358,7 +359,7 @@ def test_the_store_is_the_options_then_the_programs_then_the_variables(tmp_path,
 
 def used_by_a_command(*given):
     cli.main(["gc", *given])
-    return registry.tracking_uri()
+    return tracking_uri()
 
 
 def test_a_config_of_ones_own_names_the_store_whatever_the_variable_says(store, tmp_path, template_store, monkeypatch):
@@ -366,7 +367,7 @@ def test_a_config_of_ones_own_names_the_store_whatever_the_variable_says(store, 
     (tmp_path / "own.yaml").write_text(f"tracking_uri: sqlite:///{tmp_path}/own.db\n")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///variable.db")
     training.train(options("unsafe", "-c", "own.yaml"))
-    assert registry.tracking_uri() == f"sqlite:///{tmp_path}/own.db"
+    assert tracking_uri() == f"sqlite:///{tmp_path}/own.db"
     assert not Path("variable.db").exists()
 
 

@@ -21,7 +21,7 @@ from lightning_unlearn.audits.probe_figures import prediction_figure
 from lightning_unlearn.audits.records import output_file, require_at_least, write_json
 from lightning_unlearn.audits.splits import Splits, add_split_options, make_splits, read_split_options
 from lightning_unlearn.options import CommandParser
-from lightning_unlearn.tracking import registry
+from lightning_unlearn.tracking.store import TRACKING_URI_HELP, open_store, require_recordable
 
 ALPHA = 1.0
 FOLDER = "probes"
@@ -34,8 +34,8 @@ def main(args: Sequence[str]) -> None:
     split_options, out = read_split_options(options), output_file("metrics_out", options.metrics_out)
     data = load_data(options.dataset, options.env)
     splits = make_splits(data.labels, data.episode_ids, split_options)
-    registry.open_store(options.tracking_uri)
-    registry.require_recordable(options.env)
+    open_store(options.tracking_uri)
+    require_recordable(options.env)
     features, target = _features(options, data)
     predictions = {name: predict(x, target, splits) for name, x in features.items()}
     reports = {name: report(predicted, target, splits) for name, predicted in predictions.items()}
@@ -91,5 +91,5 @@ def _parser() -> CommandParser:
     parser.add_argument("--metrics_out", type=str, default=metrics, help="the metrics' file (.json)")
     parser.add_argument("--batch_size", type=int, default=4096, help="states a forward pass")
     add_split_options(parser)
-    parser.add_argument("--tracking_uri", type=str | None, default=None, help=registry.TRACKING_URI_HELP)
+    parser.add_argument("--tracking_uri", type=str | None, default=None, help=TRACKING_URI_HELP)
     return parser

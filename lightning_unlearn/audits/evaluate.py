@@ -61,6 +61,7 @@ from lightning_unlearn.envs.concept_option import add_concept_option, parse_with
 from lightning_unlearn.options import CommandParser
 from lightning_unlearn.safe_files import read_json
 from lightning_unlearn.tracking import registry, runs
+from lightning_unlearn.tracking.store import TRACKING_URI_HELP, open_store, require_recordable, store_address
 
 KIND, NAME = "policy_suite_eval", "policy-suite"
 """Folder of the files, and name of the run."""
@@ -73,8 +74,8 @@ def main(args: Sequence[str]) -> None:
     """Evaluate what the options name, and write, record and print the results."""
     (options, wanted), started = read_options(args), time.perf_counter()
     torch.set_num_threads(1)  # networks of this size gain nothing from more, and lose much on a busy machine
-    registry.open_store(options.tracking_uri)
-    registry.require_recordable(options.env)
+    open_store(options.tracking_uri)
+    require_recordable(options.env)
     comparisons = gather(options)
     wanted = replace(wanted, concept=asked_for(wanted.concept, [c.subject.concept for c in repaired(comparisons)]))
     folder = results_folder(options.out, KIND, options.eval_id)
@@ -256,7 +257,7 @@ def _metadata(
         "eval_id": eval_id,
         "created_utc": datetime.now(UTC).isoformat(timespec="seconds"),
         "options": {name: value for name, value in vars(options).items() if name != "config"}
-        | {"tracking_uri": registry.store_address()},
+        | {"tracking_uri": store_address()},
         "policy": _kind(options.stochastic),
         "concept": shared["concept"],
         "near_by": shared["columns"]["Near_By"],
@@ -324,5 +325,5 @@ def _parser() -> CommandParser:
     add("--workers", type=int, default=2, help="processes that step the environments; results do not depend on it")
     add("--out", type=str | None, default=None, help="folder of the files; default: artifacts/eval/<kind>/<eval_id>")
     add("--eval_id", type=str | None, default=None, help="name of the evaluation; an interrupted one is continued")
-    add("--tracking_uri", type=str | None, default=None, help=registry.TRACKING_URI_HELP)
+    add("--tracking_uri", type=str | None, default=None, help=TRACKING_URI_HELP)
     return parser

@@ -15,6 +15,7 @@ from lightning_unlearn.audits.subjects import UNSAFE
 from lightning_unlearn.options import CommandParser
 from lightning_unlearn.policies.published import file_name, save_published
 from lightning_unlearn.tracking import registry, runs
+from lightning_unlearn.tracking.store import TRACKING_URI_HELP, open_store
 
 FOLDERS = ("models", "probes", "eval", "logs/train", "logs/eval", "logs/debug")
 NOT_EXPORTED = "logs/debug/not_exported.txt"
@@ -25,7 +26,7 @@ def main(args: Sequence[str]) -> None:
     options = _parser().parse_args(args)
     if options.seed < 0:
         raise ValueError(f"--seed {options.seed} is not possible: use 0 or more.")
-    registry.open_store(options.tracking_uri)
+    open_store(options.tracking_uri)
     models, past = _models(options.env, options.seed), _runs_of_seed(options.env, options.seed)
     out = _tree(options.out)
     left_out = _write_models(out, options.env, models)
@@ -126,5 +127,5 @@ def _parser() -> CommandParser:
     parser.add_argument("--out", type=str, default=ARTIFACTS, help="folder of the tree")
     parser.add_argument("--env", type=str, default="SafetyPointGoal1-v0", help="the task")
     parser.add_argument("--seed", type=int, default=0, help="training seed of the models")
-    parser.add_argument("--tracking_uri", type=str | None, default=None, help=registry.TRACKING_URI_HELP)
+    parser.add_argument("--tracking_uri", type=str | None, default=None, help=TRACKING_URI_HELP)
     return parser

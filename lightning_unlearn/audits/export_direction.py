@@ -7,7 +7,8 @@ from lightning_unlearn.audits.probes import load_probe
 from lightning_unlearn.audits.records import output_file
 from lightning_unlearn.options import CommandParser
 from lightning_unlearn.policies.directions import save_direction
-from lightning_unlearn.tracking import registry, runs
+from lightning_unlearn.tracking import runs
+from lightning_unlearn.tracking.store import TRACKING_URI_HELP, open_store, require_recordable
 
 
 def main(args: Sequence[str], command: str = "export-hazard-direction") -> None:
@@ -16,8 +17,8 @@ def main(args: Sequence[str], command: str = "export-hazard-direction") -> None:
     stored = load_probe(options.probe_path)
     direction = stored.probe.direction()
     out = output_file("out", options.out)
-    registry.open_store(options.tracking_uri)
-    registry.require_recordable(stored.metadata["env"])
+    open_store(options.tracking_uri)
+    require_recordable(stored.metadata["env"])
     save_direction(out, direction if options.include_tau else replace(direction, tau=None))
     params = {"probe_path": options.probe_path, "include_tau": options.include_tau}
     run = runs.record_audit(stored.metadata["env"], "probe-export", params, {"tau": direction.tau}, {out: "probes"})  # type: ignore[dict-item]
@@ -31,5 +32,5 @@ def _parser(command: str) -> CommandParser:
     parser.add_argument("--probe_path", type=str, required=True, help="a fitted probe (.npz)")
     parser.add_argument("--out", type=str, required=True, help="the direction's file (.pt)")
     parser.add_argument("--include_tau", action="store_true", help="store the probe's threshold too")
-    parser.add_argument("--tracking_uri", type=str | None, default=None, help=registry.TRACKING_URI_HELP)
+    parser.add_argument("--tracking_uri", type=str | None, default=None, help=TRACKING_URI_HELP)
     return parser

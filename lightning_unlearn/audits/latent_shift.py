@@ -18,7 +18,7 @@ from lightning_unlearn.audits.probe_figures import shift_figure
 from lightning_unlearn.audits.records import evaluation_folder, require_at_least, write_json
 from lightning_unlearn.options import CommandParser
 from lightning_unlearn.policies.actor_critic import ActorCritic
-from lightning_unlearn.tracking import registry
+from lightning_unlearn.tracking.store import TRACKING_URI_HELP, open_store, require_recordable
 
 KIND = "latent_shift_eval"
 METRICS = "latent_shift_metrics.json"
@@ -42,8 +42,8 @@ def main(args: Sequence[str]) -> None:
     """The `latent-shift` command."""
     options = read_options(args)
     data = load_data(options.dataset, options.env)
-    registry.open_store(options.tracking_uri)
-    registry.require_recordable(options.env)
+    open_store(options.tracking_uri)
+    require_recordable(options.env)
     names = ("ref_model_path", "cmp_model_path")
     reference, compared = (load_model(name, options[name], data.states.shape[1], data.env) for name in names)
     folder = evaluation_folder(options.out, KIND)
@@ -182,5 +182,5 @@ def _parser() -> CommandParser:
     parser.add_argument("--raw_features", action="store_true", help="the trunks' latents, without any editor")
     parser.add_argument("--batch_size", type=int, default=4096, help="states a forward pass")
     parser.add_argument("--out", type=str, default="artifacts", help="folder of the artifacts tree")
-    parser.add_argument("--tracking_uri", type=str | None, default=None, help=registry.TRACKING_URI_HELP)
+    parser.add_argument("--tracking_uri", type=str | None, default=None, help=TRACKING_URI_HELP)
     return parser

@@ -13,6 +13,7 @@ from lightning_unlearn.audits.records import output_file
 from lightning_unlearn.envs.concept_option import add_concept_option, parse_with_concept
 from lightning_unlearn.options import CommandParser, choose
 from lightning_unlearn.tracking import registry
+from lightning_unlearn.tracking.store import TRACKING_URI_HELP, open_store, require_recordable
 
 
 def main(args: Sequence[str]) -> None:
@@ -27,8 +28,8 @@ def _collect(args: Sequence[str]) -> None:
 
     options, wanted = read_collect_options(args)
     out = output_file("out", options.out)
-    registry.open_store(options.tracking_uri)
-    registry.require_recordable(wanted.env)
+    open_store(options.tracking_uri)
+    require_recordable(wanted.env)
     stored = registry.load_policy(wanted.model_path)
     require_env("model_path", wanted.model_path, stored.card, wanted.env)
     data = collect(
@@ -79,5 +80,5 @@ def _collect_parser() -> CommandParser:
     )
     add_concept_option(parser, ", or recorded, what the models record")
     parser.add_argument("--seed", type=int, default=42, help="seed of the environments")
-    parser.add_argument("--tracking_uri", type=str | None, default=None, help=registry.TRACKING_URI_HELP)
+    parser.add_argument("--tracking_uri", type=str | None, default=None, help=TRACKING_URI_HELP)
     return parser

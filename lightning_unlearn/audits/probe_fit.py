@@ -23,7 +23,7 @@ from lightning_unlearn.audits.splits import (
     require_apart,
 )
 from lightning_unlearn.options import CommandParser
-from lightning_unlearn.tracking import registry
+from lightning_unlearn.tracking.store import TRACKING_URI_HELP, open_store, require_recordable
 
 FOLDER = "probes"
 SHUFFLED = "shuffled labels"
@@ -44,8 +44,8 @@ def fit(args: Sequence[str]) -> None:
     out, metrics_out = output_file("out", str(probe_file(options.out))), output_file("metrics_out", options.metrics_out)
     data = load_data(options.dataset, options.env)
     splits = make_splits(data.labels, data.episode_ids, split_options)
-    registry.open_store(options.tracking_uri)
-    registry.require_recordable(data.env)
+    open_store(options.tracking_uri)
+    require_recordable(data.env)
     probe, outcomes = fit_beside(_all_features(options, data), data.labels, splits, split_options.seed)
     stored = StoredProbe(probe, splits, _provenance(options, data))
     files = [out, save_probe(out, stored)]
@@ -72,8 +72,8 @@ def evaluate(args: Sequence[str]) -> None:
     metrics_out, stored = output_file("metrics_out", options.metrics_out), load_probe(options.probe_path)
     data = load_data(options.dataset, stored.metadata["env"])
     _require_same_data(options, stored, data)
-    registry.open_store(options.tracking_uri)
-    registry.require_recordable(data.env)
+    open_store(options.tracking_uri)
+    require_recordable(data.env)
     features = _eval_features(options, data)
     refitted = refit(stored, features, data.labels)
     about = {
@@ -209,5 +209,5 @@ def _with_subject(parser: CommandParser) -> CommandParser:
     parser.add_argument("--model_path", type=str, required=True, help="the model whose latents are read")
     parser.add_argument("--metrics_out", type=str, required=True, help="the metrics' file (.json)")
     parser.add_argument("--batch_size", type=int, default=4096, help="states a forward pass")
-    parser.add_argument("--tracking_uri", type=str | None, default=None, help=registry.TRACKING_URI_HELP)
+    parser.add_argument("--tracking_uri", type=str | None, default=None, help=TRACKING_URI_HELP)
     return parser

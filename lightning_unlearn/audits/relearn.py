@@ -32,6 +32,7 @@ from lightning_unlearn.envs.concepts import Concept, recorded_as
 from lightning_unlearn.options import CommandParser
 from lightning_unlearn.safe_files import read_json
 from lightning_unlearn.tracking import registry, runs
+from lightning_unlearn.tracking.store import TRACKING_URI_HELP, open_store, require_recordable
 
 KIND = "relearn_test_eval"
 RANDOM = "random"
@@ -62,8 +63,8 @@ def main(args: Sequence[str]) -> None:
     """Compute the threshold; unless that is all, relearn from every model, and write, record and print the results."""
     options, wanted = read_options(args)
     torch.set_num_threads(1)  # networks of this size gain nothing from more, and lose much on a busy machine
-    registry.open_store(options.tracking_uri)
-    registry.require_recordable(options.env)
+    open_store(options.tracking_uri)
+    require_recordable(options.env)
     models = {name: read(name, options.env, "model_path") for name in options.model_path if name != RANDOM}
     unsafe = expert(options.env, _seed_of(models.values(), options), options.unsafe_model)
     named = [] if options.compute_threshold_only else options.model_path
@@ -337,5 +338,5 @@ def _parser() -> CommandParser:
     add_concept_option(parser, ", or recorded, what the models record")
     add("--out", type=str | None, default=None, help="folder of the files; default: artifacts/eval/<kind>/<eval_id>")
     add("--eval_id", type=str | None, default=None, help="name of the test")
-    add("--tracking_uri", type=str | None, default=None, help=registry.TRACKING_URI_HELP)
+    add("--tracking_uri", type=str | None, default=None, help=TRACKING_URI_HELP)
     return parser

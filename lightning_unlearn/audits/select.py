@@ -21,6 +21,7 @@ from lightning_unlearn.options import CommandParser
 from lightning_unlearn.seeding import VALIDATION_BANK, validation_layouts
 from lightning_unlearn.tracking import registry, runs
 from lightning_unlearn.tracking.registry import RegisteredModel
+from lightning_unlearn.tracking.store import TRACKING_URI_HELP, open_store, require_recordable
 
 KIND = "save_point_selection"
 _SHOWN = ["Seed", "Update", "Reward", "RewardStd", "Cost_Sum", "CostStd", "Cost_Free_Share", "C_forget_Sum"]
@@ -31,8 +32,8 @@ def main(args: Sequence[str]) -> None:
     """Validate the save points that the options name, choose, and record what was chosen and by what."""
     options, concept, layouts = read_options(args)
     torch.set_num_threads(1)  # networks of this size gain nothing from more, and lose much on a busy machine
-    registry.open_store(options.tracking_uri)
-    registry.require_recordable(options.env)
+    open_store(options.tracking_uri)
+    require_recordable(options.env)
     models = [model for seed in dict.fromkeys(options.seed) for model in _candidates(options, seed)]
     if unused := set(options.run) - {model.run_id for model in models}:
         raise ValueError(f"--run {min(unused)} has no save point of {options.method} with these seeds: leave it out.")
@@ -134,5 +135,5 @@ def _parser() -> CommandParser:
     add("--max_steps", type=int, default=2000, help="episodes are cut here at the latest")
     add("--workers", type=int, default=2, help="processes that step the environments; results do not depend on it")
     add("--out", type=str | None, default=None, help=f"folder of the files; default: artifacts/eval/{KIND}/<time>")
-    add("--tracking_uri", type=str | None, default=None, help=registry.TRACKING_URI_HELP)
+    add("--tracking_uri", type=str | None, default=None, help=TRACKING_URI_HELP)
     return parser

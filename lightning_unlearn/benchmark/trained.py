@@ -19,7 +19,7 @@ from lightning_unlearn.configuration import shipped_config
 from lightning_unlearn.losses.dual_ppo import dual_ppo_loss
 from lightning_unlearn.methods.dual_head_ppo import DualHeadPPO
 from lightning_unlearn.processes import cores
-from lightning_unlearn.tracking import registry
+from lightning_unlearn.tracking.addresses import sqlite_uri
 
 METHOD, OFF_POLICY = "method/unsafe.yaml", "method/off_policy_concept.yaml"
 """The published settings: 8 environments of 1024 steps, 6 epochs, minibatches of 256; and off-policy unlearning."""
@@ -97,7 +97,7 @@ def _each(seconds: float, minibatches: float) -> float:
 
 def _train(options: Sequence[str]) -> tuple[Stopwatch, Any]:
     with tempfile.TemporaryDirectory() as folder:
-        cli = training.TrainingCLI([*options, "--tracking_uri", registry.sqlite_uri(Path(folder) / "mlflow.db")])
+        cli = training.TrainingCLI([*options, "--tracking_uri", sqlite_uri(Path(folder) / "mlflow.db")])
         cli.prepare()
         clock = Stopwatch()
         cli.trainer.callbacks.append(clock)  # type: ignore[attr-defined]

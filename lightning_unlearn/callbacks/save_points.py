@@ -5,7 +5,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 
-from lightning_unlearn.callbacks.run_record import MLflowRun
+from lightning_unlearn.callbacks.mlflow_run import MLflowRun
 from lightning_unlearn.callbacks.weight_average import average_of, released
 from lightning_unlearn.policies.storage import ModelCard
 from lightning_unlearn.tracking import registry

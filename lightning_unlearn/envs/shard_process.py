@@ -20,10 +20,10 @@ from socket import MSG_WAITALL, socket, socketpair
 from struct import Struct
 from typing import Any
 
-from lightning_unlearn.children import python_command
 from lightning_unlearn.envs.rollout import Actor, RolloutBuffer, open_memory, roll_out
 from lightning_unlearn.envs.simulator import Simulator
 from lightning_unlearn.envs.working_directory import working_directory_importable
+from lightning_unlearn.processes import python_command
 
 _WATCH = 0.0005
 """Seconds that a process watches before it sleeps."""

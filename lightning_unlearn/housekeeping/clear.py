@@ -14,13 +14,13 @@ from mlflow.exceptions import MlflowException
 from lightning_unlearn.housekeeping.disk import Files, megabytes
 from lightning_unlearn.housekeeping.plan import FOREIGN, MODELS, Waste, find_waste, other_databases
 from lightning_unlearn.options import CommandParser
-from lightning_unlearn.tracking import registry
+from lightning_unlearn.tracking.store import TRACKING_URI_HELP, open_store, store_address
 
 
 def main(args: Sequence[str]) -> None:
     """Show, and delete if asked to; ends with exit code 1 if something could not be deleted."""
     options = _parser().parse_args(args)
-    registry.open_store(options.tracking_uri)
+    open_store(options.tracking_uri)
     files = Files.of_store()
     waste = find_waste(files)
     print("\n".join([*_notes(files), *(_shown(waste, files) or [f"Nothing in {files.root} is to be cleared up."])]))
@@ -72,7 +72,7 @@ def _shown(waste: Sequence[Waste], files: Files) -> list[str]:
 def _notes(files: Files) -> list[str]:
     if files.artifacts is None:
         return [
-            f"The files of runs and models are kept by the server {registry.store_address()}: clear them up there "
+            f"The files of runs and models are kept by the server {store_address()}: clear them up there "
             "(`mlflow gc`). Here only checkpoints are looked at."
         ]
     links = [
@@ -82,7 +82,7 @@ def _notes(files: Files) -> list[str]:
     if others := other_databases(files):
         names = ", ".join(path.name for path in others)
         notes.append(
-            f"Other databases lie beside {registry.store_address()}: {names}. Their runs may have files here, so that "
+            f"Other databases lie beside {store_address()}: {names}. Their runs may have files here, so that "
             "what this store does not know stays. Move them elsewhere if they are copies."
         )
     return notes
@@ -94,5 +94,5 @@ def _parser() -> CommandParser:
     parser.add_argument(
         "--foreign", action="store_true", help="also files of runs and models that the store does not know"
     )
-    parser.add_argument("--tracking_uri", type=str | None, default=None, help=registry.TRACKING_URI_HELP)
+    parser.add_argument("--tracking_uri", type=str | None, default=None, help=TRACKING_URI_HELP)
     return parser

@@ -2,7 +2,6 @@
 
 import re
 import sqlite3
-from collections.abc import Callable, Iterator
 from contextlib import closing
 from typing import Any
 
@@ -13,7 +12,7 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
 from lightning_unlearn import processes
-from lightning_unlearn.tracking.store import database_file
+from lightning_unlearn.tracking.store import database_file, pages
 
 _PAGE = 1000
 _MODEL_ID = re.compile(r"m-[0-9a-f]{32}")
@@ -29,7 +28,7 @@ def all_runs(env_id: str | None = None) -> list[Run]:
         by_age = ["attributes.start_time ASC"]
         return mlflow.MlflowClient().search_runs(experiments, "", ViewType.ALL, _PAGE, by_age, token)
 
-    return list(_paged(page))
+    return list(pages(page))
 
 
 def find_run(run_id: str) -> Run | None:
@@ -46,7 +45,7 @@ def all_versions() -> list[ModelVersion]:
     def page(token: str | None) -> Any:
         return mlflow.MlflowClient().search_model_versions(None, _PAGE, page_token=token)
 
-    versions = sorted(_paged(page), key=lambda version: (version.name, int(version.version)))
+    versions = sorted(pages(page), key=lambda version: (version.name, int(version.version)))
     aliases = {name: mlflow.MlflowClient().get_registered_model(name).aliases for name in {v.name for v in versions}}
     for version in versions:  # a search leaves them out
         own = aliases[version.name].items()
@@ -61,7 +60,7 @@ def all_models() -> list[LoggedModel]:
     def page(token: str | None) -> Any:
         return mlflow.MlflowClient().search_logged_models(experiments, max_results=50, page_token=token)
 
-    return list(_paged(page))
+    return list(pages(page))
 
 
 def deleted_models() -> set[str]:
@@ -76,7 +75,7 @@ def deleted_models() -> set[str]:
 
 def all_experiments() -> list[Any]:
     """Every experiment, deleted ones too."""
-    return list(_paged(lambda token: mlflow.MlflowClient().search_experiments(ViewType.ALL, page_token=token)))
+    return list(pages(lambda token: mlflow.MlflowClient().search_experiments(ViewType.ALL, page_token=token)))
 
 
 def is_deleted(run: Run) -> bool:
@@ -93,13 +92,3 @@ def model_id(version: ModelVersion) -> str | None:
     """The id of a version's model, by which its files are found; None if it has none."""
     found = _MODEL_ID.search(f"{version.model_id} {version.source}")
     return found and found[0]
-
-
-def _paged(page: Callable[[str | None], Any]) -> Iterator[Any]:
-    token = None
-    while True:
-        entries = page(token)
-        yield from entries
-        token = entries.token
-        if not token:
-            return

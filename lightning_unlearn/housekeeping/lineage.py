@@ -7,7 +7,7 @@ from mlflow.entities import Run
 from mlflow.entities.model_registry import ModelVersion
 
 from lightning_unlearn.housekeeping.inventory import is_deleted, model_id
-from lightning_unlearn.tracking.model_versions import save_point_aliases
+from lightning_unlearn.tracking.registry import save_point_aliases
 
 SOURCE = "source"
 """The tag of a run that holds the URI of what it started from."""

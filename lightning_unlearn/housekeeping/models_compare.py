@@ -7,15 +7,15 @@ from typing import Any
 import pandas as pd
 import torch
 
-from lightning_unlearn import resumption
 from lightning_unlearn.audits.subjects import weights_digest
 from lightning_unlearn.housekeeping.evaluations import newest_evaluation
 from lightning_unlearn.housekeeping.inventory import find_run
 from lightning_unlearn.options import CommandParser
 from lightning_unlearn.policies.actor_critic import ActorCritic
 from lightning_unlearn.policies.storage import ModelCard
-from lightning_unlearn.tracking import registry
-from lightning_unlearn.tracking.model_files import registered_version
+from lightning_unlearn.tracking import registry, runs
+from lightning_unlearn.tracking.registry import registered_version
+from lightning_unlearn.tracking.store import TRACKING_URI_HELP, open_store
 
 _CARD = ("method", "env", "seed", "update", "env_steps", "concept", "note")
 
@@ -37,7 +37,7 @@ class Compared:
 def main(args: Sequence[str]) -> None:
     """Print the comparison of two models."""
     options = _parser().parse_args(args)
-    registry.open_store(options.tracking_uri)
+    open_store(options.tracking_uri)
     a, b = (_read(uri) for uri in (options.a, options.b))
     _print("Models", _side_by_side(_about(a), _about(b)))
     _print("Config differences", _config_differences(a, b))
@@ -76,7 +76,7 @@ def _read(uri: str) -> Compared:
     if run is None:
         return Compared(uri, stored.policy, stored.card, run_id)
     source = run.data.tags.get("source", "unknown")
-    return Compared(uri, stored.policy, stored.card, run_id, source, resumption.stored_options(run.info.run_id))
+    return Compared(uri, stored.policy, stored.card, run_id, source, runs.stored_options(run.info.run_id))
 
 
 def _about(model: Compared) -> dict[str, Any]:
@@ -91,7 +91,7 @@ def _config_differences(a: Compared, b: Compared) -> list[tuple[str, str, str]]:
         missing = [model.uri for model in (a, b) if not model.config]
         return [("no stored config", "yes" if a.uri in missing else "", "yes" if b.uri in missing else "")]
     rows = _side_by_side(a.config, b.config)
-    return [row for row in rows if row[0] not in resumption.FREE and row[1] != row[2]]
+    return [row for row in rows if row[0] not in runs.FREE and row[1] != row[2]]
 
 
 def _side_by_side(a: dict[str, Any], b: dict[str, Any]) -> list[tuple[str, str, str]]:
@@ -113,5 +113,5 @@ def _parser() -> CommandParser:
     parser = CommandParser(prog="lightning-unlearn models compare", description=__doc__)
     parser.add_argument("a", type=str, help="URI or file of a model")
     parser.add_argument("b", type=str, help="of another")
-    parser.add_argument("--tracking_uri", type=str | None, default=None, help=registry.TRACKING_URI_HELP)
+    parser.add_argument("--tracking_uri", type=str | None, default=None, help=TRACKING_URI_HELP)
     return parser

@@ -15,8 +15,8 @@ from lightning_unlearn.housekeeping.disk import Files, megabytes, size
 from lightning_unlearn.housekeeping.lineage import derived_from
 from lightning_unlearn.options import CommandParser
 from lightning_unlearn.tracking import registry
-from lightning_unlearn.tracking.model_files import registered_version
-from lightning_unlearn.tracking.model_versions import delete_version
+from lightning_unlearn.tracking.registry import delete_version, registered_version
+from lightning_unlearn.tracking.store import TRACKING_URI_HELP, open_store, store_address
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Doomed:
 def main(args: Sequence[str]) -> None:
     """Delete what the options name, all of it or nothing."""
     options = _parser().parse_args(args)
-    registry.open_store(options.tracking_uri)
+    open_store(options.tracking_uri)
     files = Files.of_store()
     runs, every = inventory.all_runs(), inventory.all_versions()
     doomed = list({one.uri: one for one in (_doomed(uri, files, every) for uri in options.models)}.values())
@@ -59,7 +59,7 @@ def main(args: Sequence[str]) -> None:
     for one in doomed:
         _delete(one, files)
     if files.artifacts is None:
-        print(f"Files are kept by the server {registry.store_address()}, where `mlflow gc` clears them up.")
+        print(f"Files are kept by the server {store_address()}, where `mlflow gc` clears them up.")
 
 
 def _doomed(uri: str, files: Files, every: Sequence[ModelVersion]) -> Doomed:
@@ -111,5 +111,5 @@ def _parser() -> CommandParser:
     )
     parser.add_argument("--yes", action="store_true", help="delete; without this it is only shown")
     parser.add_argument("--force", action="store_true", help="also what other runs started from")
-    parser.add_argument("--tracking_uri", type=str | None, default=None, help=registry.TRACKING_URI_HELP)
+    parser.add_argument("--tracking_uri", type=str | None, default=None, help=TRACKING_URI_HELP)
     return parser

@@ -12,14 +12,14 @@ from lightning_unlearn.housekeeping import inventory
 from lightning_unlearn.housekeeping.disk import Files, megabytes, size
 from lightning_unlearn.housekeeping.lineage import derived_from
 from lightning_unlearn.options import CommandParser
-from lightning_unlearn.tracking import registry
-from lightning_unlearn.tracking.model_versions import save_point_aliases
+from lightning_unlearn.tracking.registry import save_point_aliases
+from lightning_unlearn.tracking.store import TRACKING_URI_HELP, open_store, store_address
 
 
 def main(args: Sequence[str]) -> None:
     """Print the table of what the options name."""
     options = _parser().parse_args(args)
-    registry.open_store(options.tracking_uri)
+    open_store(options.tracking_uri)
     every = inventory.all_versions()
     versions = [version for version in every if _is_wanted(version, options)]
     if not versions:
@@ -65,7 +65,7 @@ def _size(version: ModelVersion, files: Files) -> int | None:
 def _none(options: Any, versions: Sequence[ModelVersion]) -> str:
     given = [f"--{key} {options[key]}" for key in ("env", "method", "seed") if options[key] is not None]
     known = ", ".join(sorted({version.name for version in versions})) or "none"
-    return f"{' '.join(given)}: no such model in {registry.store_address()}. Registered: {known}.".removeprefix(": ")
+    return f"{' '.join(given)}: no such model in {store_address()}. Registered: {known}.".removeprefix(": ")
 
 
 def _parser() -> CommandParser:
@@ -73,5 +73,5 @@ def _parser() -> CommandParser:
     parser.add_argument("--env", type=str | None, default=None, help="only models of this task")
     parser.add_argument("--method", type=str | None, default=None, help="only models of this method")
     parser.add_argument("--seed", type=int | None, default=None, help="only models of this training seed")
-    parser.add_argument("--tracking_uri", type=str | None, default=None, help=registry.TRACKING_URI_HELP)
+    parser.add_argument("--tracking_uri", type=str | None, default=None, help=TRACKING_URI_HELP)
     return parser

@@ -11,7 +11,7 @@ from mlflow.entities.model_registry import ModelVersion
 from lightning_unlearn.housekeeping import inventory
 from lightning_unlearn.housekeeping.disk import Files, megabytes, size
 from lightning_unlearn.options import CommandParser, choose
-from lightning_unlearn.tracking import registry
+from lightning_unlearn.tracking.store import TRACKING_URI_HELP, open_store, store_address
 
 
 def main(args: Sequence[str]) -> None:
@@ -21,7 +21,7 @@ def main(args: Sequence[str]) -> None:
 
 
 def _list(options: Any) -> None:
-    registry.open_store(options.tracking_uri)
+    open_store(options.tracking_uri)
     runs = inventory.all_runs(options.env)
     if not runs:
         raise ValueError(_none(options.env))
@@ -36,9 +36,7 @@ def _list(options: Any) -> None:
         + ", ".join(f"{name.removesuffix('_MB')} {megabytes(n)} MB" for name, n in total.items())
     )
     if files.artifacts is None:
-        print(
-            f"Artifacts and models are kept by the server {registry.store_address()}: their sizes are not known here."
-        )
+        print(f"Artifacts and models are kept by the server {store_address()}: their sizes are not known here.")
 
 
 def _row(run: Run, versions: Sequence[ModelVersion], files: Files) -> dict[str, Any]:
@@ -65,11 +63,11 @@ def _sum(sizes: Any) -> int | None:
 def _none(env: str | None) -> str:
     known = ", ".join(sorted(e.name for e in inventory.all_experiments() if e.name != "Default")) or "none"
     where = "" if env is None else f"--env {env}: "
-    return f"{where}there is no run in {registry.store_address()}. Environments in it: {known}."
+    return f"{where}there is no run in {store_address()}. Environments in it: {known}."
 
 
 def _parser() -> CommandParser:
     parser = CommandParser(prog="lightning-unlearn runs list", description=__doc__)
     parser.add_argument("--env", type=str | None, default=None, help="only runs of this task")
-    parser.add_argument("--tracking_uri", type=str | None, default=None, help=registry.TRACKING_URI_HELP)
+    parser.add_argument("--tracking_uri", type=str | None, default=None, help=TRACKING_URI_HELP)
     return parser

@@ -24,6 +24,7 @@ from lightning_unlearn.policies.actor_critic import ActorCritic
 from lightning_unlearn.policies.storage import ModelCard
 from lightning_unlearn.seeding import SeedStreams, torch_generator
 from lightning_unlearn.tracking import registry, runs
+from lightning_unlearn.tracking.store import TRACKING_URI_HELP, open_store, require_recordable
 
 READERS = {"sb3": sb3.read, "omnisafe": omnisafe.read, "cleanrl": cleanrl.read}
 STATES = 10_000
@@ -49,8 +50,8 @@ def main(args: Sequence[str]) -> None:
 
 def _import(library: str, options: Any, data: RolloutData, started: float) -> None:
     simulator = data.env.simulator  # an impossible environment is refused before a store is made
-    store = registry.open_store(options.tracking_uri)
-    registry.require_recordable(options.env)
+    store = open_store(options.tracking_uri)
+    require_recordable(options.env)
     agent, reference = _read(library, options, simulator)
     policy = as_policy(agent, simulator, torch_generator(SeedStreams.of(options.seed).weights))
     read_s = time.perf_counter() - started
@@ -160,5 +161,5 @@ def _parser(library: str) -> CommandParser:
     add("--num_envs", type=int, default=8, help="environments side by side in a rollout")
     add("--horizon", type=int, default=1024, help="steps of each in a rollout")
     add("--workers", type=int, default=2, help="processes that step the environments; results do not depend on it")
-    add("--tracking_uri", type=str | None, default=None, help=registry.TRACKING_URI_HELP)
+    add("--tracking_uri", type=str | None, default=None, help=TRACKING_URI_HELP)
     return parser

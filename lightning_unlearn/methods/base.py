@@ -8,11 +8,10 @@ import torch
 from tensordict import TensorDict
 
 from lightning_unlearn import keys
-from lightning_unlearn.arithmetic import ARITHMETIC
 from lightning_unlearn.collectors.data import Experience, RolloutData
 from lightning_unlearn.envs.batched import BatchedEnv
 from lightning_unlearn.policies.actor_critic import ActorCritic, PolicyConfig
-from lightning_unlearn.seeding import SeedStreams, torch_generator
+from lightning_unlearn.seeding import ARITHMETIC, SeedStreams, torch_generator
 from lightning_unlearn.tracking import registry
 
 

@@ -19,7 +19,7 @@ from lightning_unlearn.policies.actor_critic import ActorCritic
 from lightning_unlearn.policies.directions import Direction, load_direction
 from lightning_unlearn.policies.editor import AffineEditor, Editor, GatedEditor
 from lightning_unlearn.seeding import SeedStreams, torch_generator, training_seeds
-from lightning_unlearn.tracking import registry
+from lightning_unlearn.tracking import runs
 
 Mode = Literal["static", "trained"]
 DirectionName = Literal["probe", "random", "flipped", "mean_difference", "leace"]
@@ -110,7 +110,7 @@ class EditorFit:
         self.options, self.expert, self.env, self.seed = options, expert, env, seed
         self.artifact: Direction | None = None
         if options.artifact is not None:
-            with registry.local_file(options.artifact) as path:
+            with runs.local_file(options.artifact) as path:
                 self.artifact = load_direction(path, expert.config.latent_size)
         self._random = torch_generator(SeedStreams.of(seed).calibration.spawn(3)[2])
 

@@ -7,6 +7,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from lightning_unlearn.old_names import with_current_paths
 from lightning_unlearn.policies.actor_critic import PolicyConfig
 from lightning_unlearn.safe_files import read_json
 
@@ -136,7 +137,8 @@ def _card(card: Any) -> ModelCard:
     known = {field.name: field.type for field in fields(ModelCard)}
     if not isinstance(card, dict) or not all(isinstance(card.get(k, t()), t) for k, t in known.items()):  # type: ignore[operator, arg-type]
         raise ValueError(f"the card must hold {', '.join(known)} of their types")
-    return ModelCard(**{name: card[name] for name in known if name in card})
+    given = {name: card[name] for name in known if name in card}
+    return ModelCard(**given | {"concept": with_current_paths(given.get("concept", ""))})
 
 
 def _digest(content: Mapping[str, Any]) -> str | None:

@@ -24,6 +24,7 @@ from lightning_unlearn.report.maps import Places, drive, heat_maps, together
 from lightning_unlearn.report.material import Material
 from lightning_unlearn.seeding import evaluation_layouts
 from lightning_unlearn.tracking import registry, runs
+from lightning_unlearn.tracking.store import TRACKING_URI_HELP, open_store, require_recordable
 
 _SECTIONS = (
     results.headline,
@@ -43,8 +44,8 @@ def main(args: Sequence[str]) -> None:
     """Read the store, draw, write both files, and record them."""
     (options, wanted), started = read_options(args), time.perf_counter()
     torch.set_num_threads(1)  # networks of this size gain nothing from more, and lose much on a busy machine
-    store = registry.open_store(options.tracking_uri)
-    registry.require_recordable(options.env)
+    store = open_store(options.tracking_uri)
+    require_recordable(options.env)
     findings = gather(wanted)
     out = results_folder(options.out or f"{ARTIFACTS}/report/{options.env}", "report", None)
     found = kinds(findings.evaluation, wanted) if findings.evaluation else []
@@ -130,5 +131,5 @@ def _parser() -> CommandParser:
     add("--map_episodes", type=int, default=20, help="layouts behind each heat map; 0: no heat maps")
     add("--workers", type=int, default=2, help="processes that step the environments; results do not depend on it")
     add("--out", type=str | None, default=None, help="folder of the files; default: artifacts/report/<env>")
-    add("--tracking_uri", type=str | None, default=None, help=registry.TRACKING_URI_HELP)
+    add("--tracking_uri", type=str | None, default=None, help=TRACKING_URI_HELP)
     return parser

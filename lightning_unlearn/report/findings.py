@@ -17,6 +17,7 @@ from lightning_unlearn.audits.subjects import UNSAFE
 from lightning_unlearn.audits.suite_files import METADATA, PER_EPISODE, SUMMARY, SUMMARY_JSON
 from lightning_unlearn.tracking import registry, runs
 from lightning_unlearn.tracking.runs import StoredRun
+from lightning_unlearn.tracking.store import store_address
 
 CURVES = ("rollout/episode_return", "rollout/cost_rate", "lagrangian/lambda")
 TARGET = "lagrangian/target"
@@ -144,7 +145,7 @@ def gather(wanted: Wanted) -> Findings:
     past = runs.stored_runs(wanted.env)
     if not past:
         raise ValueError(
-            f"--env {wanted.env}: the store at {registry.store_address()} has no run of it. Train one with "
+            f"--env {wanted.env}: the store at {store_address()} has no run of it. Train one with "
             "`lightning-unlearn fit`, name another environment, or another store with --tracking_uri."
         )
     audits = [run for run in past if run.audit and wanted.audit(run)]

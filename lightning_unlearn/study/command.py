@@ -25,8 +25,7 @@ from lightning_unlearn.study.steps import Result, Step, done_steps
 from lightning_unlearn.study.store import FAILED, FINISHED, KILLED, StudyStore, stored_digest
 from lightning_unlearn.study.trainings import Training, resolve
 from lightning_unlearn.study.view import View, plan_table, step_table
-from lightning_unlearn.tracking import registry
-from lightning_unlearn.tracking.store import patiently
+from lightning_unlearn.tracking.store import TRACKING_URI_HELP, open_store, patiently, tracking_uri, ui_command
 
 
 @dataclass(frozen=True)
@@ -58,7 +57,7 @@ def main(args: Sequence[str]) -> None:
     _require_sane(options)
     study = read_study(options.as_dict())
     out = options.out or f"studies/{study.name}"
-    registry.open_store(options.tracking_uri)
+    open_store(options.tracking_uri)
     trainings = resolve(study)
     steps = plan(study, trainings, out, stored_digest)
     require_possible(steps)
@@ -101,7 +100,7 @@ def _executor(options: Any, out: str) -> Executor:
         return LocalExecutor(out)
     from lightning_unlearn.study.ray_executor import RayExecutor  # an extra
 
-    return RayExecutor(out, registry.tracking_uri(), options.ray_address, options.retries)
+    return RayExecutor(out, tracking_uri(), options.ray_address, options.retries)
 
 
 def _seconds(
@@ -140,7 +139,7 @@ def _print_end(progress: Progress, status: str, parent: str, out: str, seconds: 
     if status != FINISHED:
         print("The same command goes on from here.")
     print(f"Files: {Path(out).resolve()} (weights, probes, evaluations, logs, steps.csv)")
-    print(f"MLflow run: {parent}\nOpen it with: {registry.ui_command()}")
+    print(f"MLflow run: {parent}\nOpen it with: {ui_command()}")
 
 
 def _require_sane(options: Any) -> None:
@@ -179,5 +178,5 @@ def _parser() -> CommandParser:
     )
     add("--out", type=str | None, default=None, help="folder of the files; default: studies/<name>")
     add("--dry-run", action="store_true", help="show the plan, and run nothing")
-    add("--tracking_uri", type=str | None, default=None, help=registry.TRACKING_URI_HELP)
+    add("--tracking_uri", type=str | None, default=None, help=TRACKING_URI_HELP)
     return parser

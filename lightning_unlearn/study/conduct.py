@@ -13,7 +13,7 @@ from lightning_unlearn.study.jobs import log_file, make_job
 from lightning_unlearn.study.steps import Result, Step, step_digest
 from lightning_unlearn.study.store import StudyStore, context
 from lightning_unlearn.tracking import registry
-from lightning_unlearn.tracking.store import patiently
+from lightning_unlearn.tracking.store import patiently, tracking_uri
 
 _T = TypeVar("_T")
 
@@ -56,7 +56,7 @@ class Conduct:
     def _started(self, step: Step) -> Running:
         digest = self._digests[step.name] = step_digest(step, self._results)
         tags = context(step, digest, self.parent)
-        uri = registry.tracking_uri()
+        uri = tracking_uri()
         return self._executor.start(make_job(step, digest, self._results, tags, uri, self._out, self._workers))
 
     def _settled(self, step: Step, seconds: float) -> Result:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
-from lightning_unlearn.children import python_command
+from lightning_unlearn.processes import python_command
 from lightning_unlearn.study.attempts import resume_options
 from lightning_unlearn.study.steps import Arg, Config, FileOf, ModelOf, NameOf, Place, Result, RunOf, Step
 from lightning_unlearn.study.store import fetch

@@ -6,7 +6,7 @@ A task runs the step inside Ray's own worker process, so that whatever ends the 
 from pathlib import Path
 from typing import Any
 
-from lightning_unlearn.children import ray_runtime
+from lightning_unlearn.processes import ray_runtime
 from lightning_unlearn.study.jobs import Job
 from lightning_unlearn.study.local import GRACE_S, LocalExecutor, LocalProcess
 from lightning_unlearn.study.ray_worker import Ended, work

@@ -12,7 +12,7 @@ from pathlib import Path
 from lightning_unlearn import cli
 from lightning_unlearn.study.attempts import sending
 from lightning_unlearn.study.jobs import Job, last_line_of, prepare
-from lightning_unlearn.tracking import registry
+from lightning_unlearn.tracking.store import open_store
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ def work(job: Job) -> Ended:
         os.chdir(folder)
         os.environ.update(job.env)
         try:
-            registry.open_store(job.tracking_uri)
+            open_store(job.tracking_uri)
             job = prepare(job)
             with sending(), _output_to(Path(job.log)):
                 code = _run(job)

@@ -17,7 +17,7 @@ from lightning_unlearn import processes
 from lightning_unlearn.audits.subjects import weights_digest
 from lightning_unlearn.study.steps import Result, Step
 from lightning_unlearn.tracking import registry, runs
-from lightning_unlearn.tracking.store import experiment_id, require_recordable, writing
+from lightning_unlearn.tracking.store import experiment_id, require_recordable, store_address, writing
 
 DIGEST, RESULT, KIND, STUDY = "study.digest", "study.result", "study.step", "study.name"
 SECONDS, WORK = "study/seconds", "study/env_steps"
@@ -114,7 +114,7 @@ class StudyStore:
         """
         found = self._finished(step, digest)
         if not found:
-            raise ValueError(f"{step.name} ended well, but its run is not in {registry.store_address()}.")
+            raise ValueError(f"{step.name} ended well, but its run is not in {store_address()}.")
         run_id = str(found[0].info.run_id)
         models = self._models(run_id)
         if missing := set(step.updates) - set(models):
@@ -176,5 +176,5 @@ def context(step: Step, digest: str, parent: str) -> dict[str, str]:
 def fetch(run_id: str, path: Path) -> None:
     """Copy a file that another step made from its run to where it is expected."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with registry.local_file(f"runs:/{run_id}/{FILES}/{path.name}") as file:
+    with runs.local_file(f"runs:/{run_id}/{FILES}/{path.name}") as file:
         path.write_bytes(file.read_bytes())

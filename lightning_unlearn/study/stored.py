@@ -7,6 +7,7 @@ from typing import Any
 from lightning_unlearn.options import CommandParser
 from lightning_unlearn.policies.storage import StoredPolicy
 from lightning_unlearn.tracking import registry, runs
+from lightning_unlearn.tracking.store import TRACKING_URI_HELP, open_store, require_recordable
 
 
 def main(args: Sequence[str]) -> None:
@@ -15,8 +16,8 @@ def main(args: Sequence[str]) -> None:
     if len(options.updates) != len(options.model_path):
         raise ValueError("--updates and --model_path must name equally many.")
     found = [_read(uri, update, options) for update, uri in zip(options.updates, options.model_path, strict=True)]
-    registry.open_store(options.tracking_uri)
-    registry.require_recordable(options.env)
+    open_store(options.tracking_uri)
+    require_recordable(options.env)
     name, sources = f"{options.method}-seed{options.seed}", " ".join(options.model_path)
     about = {"method": options.method, "seed": str(options.seed), "env": options.env, "source": sources}
     run_id = runs.record_training(options.env, name, about)
@@ -44,5 +45,5 @@ def parser() -> CommandParser:
     add("--seed", type=int, default=0, help="seed that they were trained with")
     add("--updates", type=int, nargs="+", required=True, help="updates that they were trained for, one a model")
     add("--model_path", type=str, nargs="+", required=True, help="URIs or files of the models")
-    add("--tracking_uri", type=str | None, default=None, help=registry.TRACKING_URI_HELP)
+    add("--tracking_uri", type=str | None, default=None, help=TRACKING_URI_HELP)
     return options

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
 
+from lightning_unlearn.old_names import with_current_keys
 from lightning_unlearn.policies.weights_file import read_state
 
 MAX_BYTES = 1 << 30
@@ -22,7 +23,7 @@ _OWN = re.compile(r"update-\d+")
 _NAME = re.compile(r"update-(\d+)\.([0-9a-f]{64})\.ckpt")
 
 
-class WholeCheckpoints(CheckpointIO):
+class AtomicCheckpoints(CheckpointIO):
     """Writes checkpoints whole or not at all.
 
     A run's own `update-<n>` becomes `update-<n>.<sha256>.ckpt`, and the newest two of a folder are kept. Under any
@@ -54,12 +55,12 @@ class WholeCheckpoints(CheckpointIO):
     def load_checkpoint(
         self, path: str | Path, map_location: Any | None = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
-        """Read tensors and plain values, nothing else; they come to the CPU.
+        """Read tensors and plain values, nothing else, to the CPU; keys of earlier versions get their present names.
 
         Raises:
             ValueError: The file is damaged, or holds something else.
         """
-        return read_state(Path(path), MAX_BYTES)
+        return with_current_keys(read_state(Path(path), MAX_BYTES))
 
     def remove_checkpoint(self, path: str | Path) -> None:
         """Remove a file."""

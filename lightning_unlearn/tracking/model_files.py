@@ -8,10 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import mlflow
+import numpy as np
+import torch
 from mlflow.exceptions import MlflowException
-from mlflow.store.artifact.utils.models import get_model_name_and_version
 
-from lightning_unlearn.policies.storage import MAX_WEIGHTS_BYTES
+from lightning_unlearn.global_state import ordinary_modes
+from lightning_unlearn.policies.actor_critic import ActorCritic
+from lightning_unlearn.policies.storage import MAX_WEIGHTS_BYTES, load_policy
 from lightning_unlearn.safe_files import parse_json, sha256
 
 LOADER = "lightning_unlearn.registry"
@@ -49,23 +52,6 @@ def fetched_model(uri: str) -> Iterator[Path]:
         folder = _copied(uri, files, "", scratch)
         (folder / "registered_model_meta").unlink(missing_ok=True)  # MLflow's own note in the copy
         yield folder
-
-
-def registered_version(uri: str) -> Any:
-    """MLflow's entry of the version that a `models:` or `runs:` URI names.
-
-    Raises:
-        ValueError: There is none.
-    """
-    client = mlflow.MlflowClient()
-    try:
-        if uri.startswith("runs:"):
-            run_id, _, name = uri.removeprefix("runs:").lstrip("/").partition("/")
-            versions = client.search_model_versions(f"run_id='{run_id}'")
-            return max((v for v in versions if f"update-{v.tags.get('update')}" == name), key=lambda v: int(v.version))
-        return client.get_model_version(*get_model_name_and_version(client, uri))
-    except (MlflowException, TypeError, ValueError) as error:
-        raise ValueError(f"model {uri} was not found: it is no version of a registered model.") from error
 
 
 def digest_tag(uri: str) -> dict[str, str]:
@@ -115,3 +101,22 @@ def _entries(uri: str, folder: str) -> list[Any]:
         return list(mlflow.artifacts.list_artifacts(artifact_uri=f"{uri}/{folder}".rstrip("/")))
     except (MlflowException, OSError) as error:
         raise ValueError(f"model {uri} was not found: {error}") from error
+
+
+class PyfuncPolicy:
+    """The deterministic policy as MLflow's generic model: observations (N, O) in, actions (N, A) out."""
+
+    def __init__(self, policy: ActorCritic) -> None:
+        self._policy = policy
+
+    @ordinary_modes()
+    def predict(self, model_input: np.ndarray, params: dict[str, Any] | None = None) -> np.ndarray:
+        """Return deterministic actions, inside the environment's bounds. Shape: (N, O) → (N, A)."""
+        with torch.inference_mode():
+            return self._policy.act(torch.as_tensor(model_input)).numpy()
+
+
+@ordinary_modes()
+def _load_pyfunc(path: str) -> PyfuncPolicy:
+    """Called by `mlflow.pyfunc.load_model`, with the folder that `register_policy` stored."""
+    return PyfuncPolicy(load_policy(Path(path)).policy)

@@ -1,7 +1,6 @@
-"""Where models are stored and found: MLflow's model registry, its runs and artifacts, files, and the shipped zoo.
+"""MLflow's model registry: save points become versions of registered models, and models are found again.
 
-With `versions`, which writes it, the only file that knows MLflow's model registry; what a model's files are is in
-`model_files`, runs and their artifacts are in `runs`. A model is asked for by one of
+A model is named by one of
 
 - `models:/concept.SafetyPointGoal1-v0@update-150`, `models:/<name>/<version>` or `models:/<name>/latest`,
 - `runs:/<run id>/update-150`,
@@ -10,8 +9,9 @@ With `versions`, which writes it, the only file that knows MLflow's model regist
 """
 
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+import warnings
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,50 +20,41 @@ import mlflow
 import numpy as np
 import torch
 from mlflow.exceptions import MlflowException
+from mlflow.models import Model, ModelSignature
+from mlflow.store.artifact.utils.models import get_model_name_and_version
+from mlflow.types import Schema, TensorSpec
 
 from lightning_unlearn.policies.actor_critic import ActorCritic
+from lightning_unlearn.policies.description import as_file_name
 from lightning_unlearn.policies.published import origin
-from lightning_unlearn.policies.storage import ModelCard, StoredPolicy
+from lightning_unlearn.policies.storage import ModelCard, StoredPolicy, save_policy
 from lightning_unlearn.policies.storage import load_policy as load_policy_files
-from lightning_unlearn.torch_modes import ordinary_modes
-from lightning_unlearn.tracking.addresses import sqlite_uri as sqlite_uri
-from lightning_unlearn.tracking.model_files import fetched_policy
-from lightning_unlearn.tracking.model_versions import SELECTED as SELECTED
-from lightning_unlearn.tracking.model_versions import chosen_in as chosen_in
-from lightning_unlearn.tracking.model_versions import model_name as model_name
-from lightning_unlearn.tracking.model_versions import point_selected as point_selected
-from lightning_unlearn.tracking.model_versions import register_policy as register_policy
-from lightning_unlearn.tracking.model_versions import select_version as select_version
-from lightning_unlearn.tracking.model_versions import tag_version as tag_version
-from lightning_unlearn.tracking.store import DEFAULT_TRACKING_URI as DEFAULT_TRACKING_URI
-from lightning_unlearn.tracking.store import TRACKING_URI_HELP as TRACKING_URI_HELP
-from lightning_unlearn.tracking.store import artifact_location as artifact_location
-from lightning_unlearn.tracking.store import open_store as open_store
-from lightning_unlearn.tracking.store import require_recordable as require_recordable
-from lightning_unlearn.tracking.store import store_address as store_address
-from lightning_unlearn.tracking.store import tracking_uri as tracking_uri
-from lightning_unlearn.tracking.store import ui_command as ui_command
-from lightning_unlearn.tracking.store import use_existing_store as use_existing_store
+from lightning_unlearn.tracking.model_files import LOADER, POLICY, digest_tag, fetched_policy
+from lightning_unlearn.tracking.store import pages, writing
 
+SELECTED = "selected"
+"""The alias of a chosen save point; of one seed's choice `seed-<s>-selected`."""
 ZOO = Path(__file__).parent.parent / "zoo"
 _SHIPPED = "zoo:"
 
+HOW_TO_RUN = (
+    "MLflow cannot build an environment for this model: no package index has lightning-unlearn. Where it is installed, "
+    "name `--env-manager local`, and the store by MLFLOW_TRACKING_URI:\n\n"
+    "    mlflow models predict --env-manager local -m models:/{name}/latest -i observations.json\n"
+    "    mlflow models serve --env-manager local -m models:/{name}/latest -p 5001\n\n"
+    'The input is JSON, `{{"inputs": [[0.1, 0.2]]}}`: one row of float32 numbers an observation.'
+)
+"""Description of every registered model and version."""
 
-def expert_uri(env_id: str, seed: int) -> str:
-    """The unsafe expert that a method starts from by default: the store's of this seed, else the shipped one.
 
-    Raises:
-        ValueError: There is neither.
-    """
-    name = model_name("unsafe", env_id)
-    if newest := _newest(f"name='{name}' and tags.seed='{seed}'"):
-        return f"models:/{name}/{newest}"
-    if (ZOO / name).is_dir():
-        return f"zoo:{name}"
-    raise ValueError(
-        f"There is no unsafe expert of {env_id} with seed {seed} in the store, and none is shipped. "
-        "Train one with configs/method/unsafe.yaml, or name a model with --model.source."
-    )
+def model_name(method: str, env_id: str) -> str:
+    """Return the name of a registered model."""
+    return f"{method}.{as_file_name(env_id)}"
+
+
+def save_point_aliases(seed: object, update: object) -> tuple[str, str]:
+    """Return the aliases that a version gets when it is registered."""
+    return f"update-{update}", f"seed-{seed}-update-{update}"
 
 
 def load_policy(uri: str) -> StoredPolicy:
@@ -78,9 +69,202 @@ def load_policy(uri: str) -> StoredPolicy:
         if uri.startswith(("models:", "runs:")):
             with fetched_policy(uri) as folder:
                 return load_policy_files(folder)
-        return _with_origin(load_policy_files(Path(uri)), Path(uri).name)
+        stored = load_policy_files(Path(uri))
     except FileNotFoundError as error:
         raise ValueError(f"model {uri} was not found: {error}") from error
+    if stored.card == ModelCard() and (named := origin(Path(uri).name)) is not None:  # a file of the published layout
+        method, env, update = named
+        return StoredPolicy(stored.policy, ModelCard(method, env, update=update))
+    return stored
+
+
+def is_shipped(uri: str) -> bool:
+    """Return whether a URI names a model that the package ships, which belongs to no seed of the store."""
+    return uri.startswith(_SHIPPED)
+
+
+def shipped_models(env_id: str) -> list[str]:
+    """Return the URIs of the models of an environment that the package ships."""
+    return [f"zoo:{folder.name}" for folder in sorted(ZOO.glob(model_name("*", env_id))) if folder.is_dir()]
+
+
+def zoo_folder(uri: str) -> Path:
+    """Return the folder of a shipped model.
+
+    Raises:
+        ValueError: There is no such model.
+    """
+    name = uri.removeprefix(_SHIPPED)
+    shipped = sorted(folder.name for folder in ZOO.iterdir() if folder.is_dir())
+    if name not in shipped:
+        raise ValueError(f"model {uri} was not found: the package ships {', '.join(shipped)}.")
+    return ZOO / name
+
+
+def register_policy(policy: ActorCritic, card: ModelCard, run_id: str) -> str:
+    """Store a run's save point as the next version of `<method>.<env>`; returns the version.
+
+    The version carries the tags method, env, seed and update, and the aliases `update-<n>` and `seed-<s>-update-<n>`.
+    It becomes visible when all its files are there, and with its tags. A run has one version of each update: what an
+    earlier attempt left unfinished is finished or removed.
+    """
+    name, client = model_name(card.method, card.env), mlflow.MlflowClient()
+    own = f"name='{name}' and run_id='{run_id}' and tags.update='{card.update}'"
+    if found := client.search_model_versions(own):
+        version = str(found[0].version)
+    else:
+        _remove_unregistered(card, run_id)
+        version = _register(name, _log_model(policy, card, run_id), card)
+    for alias in save_point_aliases(card.seed, card.update):
+        with writing():
+            newest = client.get_registered_model(name).aliases.get(alias)
+            if newest is None or int(newest) < int(version):
+                client.set_registered_model_alias(name, alias, version)
+    return version
+
+
+def _log_model(policy: ActorCritic, card: ModelCard, run_id: str) -> str:
+    """Write a model's files and return its id; it is not yet a version of a registered model."""
+    client = mlflow.MlflowClient()
+    with tempfile.TemporaryDirectory() as scratch, warnings.catch_warnings():
+        folder = Path(scratch) / Path(POLICY).name
+        save_policy(folder, policy, card)
+        for chatter in (".*An input example was not provided", ".*Any type hint is inferred"):
+            warnings.filterwarnings("ignore", chatter)
+        with writing():
+            try:
+                experiment = client.get_run(run_id).info.experiment_id  # `Model.log` alone would use the default one
+                info = Model.log(
+                    artifact_path=None,
+                    model_id=str(client.create_logged_model(experiment, _label(card), run_id).model_id),
+                    flavor=mlflow.pyfunc,
+                    run_id=run_id,
+                    step=card.env_steps,
+                    loader_module=LOADER,
+                    data_path=str(folder),
+                    signature=_signature(policy),
+                    pip_requirements=["lightning-unlearn"],
+                )
+            except Exception:
+                with suppress(MlflowException, OSError):  # the error that stopped the save is the one to report
+                    _remove_unregistered(card, run_id)
+                raise
+    return str(info.model_id)
+
+
+def _label(card: ModelCard) -> str:
+    return f"update-{card.update}"
+
+
+def _remove_unregistered(card: ModelCard, run_id: str) -> None:
+    """Remove the models of a save point that were begun and never became a version."""
+    client = mlflow.MlflowClient()
+    experiment = client.get_run(run_id).info.experiment_id
+    own = f"source_run_id = '{run_id}' AND name = '{_label(card)}'"
+    for model in client.search_logged_models([experiment], own):
+        client.delete_logged_model(model.model_id)
+
+
+def _register(name: str, model_id: str, card: ModelCard) -> str:
+    """Make a logged model the next version, tags included."""
+    client, how_to_run = mlflow.MlflowClient(), HOW_TO_RUN.format(name=name)
+    files = client.get_logged_model(model_id).artifact_location
+    tags = {key: str(getattr(card, key)) for key in ("method", "env", "seed", "update")} | digest_tag(files)
+    with writing():
+        version = str(mlflow.register_model(f"models:/{model_id}", name, tags=tags).version)
+        if version == "1":
+            client.update_registered_model(name, how_to_run)
+        client.update_model_version(name, version, how_to_run)
+    return version
+
+
+def _signature(policy: ActorCritic) -> ModelSignature:
+    """The observations' dtype is the one that the policy reads: MLflow refuses float64 for float32."""
+    wide = policy.observation_dtype == torch.float64
+    observations = TensorSpec(np.dtype(np.float64 if wide else np.float32), (-1, policy.config.observation_size))
+    actions = TensorSpec(np.dtype(np.float32), (-1, policy.config.action_size))
+    return ModelSignature(inputs=Schema([observations]), outputs=Schema([actions]))
+
+
+def tag_version(name: str, version: str, tags: Mapping[str, str]) -> None:
+    """Set tags of a version."""
+    with writing():
+        for key, value in tags.items():
+            mlflow.MlflowClient().set_model_version_tag(name, version, key, value)
+
+
+def delete_version(name: str, version: str) -> None:
+    """Delete a version, but not its files; a registered model without versions is deleted, too.
+
+    The version's aliases as a save point go to the newest other version of the same save point.
+    """
+    client = mlflow.MlflowClient()
+    with writing():
+        doomed = client.get_model_version(name, version)
+        client.delete_model_version(name, version)
+        rest = list(client.search_model_versions(f"name='{name}'"))
+        if not rest:
+            client.delete_registered_model(name)
+        for alias in doomed.aliases:
+            heirs = [
+                int(v.version) for v in rest if alias in save_point_aliases(v.tags.get("seed"), v.tags.get("update"))
+            ]
+            if heirs:
+                client.set_registered_model_alias(name, alias, str(max(heirs)))
+
+
+def select_version(name: str, seed: int, version: str, chosen_by: Mapping[str, str]) -> str:
+    """Point `seed-<s>-selected` to a version and tag it with what it was chosen by; returns the alias.
+
+    The tags are `selected.<key>`; the version that the alias pointed to before loses them.
+    """
+    client, alias = mlflow.MlflowClient(), _seeds_choice(seed)
+    with writing():
+        before = client.get_registered_model(name).aliases.get(alias)
+        if before is not None and str(before) != version:
+            for key in client.get_model_version(name, str(before)).tags:
+                if key.startswith(f"{SELECTED}."):
+                    client.delete_model_version_tag(name, str(before), key)
+        for key, value in chosen_by.items():
+            client.set_model_version_tag(name, version, f"{SELECTED}.{key}", value)
+        client.set_registered_model_alias(name, alias, version)
+    return alias
+
+
+def point_selected(name: str, version: str) -> None:
+    """Point `selected` to a version, one of the seeds' choices."""
+    with writing():
+        mlflow.MlflowClient().set_registered_model_alias(name, SELECTED, version)
+
+
+def chosen_in(name: str, seed: int) -> str | None:
+    """Return the run of `select` in which a seed's save point was chosen; None if none was."""
+    try:
+        version = mlflow.MlflowClient().get_model_version_by_alias(name, _seeds_choice(seed))
+    except MlflowException:
+        return None
+    return version.tags.get(f"{SELECTED}.run")
+
+
+def selected_uri(method: str, env_id: str, seed: int) -> str:
+    """Return the save point of a training seed that `select` chose.
+
+    Raises:
+        ValueError: None is chosen.
+    """
+    name, alias = model_name(method, env_id), _seeds_choice(seed)
+    try:
+        mlflow.MlflowClient().get_model_version_by_alias(name, alias)
+    except MlflowException:
+        raise ValueError(
+            f"no save point of {method} with seed {seed} is selected in {env_id}: choose one with "
+            f"`lightning-unlearn select --env {env_id} --method {method} --seed {seed}`."
+        ) from None
+    return f"models:/{name}@{alias}"
+
+
+def _seeds_choice(seed: int) -> str:
+    return f"seed-{seed}-{SELECTED}"
 
 
 @dataclass(frozen=True)
@@ -100,39 +284,73 @@ class RegisteredModel:
 
 
 def registered_models(env_id: str, seed: int, run_id: str | None = None) -> list[RegisteredModel]:
-    """The newest version of every method and update of an environment and seed (and run), by method and update."""
+    """Return the newest version of every method and update of an environment and seed (and run).
+
+    They are sorted by method and update.
+    """
     own = f"tags.env='{env_id}' and tags.seed='{seed}'" + (f" and run_id='{run_id}'" if run_id is not None else "")
-    client, token = mlflow.MlflowClient(), None
+    client = mlflow.MlflowClient()
     found: dict[tuple[str, int], RegisteredModel] = {}
-    while True:
-        page = client.search_model_versions(own, 200, page_token=token)
-        for entry in filter(None, map(_entry, page)):
-            key = entry.method, entry.update
-            found[key] = max(entry, found.get(key, entry), key=lambda e: int(e.version))
-        token = page.token
-        if not token:
-            return [found[key] for key in sorted(found)]
+    versions = pages(lambda token: client.search_model_versions(own, 200, page_token=token))
+    for entry in filter(None, map(_entry, versions)):
+        key = entry.method, entry.update
+        found[key] = max(entry, found.get(key, entry), key=lambda e: int(e.version))
+    return [found[key] for key in sorted(found)]
 
 
-def selected_uri(method: str, env_id: str, seed: int) -> str:
-    """The save point of a training seed that `select` chose.
+def _entry(version: Any) -> RegisteredModel | None:
+    """A version by its tags; None if they are not those of a save point: it was cut off, or is not ours."""
+    tags = version.tags
+    try:
+        card = ModelCard(tags["method"], tags["env"], seed=int(tags["seed"]), update=int(tags["update"]))
+    except (KeyError, ValueError):
+        return None
+    uri = f"models:/{version.name}/{version.version}"
+    return RegisteredModel(uri, card.method, card.seed, card.update, version.run_id)
+
+
+def models_of_run(run_id: str) -> dict[int, str]:
+    """Return update → URI of the save points that a run registered."""
+    versions = mlflow.MlflowClient().search_model_versions(f"run_id='{run_id}'")
+    return {int(v.tags["update"]): f"models:/{v.name}/{v.version}" for v in versions if "update" in v.tags}
+
+
+def registered_version(uri: str) -> Any:
+    """Return MLflow's entry of the version that a `models:` or `runs:` URI names.
 
     Raises:
-        ValueError: None is chosen.
+        ValueError: There is none.
     """
-    name, alias = model_name(method, env_id), f"seed-{seed}-{SELECTED}"
+    client = mlflow.MlflowClient()
     try:
-        mlflow.MlflowClient().get_model_version_by_alias(name, alias)
-    except MlflowException:
-        raise ValueError(
-            f"no save point of {method} with seed {seed} is selected in {env_id}: choose one with "
-            f"`lightning-unlearn select --env {env_id} --method {method} --seed {seed}`."
-        ) from None
-    return f"models:/{name}@{alias}"
+        if uri.startswith("runs:"):
+            run_id, _, name = uri.removeprefix("runs:").lstrip("/").partition("/")
+            versions = client.search_model_versions(f"run_id='{run_id}'")
+            return max((v for v in versions if f"update-{v.tags.get('update')}" == name), key=lambda v: int(v.version))
+        return client.get_model_version(*get_model_name_and_version(client, uri))
+    except (MlflowException, TypeError, ValueError) as error:
+        raise ValueError(f"model {uri} was not found: it is no version of a registered model.") from error
+
+
+def expert_uri(env_id: str, seed: int) -> str:
+    """Return the unsafe expert that a method starts from by default: the store's of this seed, else the shipped one.
+
+    Raises:
+        ValueError: There is neither.
+    """
+    name = model_name("unsafe", env_id)
+    if newest := _newest(f"name='{name}' and tags.seed='{seed}'"):
+        return f"models:/{name}/{newest}"
+    if (ZOO / name).is_dir():
+        return f"zoo:{name}"
+    raise ValueError(
+        f"There is no unsafe expert of {env_id} with seed {seed} in the store, and none is shipped. "
+        "Train one with configs/method/unsafe.yaml, or name a model with --model.source."
+    )
 
 
 def pinned(uri: str) -> str:
-    """The same model by its version's number, where an alias or `latest` names it now and another one tomorrow.
+    """Return a model's URI with the number of its version, in place of an alias or `latest`, which may move.
 
     Raises:
         ValueError: There is no such model.
@@ -154,86 +372,6 @@ def pinned(uri: str) -> str:
 
 
 def _newest(condition: str) -> int | None:
-    """Number of the newest version that meets a condition of MLflow's search; None if there is none."""
+    """The number of the newest version that meets a condition of MLflow's search; None if there is none."""
     versions = mlflow.MlflowClient().search_model_versions(condition)
     return max((int(v.version) for v in versions), default=None)
-
-
-def is_shipped(uri: str) -> bool:
-    """Whether a URI names a model that the package ships, which belongs to no seed of the store."""
-    return uri.startswith(_SHIPPED)
-
-
-def shipped_models(env_id: str) -> list[str]:
-    """URIs of the models of an environment that the package ships."""
-    return [f"zoo:{folder.name}" for folder in sorted(ZOO.glob(model_name("*", env_id))) if folder.is_dir()]
-
-
-class PyfuncPolicy:
-    """The deterministic policy as MLflow's generic model: observations (N, O) in, actions (N, A) out."""
-
-    def __init__(self, policy: ActorCritic) -> None:
-        self._policy = policy
-
-    @ordinary_modes()
-    def predict(self, model_input: np.ndarray, params: dict[str, Any] | None = None) -> np.ndarray:
-        """Deterministic actions, inside the environment's bounds. Shape: (N, O) → (N, A)."""
-        with torch.inference_mode():
-            return self._policy.act(torch.as_tensor(model_input)).numpy()
-
-
-@ordinary_modes()
-def _load_pyfunc(path: str) -> PyfuncPolicy:
-    """Called by `mlflow.pyfunc.load_model`, with the folder that `register_policy` stored."""
-    return PyfuncPolicy(load_policy_files(Path(path)).policy)
-
-
-def _entry(version: Any) -> RegisteredModel | None:
-    """A version by its tags; None where they are none of a save point: its registration was cut off, or is not ours."""
-    tags = version.tags
-    try:
-        card = ModelCard(tags["method"], tags["env"], seed=int(tags["seed"]), update=int(tags["update"]))
-    except (KeyError, ValueError):
-        return None
-    uri = f"models:/{version.name}/{version.version}"
-    return RegisteredModel(uri, card.method, card.seed, card.update, version.run_id)
-
-
-@contextmanager
-def local_file(uri: str) -> Iterator[Path]:
-    """A path to a file: one of a run (`runs:/<run id>/probes/hazard_direction.pt`), or one that is on disk already.
-
-    Raises:
-        ValueError: The run has no such file.
-    """
-    if not uri.startswith("runs:"):
-        yield Path(uri)
-        return
-    with tempfile.TemporaryDirectory() as scratch:
-        try:
-            path = mlflow.artifacts.download_artifacts(uri, dst_path=scratch)
-        except (MlflowException, OSError) as error:
-            raise ValueError(f"file {uri} was not found: {error}") from error
-        yield Path(path)
-
-
-def _with_origin(stored: StoredPolicy, file_name: str) -> StoredPolicy:
-    """A file of the published layout knows where it comes from only by its name."""
-    told = origin(file_name) if stored.card == ModelCard() else None
-    if told is None:
-        return stored
-    method, env, update = told
-    return StoredPolicy(stored.policy, ModelCard(method, env, update=update))
-
-
-def zoo_folder(uri: str) -> Path:
-    """Where a shipped model is.
-
-    Raises:
-        ValueError: There is no such model.
-    """
-    name = uri.removeprefix(_SHIPPED)
-    shipped = sorted(folder.name for folder in ZOO.iterdir() if folder.is_dir())
-    if name not in shipped:
-        raise ValueError(f"model {uri} was not found: the package ships {', '.join(shipped)}.")
-    return ZOO / name

@@ -12,16 +12,21 @@ from typing import Any
 
 import mlflow
 import numpy as np
+import yaml
 from mlflow.entities import Dataset, DatasetInput, InputTag, LifecycleStage, Metric, Param
 from mlflow.exceptions import MlflowException
 from mlflow.tracking.context.registry import resolve_tags
 from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT, MLFLOW_PARENT_RUN_ID
 
 from lightning_unlearn import processes
+from lightning_unlearn.old_names import with_current_paths
+from lightning_unlearn.options import flatten
 from lightning_unlearn.tracking.addresses import without_password
-from lightning_unlearn.tracking.store import experiment_id, writing
+from lightning_unlearn.tracking.store import experiment_id, pages, writing
 
 SEEDS_TAG = "training_seeds"
+FREE = ("tracking_uri", "data.workers", "torch_threads", "resume")
+"""Options of a training that no result depends on, but for rounding."""
 
 
 def log_files(run_id: str, folder: Path, artifact_path: str) -> None:
@@ -142,6 +147,8 @@ class StoredRun:
     params: dict[str, str]
     tags: dict[str, str]
     """This project's own, not MLflow's."""
+    metrics: dict[str, float]
+    """Last value of each metric."""
 
     @property
     def audit(self) -> str:
@@ -155,19 +162,48 @@ class StoredRun:
         return {int(seed) for seed in named if seed.isdecimal()}  # anybody may store runs and set tags
 
 
-def stored_runs(env_id: str) -> list[StoredRun]:
-    """Every run of an environment's experiment, oldest first."""
+def stored_runs(env_id: str, tags: Mapping[str, str] | None = None) -> list[StoredRun]:
+    """Return the runs of an environment's experiment, oldest first; deleted ones are left out.
+
+    Args:
+        env_id: The environment.
+        tags: Only runs with these tags.
+    """
     client = mlflow.MlflowClient()
     experiment = client.get_experiment_by_name(env_id)
     if experiment is None:
         return []
-    runs, token = [], None
-    while True:
-        page = client.search_runs([experiment.experiment_id], order_by=["attributes.start_time ASC"], page_token=token)
-        runs += [_stored_run(run) for run in page]
-        token = page.token
-        if not token:
-            return runs
+    ids, order = [experiment.experiment_id], ["attributes.start_time ASC"]
+    condition = " and ".join(f"tags.`{key}` = '{value}'" for key, value in (tags or {}).items())
+    found = pages(lambda token: client.search_runs(ids, condition, order_by=order, page_token=token))
+    return [_stored_run(run) for run in found]
+
+
+def find_run(run_id: str) -> StoredRun | None:
+    """Return a run, a deleted one too; None if the store does not know it."""
+    try:
+        return _stored_run(mlflow.MlflowClient().get_run(run_id))
+    except MlflowException:
+        return None
+
+
+def stored_options(run_id: str) -> dict[str, Any]:
+    """Return a run's options, flat, from its `config.yaml`; empty if it was killed before it had one.
+
+    Raises:
+        ValueError: The file is damaged.
+    """
+    try:
+        return flatten(yaml.safe_load(stored_config(run_id)))
+    except (MlflowException, OSError):
+        return {}
+    except (yaml.YAMLError, RecursionError, AttributeError) as error:
+        raise ValueError(f"the config.yaml of run {run_id} is damaged: {type(error).__name__}.") from error
+
+
+def stored_config(run_id: str) -> str:
+    """Return a run's resolved config, as YAML, with the present paths of classes that have moved."""
+    return with_current_paths(str(mlflow.artifacts.load_text(f"runs:/{run_id}/config.yaml")))
 
 
 def history(run_id: str, metric: str) -> list[tuple[int, float]]:
@@ -196,6 +232,24 @@ def read_artifact(run_id: str, path: str) -> bytes:
         return Path(copied).read_bytes()
 
 
+@contextmanager
+def local_file(uri: str) -> Iterator[Path]:
+    """Yield a path to a file: one of a run (`runs:/<run id>/probes/hazard_direction.pt`), or one that is on disk.
+
+    Raises:
+        ValueError: The run has no such file.
+    """
+    if not uri.startswith("runs:"):
+        yield Path(uri)
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        try:
+            path = mlflow.artifacts.download_artifacts(uri, dst_path=scratch)
+        except (MlflowException, OSError) as error:
+            raise ValueError(f"file {uri} was not found: {error}") from error
+        yield Path(path)
+
+
 def as_text(run: StoredRun) -> str:
     """All that a run left, metrics included, as a log file would have it."""
     lines = [f"# Written from the MLflow run {run.run_id}; the run left no other log file.", f"status: {run.status}"]
@@ -210,7 +264,8 @@ def as_text(run: StoredRun) -> str:
 def _stored_run(run: Any) -> StoredRun:
     tags = {key: value for key, value in run.data.tags.items() if not key.startswith("mlflow.")}
     started = datetime.fromtimestamp((run.info.start_time or 0) / 1000, UTC)
-    return StoredRun(run.info.run_id, run.info.run_name, run.info.status, started, dict(run.data.params), tags)
+    info, data = run.info, run.data
+    return StoredRun(info.run_id, info.run_name, info.status, started, dict(data.params), tags, dict(data.metrics))
 
 
 def _as_input(data: AuditData) -> DatasetInput:

@@ -12,12 +12,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import mlflow
 from mlflow.entities import LifecycleStage
 from mlflow.exceptions import MlflowException
+from mlflow.tracking._model_registry import utils as registry_utils
+from mlflow.tracking._tracking_service import utils as tracking_utils
 from mlflow.tracking.fluent import _ACTIVE_MODEL_CONTEXT
+from mlflow.utils import autologging_utils
 from mlflow.utils.credentials import get_default_host_creds
 from mlflow.utils.rest_utils import http_request
 from sqlalchemy import event
@@ -285,6 +288,21 @@ def require_recordable(name: str) -> str | None:
     return None if found is None else str(found.experiment_id)
 
 
+def pages(search: Callable[[str | None], Any]) -> Iterator[Any]:
+    """Iterate over all entries of a search of MLflow, which returns them page by page.
+
+    Args:
+        search: Page token → page.
+    """
+    token = None
+    while True:
+        page = search(token)
+        yield from page
+        token = page.token
+        if not token:
+            return
+
+
 class _Lock:
     """One lock for all processes that write to a SQLite store; the thread that holds it may take it again."""
 
@@ -335,6 +353,31 @@ def _no_active_model() -> Iterator[None]:
         yield
     finally:
         _ACTIVE_MODEL_CONTEXT.set(before)
+
+
+@contextmanager
+def not_autologged() -> Iterator[None]:
+    """Log nothing by `mlflow.autolog` and its like inside the block: that would write to the program's run.
+
+    MLflow's own `disable_autologging` ends with autologging on, also inside another one.
+    """
+    before = autologging_utils._AUTOLOGGING_GLOBALLY_DISABLED
+    autologging_utils._AUTOLOGGING_GLOBALLY_DISABLED = True
+    try:
+        yield
+    finally:
+        autologging_utils._AUTOLOGGING_GLOBALLY_DISABLED = before
+
+
+@contextmanager
+def same_store() -> Iterator[None]:
+    """Point MLflow, after the block, to the store and the registry that it was pointed to before."""
+    before = tracking_utils._tracking_uri, registry_utils._registry_uri
+    try:
+        yield
+    finally:
+        tracking_utils.set_tracking_uri(before[0])  # type: ignore[arg-type]
+        registry_utils.set_registry_uri(before[1])  # type: ignore[arg-type]
 
 
 def _make() -> None:

@@ -17,8 +17,8 @@ from lightning_unlearn.tracking.model_files import (
     fetched_model,
     file_digests,
     recorded_digests,
-    registered_version,
 )
+from lightning_unlearn.tracking.store import TRACKING_URI_HELP, open_store
 
 PROVENANCE = "provenance.json"
 _MAX_BYTES = 1 << 20
@@ -45,7 +45,7 @@ def main(args: Sequence[str]) -> None:
     """Check what the options name; ends with exit code 1 if a file is not the one that was recorded."""
     options = _parser().parse_args(args)
     if options.model.startswith(("models:", "runs:")):
-        registry.open_store(options.tracking_uri)
+        open_store(options.tracking_uri)
     found = verify(options.model)
     print(f"{options.model}: digests {found.record}")
     print("\n".join(f"  {verdict:<8} {file}" for file, verdict in found.verdicts.items()))
@@ -68,7 +68,7 @@ def verify(uri: str) -> Verification:
 
 
 def _of_version(uri: str) -> Verification:
-    version = registered_version(uri)
+    version = registry.registered_version(uri)
     name = f"models:/{version.name}/{version.version}"
     recorded = recorded_digests(version)
     if not recorded:
@@ -132,5 +132,5 @@ def _foreign_loader(model_file: Path) -> list[str]:
 def _parser() -> CommandParser:
     parser = CommandParser(prog="lightning-unlearn verify", description=__doc__)
     parser.add_argument("model", type=str, help="URI (models:, runs:, zoo:) or folder")
-    parser.add_argument("--tracking_uri", type=str | None, default=None, help=registry.TRACKING_URI_HELP)
+    parser.add_argument("--tracking_uri", type=str | None, default=None, help=TRACKING_URI_HELP)
     return parser

@@ -9,6 +9,7 @@ from lightning_unlearn.audits.probe_data import ProbeData, save_data
 from lightning_unlearn.policies.actor_critic import ActorCritic, PolicyConfig
 from lightning_unlearn.policies.storage import ModelCard
 from lightning_unlearn.tracking import registry
+from lightning_unlearn.tracking.store import artifact_location
 
 TOY = "ToyLine-v0"
 
@@ -34,7 +35,7 @@ def register(store):
         experiment_id = (
             experiment.experiment_id
             if experiment
-            else mlflow.create_experiment(env, artifact_location=registry.artifact_location())
+            else mlflow.create_experiment(env, artifact_location=artifact_location())
         )
         tags = {"method": method, "seed": str(seed), "env": env, "mlflow.runName": f"{method}-seed{seed}"}
         client = mlflow.MlflowClient()

@@ -20,6 +20,7 @@ from lightning_unlearn.policies.directions import load_direction
 from lightning_unlearn.policies.editor import GatedEditor
 from lightning_unlearn.policies.storage import ModelCard, save_policy
 from lightning_unlearn.tracking import registry
+from lightning_unlearn.tracking.store import open_store
 
 EXPERT = "zoo:unsafe.ToyLine-v0"
 ENV = ["--env", "ToyLine-v0"]
@@ -213,7 +214,7 @@ BAD = {
 @pytest.mark.parametrize(("given", "message"), BAD.values(), ids=BAD)
 def test_bad_input_is_refused_before_anything_is_made(store, capsys, given, message):
     refused(capsys, message, *given)
-    registry.open_store(store)
+    open_store(store)
     assert mlflow.search_experiments(filter_string="name = 'ToyLine-v0'") == []
 
 

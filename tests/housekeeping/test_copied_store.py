@@ -14,8 +14,8 @@ import pytest
 from lightning_unlearn import processes
 from lightning_unlearn.housekeeping.inventory import all_runs
 from lightning_unlearn.policies.storage import ModelCard
-from lightning_unlearn.tracking import model_versions, registry
-from lightning_unlearn.tracking.store import experiment_id
+from lightning_unlearn.tracking import registry
+from lightning_unlearn.tracking.store import experiment_id, open_store
 from lightning_unlearn.tracking.verify import verify
 
 TOY = "ToyLine-v0"
@@ -23,7 +23,7 @@ MODEL = f"models:/concept.{TOY}/1"
 
 
 def open_in(folder):
-    registry.open_store(uri(folder))
+    open_store(uri(folder))
 
 
 def uri(folder):
@@ -228,7 +228,7 @@ def test_models_that_a_copy_wrote_among_the_originals_files_are_fetched(original
     shutil.copytree(original, copy)
     mlflow.set_tracking_uri(uri(copy))
     mlflow.set_registry_uri(uri(copy))
-    model = model_versions._log_model(policy_of(3), ModelCard("concept", TOY, "", 0, 7, 1), all_runs()[0].info.run_id)
+    model = registry._log_model(policy_of(3), ModelCard("concept", TOY, "", 0, 7, 1), all_runs()[0].info.run_id)
     mlflow.MlflowClient().create_experiment("Other-v0", artifact_location=f"{copy.as_uri()}/artifacts")
     assert (original / "artifacts" / "models" / model).is_dir()
     message = refused("models", "list", "--tracking_uri", uri(copy))

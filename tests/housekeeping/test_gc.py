@@ -16,7 +16,7 @@ from lightning_unlearn.housekeeping import plan
 from lightning_unlearn.housekeeping.inventory import model_id
 from lightning_unlearn.housekeeping.plan import find_waste
 from lightning_unlearn.policies.storage import ModelCard
-from lightning_unlearn.tracking import model_versions, registry
+from lightning_unlearn.tracking import registry
 from lightning_unlearn.tracking.verify import verify
 
 ABSENT = "a" * 32
@@ -113,7 +113,7 @@ def test_files_that_the_store_does_not_know_go_only_with_foreign(files, begin, p
 
 
 def test_a_model_that_was_deleted_is_known(files, begin, old, policy_of):
-    cut_off = model_versions._log_model(policy_of(), CARD, begin())
+    cut_off = registry._log_model(policy_of(), CARD, begin())
     old(files.of_model(cut_off))
     client().delete_logged_model(cut_off)
     assert found(files) == {(plan.MODELS, f"artifacts/models/{cut_off}")}
@@ -135,8 +135,8 @@ def test_runs_of_another_database_in_the_same_folder_are_not_taken_for_absent(fi
 def test_models_that_never_became_a_version_go_and_others_stay(files, begin, old, policy_of):
     killed, running = begin(), begin()
     registered = registry.register_policy(policy_of(), CARD, killed)
-    cut_off = model_versions._log_model(policy_of(), CARD, killed)
-    in_the_making = model_versions._log_model(policy_of(), CARD, running)
+    cut_off = registry._log_model(policy_of(), CARD, killed)
+    in_the_making = registry._log_model(policy_of(), CARD, running)
     own = mlflow.MlflowClient().create_logged_model(client().get_run(killed).info.experiment_id, "mine", killed)
     files.of_model(own.model_id).mkdir(exist_ok=True)
     end(killed, "KILLED")

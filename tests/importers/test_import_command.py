@@ -15,6 +15,7 @@ from lightning_unlearn.collectors.data import RolloutData
 from lightning_unlearn.importers.warm_up import explained, regress, warm_up
 from lightning_unlearn.policies.actor_critic import ActorCritic, PolicyConfig
 from lightning_unlearn.tracking import registry
+from lightning_unlearn.tracking.store import open_store
 
 SMALL = ["--warm_up_rollouts", "2", "--num_envs", "2", "--horizon", "64"]
 AGENT = [str(SB3 / "agent.zip"), "--normalizer", str(SB3 / "vecnormalize.pkl")]
@@ -103,7 +104,7 @@ def test_the_printed_command_names_the_store_where_a_plain_one_opens_another(
     if variable:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", variable)
     uri = f"sqlite:///{(tmp_path / (printed or '.')).resolve()}/mlruns/mlflow.db"
-    assert registry.open_store(given) == (f" --tracking_uri {uri}" if printed else "")
+    assert open_store(given) == (f" --tracking_uri {uri}" if printed else "")
 
 
 @pytest.mark.parametrize("critics", ["shared", "separate"])

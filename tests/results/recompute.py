@@ -30,12 +30,12 @@ import pandas as pd
 import torch
 from pandas.api.types import is_number
 
-from lightning_unlearn.arithmetic import ARITHMETIC
 from lightning_unlearn.audits.subjects import UNSAFE, Subject, read
 from lightning_unlearn.audits.suite import Comparison, Result, Suite, SuiteOptions, settings
 from lightning_unlearn.audits.suite_files import Partial
 from lightning_unlearn.audits.suite_table import summary
 from lightning_unlearn.envs.batched import make_env
+from lightning_unlearn.seeding import ARITHMETIC
 from lightning_unlearn.tracking import registry
 
 ROOT = Path(__file__).parents[2]

@@ -11,7 +11,7 @@ import pytest
 
 from lightning_unlearn import cli
 from lightning_unlearn.study.attempts import SENT
-from lightning_unlearn.tracking import registry
+from lightning_unlearn.tracking.store import open_store
 
 STUDY = """
 name: spread
@@ -73,7 +73,7 @@ def test_a_study_on_two_nodes_survives_a_killed_worker(server, cluster, tmp_path
     (tmp_path / "spread.yaml").write_text(STUDY)
     command = [sys.executable, "-m", "lightning_unlearn", "study", "-c", "spread.yaml", "--executor", "ray"]
     command += ["--ray_address", cluster, "--tracking_uri", server.address]
-    registry.open_store(server.address)
+    open_store(server.address)
     with (tmp_path / "told").open("w") as told:
         study = subprocess.Popen(command, stdout=told, stderr=told)
     try:

@@ -8,8 +8,9 @@ import mlflow
 import pytest
 
 from lightning_unlearn import cli
-from lightning_unlearn.callbacks.run_record import MLflowRun
+from lightning_unlearn.callbacks.mlflow_run import MLflowRun
 from lightning_unlearn.tracking import registry, store
+from lightning_unlearn.tracking.store import open_store
 
 CHAIN = ["-c", "base.yaml", "-c", "env/point_goal1.yaml", "-c", "method/unsafe.yaml", "-c", "smoke.yaml"]
 NOBODY = "http://127.0.0.1:9"
@@ -28,7 +29,7 @@ def test_a_server_that_does_not_answer_is_named_before_anything_runs(tmp_path, m
 def test_metrics_are_kept_while_the_server_is_away(store, monkeypatch):
     run = MLflowRun("ToyLine-v0", "a run", {})
     run.log_metrics({"x": 1.0}, 1)
-    monkeypatch.setattr("lightning_unlearn.callbacks.run_record.answers", lambda: False)
+    monkeypatch.setattr("lightning_unlearn.callbacks.mlflow_run.answers", lambda: False)
     run.publish()
     assert len(run.pending) == 1
     monkeypatch.undo()
@@ -68,7 +69,7 @@ def test_nothing_is_lost_when_the_server_is_restarted(server, tmp_path, monkeypa
     command = [sys.executable, "-m", "lightning_unlearn", "fit", *CHAIN, "--updates", "400", "--save_points", "400"]
     with (tmp_path / "told").open("w") as told:
         training = subprocess.Popen([*command, "--tracking_uri", server.address], stdout=told, stderr=told)
-    registry.open_store(server.address)
+    open_store(server.address)
     client = mlflow.MlflowClient()
 
     def seen():

@@ -13,7 +13,8 @@ from mlflow.store.tracking.dbmodels.initial_models import Base
 from sqlalchemy import create_engine
 from sqlalchemy.engine import make_url
 
-from lightning_unlearn.tracking import registry
+from lightning_unlearn.tracking.addresses import sqlite_uri
+from lightning_unlearn.tracking.store import open_store
 
 OF_MLFLOW_2_9 = "acf3f17fdcc7"
 
@@ -40,7 +41,7 @@ def test_a_database_of_an_older_mlflow_is_not_upgraded_without_asking(older, tmp
     shutil.copy(older, database)
     before = database.read_bytes()
     with pytest.raises(ValueError, match="made by an older MLflow") as refused:
-        registry.open_store(registry.sqlite_uri(database))
+        open_store(sqlite_uri(database))
     assert database.read_bytes() == before
     told = str(refused.value)
     assert f"cp '{database}' '{database}.before-upgrade'" in told
@@ -52,7 +53,7 @@ def test_after_the_upgrade_it_is_opened(older, tmp_path):
     database = tmp_path / "mlflow.db"
     shutil.copy(older, database)
     command.upgrade(_get_alembic_config(f"sqlite:///{database}"), "heads")
-    registry.open_store(f"sqlite:///{database}")
+    open_store(f"sqlite:///{database}")
     assert mlflow.MlflowClient().get_experiment("0").name == "Default"
 
 
@@ -74,11 +75,11 @@ def test_a_database_of_something_else_is_left_alone(store, tmp_path, statement, 
         connection.commit()
     before = database.read_bytes()
     with pytest.raises(ValueError, match=message):
-        registry.open_store()
+        open_store()
     assert database.read_bytes() == before
 
 
 def test_a_file_that_is_no_database_is_named(tmp_path):
     (tmp_path / "notes.txt").write_text("not a database, and long enough to look at\n" * 50)
     with pytest.raises(ValueError, match=r"notes\.txt cannot be read"):
-        registry.open_store(f"sqlite:///{tmp_path}/notes.txt")
+        open_store(f"sqlite:///{tmp_path}/notes.txt")

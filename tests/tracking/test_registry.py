@@ -10,9 +10,9 @@ from sqlalchemy.engine import Engine
 
 from lightning_unlearn.policies.published import save_published
 from lightning_unlearn.policies.storage import ModelCard, save_policy
-from lightning_unlearn.tracking import model_versions, registry
+from lightning_unlearn.tracking import registry
 from lightning_unlearn.tracking.addresses import sqlite_uri
-from lightning_unlearn.tracking.store import experiment_id
+from lightning_unlearn.tracking.store import experiment_id, open_store
 
 
 @pytest.fixture
@@ -119,7 +119,7 @@ def test_a_foreign_file_in_a_model_is_refused(policy, run_id, tmp_path):
 def test_a_store_that_cannot_be_written_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match=r"cannot be written.*--tracking_uri"):
-        registry.open_store(f"sqlite:///{tmp_path}/file/mlflow.db")
+        open_store(f"sqlite:///{tmp_path}/file/mlflow.db")
 
 
 def test_only_the_making_of_a_store_does_not_wait_for_the_disk(tmp_path, store):
@@ -130,7 +130,7 @@ def test_only_the_making_of_a_store_does_not_wait_for_the_disk(tmp_path, store):
 
     event.listen(Engine, "commit", look)
     try:
-        registry.open_store(sqlite_uri(database))
+        open_store(sqlite_uri(database))
         mlflow.MlflowClient().create_experiment("new")
     finally:
         event.remove(Engine, "commit", look)
@@ -178,7 +178,7 @@ def test_a_save_that_fails_halfway_leaves_no_model(policy, run_id, monkeypatch):
     def full(*_, **__):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(model_versions.Model, "log", full)
+    monkeypatch.setattr(registry.Model, "log", full)
     with pytest.raises(OSError, match="No space"):
         registry.register_policy(policy, card(), run_id)
     client = mlflow.MlflowClient()

@@ -13,7 +13,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from lightning_unlearn.tracking import registry, store
+from lightning_unlearn.tracking import store
+from lightning_unlearn.tracking.store import open_store, tracking_uri, ui_command
 
 VARIABLES = [
     f"MLFLOW_TRACKING_{name}" for name in ("INSECURE_TLS", "SERVER_CERT_PATH", "USERNAME", "PASSWORD", "TOKEN")
@@ -75,7 +76,7 @@ def server(certificate, monkeypatch):
 def test_a_certificate_is_trusted_as_mlflow_is_told_to(server, certificate, monkeypatch):
     address = f"https://localhost:{server.server_port}"
     with pytest.raises(ValueError, match=r"CERTIFICATE_VERIFY_FAILED.*MLFLOW_TRACKING_SERVER_CERT_PATH"):
-        registry.open_store(address)
+        open_store(address)
     mlflow.set_tracking_uri(address)
     monkeypatch.setenv("MLFLOW_TRACKING_INSECURE_TLS", "true")
     assert store.answers()
@@ -88,8 +89,8 @@ def test_a_certificate_is_trusted_as_mlflow_is_told_to(server, certificate, monk
 def test_a_login_in_the_address_reaches_the_server_and_is_never_shown(server, certificate, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_SERVER_CERT_PATH", str(certificate))
     with pytest.raises(ValueError, match="cannot be opened") as refused:  # OK is no list of experiments
-        registry.open_store(f"https://me:se%2Fcret@localhost:{server.server_port}")
+        open_store(f"https://me:se%2Fcret@localhost:{server.server_port}")
     assert set(server.logins) == {f"Basic {base64.b64encode(b'me:se/cret').decode()}"}
-    shown = [str(refused.value), str(refused.value.__cause__), registry.tracking_uri(), registry.ui_command()]
+    shown = [str(refused.value), str(refused.value.__cause__), tracking_uri(), ui_command()]
     assert all("cret" not in text and f"localhost:{server.server_port}" in text for text in (shown[0], *shown[2:]))
     assert "cret" not in shown[1]

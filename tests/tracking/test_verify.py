@@ -12,8 +12,10 @@ from lightning_unlearn import cli
 from lightning_unlearn.policies.actor_critic import ActorCritic, PolicyConfig
 from lightning_unlearn.policies.published import save_published
 from lightning_unlearn.policies.storage import ModelCard, save_policy
-from lightning_unlearn.tracking import registry
-from lightning_unlearn.tracking.model_files import digest_tag, registered_version
+from lightning_unlearn.tracking import registry, runs
+from lightning_unlearn.tracking.model_files import digest_tag
+from lightning_unlearn.tracking.registry import registered_version
+from lightning_unlearn.tracking.store import artifact_location, open_store, tracking_uri
 from lightning_unlearn.tracking.verify import verify
 
 CARD = ModelCard("concept", "ToyLine-v0", "cost_hazards", 3, 50, 1000)
@@ -26,8 +28,8 @@ def registered(template_store, tmp_path_factory):
     folder = tmp_path_factory.mktemp("registered")
     (folder / "mlflow.db").write_bytes(template_store.read_bytes())
     uri = f"sqlite:///{folder}/mlflow.db"
-    registry.open_store(uri)
-    experiment = mlflow.create_experiment("ToyLine-v0", artifact_location=registry.artifact_location())
+    open_store(uri)
+    experiment = mlflow.create_experiment("ToyLine-v0", artifact_location=artifact_location())
     run_id = mlflow.MlflowClient().create_run(experiment).info.run_id
     policy = ActorCritic(PolicyConfig(2, [-1.0], [1.0], hidden_sizes=[16, 8]), torch.Generator().manual_seed(0))
     registry.register_policy(policy, CARD, run_id)
@@ -46,14 +48,14 @@ def files(registered, tmp_path, monkeypatch):
     """The stored files of the registered policy, as they were registered."""
     uri, _, files, whole = registered
     monkeypatch.chdir(tmp_path)
-    registry.open_store(uri)
+    open_store(uri)
     shutil.rmtree(files)
     shutil.copytree(whole, files)
     return files
 
 
 def command(uri):
-    cli.main(["verify", uri, "--tracking_uri", registry.tracking_uri()])
+    cli.main(["verify", uri, "--tracking_uri", tracking_uri()])
 
 
 @pytest.mark.parametrize("uri", registry.shipped_models("*"))
@@ -175,7 +177,7 @@ def test_a_hostile_store_is_refused(files, spoil):
 def test_paths_that_lead_out_of_a_run_are_refused(files, run_id, path):
     with pytest.raises(ValueError, match="was not found"):
         registry.load_policy(f"runs:/{run_id}/{path}")
-    with pytest.raises(ValueError, match="was not found"), registry.local_file(f"runs:/{run_id}/{path}"):
+    with pytest.raises(ValueError, match="was not found"), runs.local_file(f"runs:/{run_id}/{path}"):
         pass
 
 

@@ -1,4 +1,4 @@
-"""The MLflow run of a training: parameters, tags, resolved config, metrics against env_steps, and an honest status."""
+"""The MLflow run of a training: its config and tags, its metrics, a checkpoint after each update, and its status."""
 
 import platform
 import time
@@ -14,11 +14,17 @@ from mlflow.entities import Metric
 from mlflow.exceptions import MlflowException
 
 from lightning_unlearn import processes
-from lightning_unlearn.arithmetic import ARITHMETIC
-from lightning_unlearn.seeding import SeedStreams
-from lightning_unlearn.tracking import registry
+from lightning_unlearn.seeding import ARITHMETIC, SeedStreams
 from lightning_unlearn.tracking.runs import tags_of_new_run
-from lightning_unlearn.tracking.store import answers, experiment_id, patiently, writing
+from lightning_unlearn.tracking.store import (
+    answers,
+    artifact_location,
+    checkpoint_folder,
+    experiment_id,
+    patiently,
+    tracking_uri,
+    writing,
+)
 
 _VERSIONS = ("lightning-unlearn", "torch", "torchrl", "lightning", "mlflow", "mujoco", "safety-gymnasium", "numpy")
 
@@ -26,13 +32,13 @@ _VERSIONS = ("lightning-unlearn", "torch", "torchrl", "lightning", "mlflow", "mu
 class MLflowRun(MLFlowLogger):
     """One run in the present store; an interrupted one ends as KILLED, a failed one as FAILED.
 
-    Metrics wait in `pending` until `publish`, so that an update is seen only when it need not be made again.
+    Metrics wait in `pending` until `publish`, so that an update becomes visible only when it need not be made again.
 
     Args:
         env_id: Names the experiment.
         run_name: Name of the run.
         tags: Tags of the run.
-        run_id: A run to go on with; None: a new one.
+        run_id: A run to resume; None: a new one.
     """
 
     def __init__(self, env_id: str, run_name: str, tags: dict[str, Any], run_id: str | None = None) -> None:
@@ -40,8 +46,8 @@ class MLflowRun(MLFlowLogger):
             experiment_name=env_id,
             run_name=run_name,
             tags=tags_of_new_run(tags | processes.owner()),
-            tracking_uri=registry.tracking_uri(),
-            artifact_location=registry.artifact_location(),
+            tracking_uri=tracking_uri(),
+            artifact_location=artifact_location(),
             run_id=run_id,
         )
         self.interrupted = False
@@ -49,56 +55,17 @@ class MLflowRun(MLFlowLogger):
 
     @property
     def begun(self) -> str | None:
-        """The run's id, once there is a run."""
+        """The run's id; None before there is a run."""
         return self._run_id
 
     @property
     def experiment(self) -> MlflowClient:
-        """The client; the run exists, and is this process's, from the first time on."""
+        """The client. Its first use creates the run, or takes over the one to resume."""
         if not self._initialized:
             with writing():
                 self._claim() if self._run_id else experiment_id(str(self._experiment_name))
                 return super().experiment
         return super().experiment
-
-    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Keep metrics for `publish`."""
-        self.pending.append({"metrics": dict(metrics), "step": step or 0, "timestamp": int(time.time() * 1000)})
-
-    def publish(self) -> None:
-        """Write what is pending, unless the server is away: then it stays pending, and training goes on.
-
-        To do so again changes nothing: the same points, with the same times, are one.
-        """
-        if not answers():
-            return
-        try:
-            self._publish()
-        except (MlflowException, OSError):
-            if answers():
-                raise
-
-    def _publish(self) -> None:
-        for entry in self.pending:
-            points = [Metric(key, value, entry["timestamp"], entry["step"]) for key, value in entry["metrics"].items()]
-            with writing():
-                self.experiment.log_batch(str(self.run_id), metrics=points)
-        self.pending = []
-
-    def finalize(self, status: str = "success") -> None:
-        """Write the run's end, once."""
-        if self._run_id is None or not self._initialized:
-            return
-        if status == "success":
-            patiently(self._publish, "what was measured")
-            patiently(lambda: self._end("FINISHED"), "the run's end")
-            return
-        with suppress(MlflowException, OSError):  # a store that is full or locked must not hide why the run ended
-            self._end("KILLED" if self.interrupted else "FAILED")
-
-    def _end(self, status: str) -> None:
-        with writing():
-            self.experiment.set_terminated(str(self._run_id), status)
 
     def _claim(self) -> None:
         client, run_id = self._mlflow_client, str(self._run_id)
@@ -109,9 +76,48 @@ class MLflowRun(MLFlowLogger):
         for key, value in processes.owner().items():
             client.set_tag(run_id, key, value)
 
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Keep metrics for `publish`."""
+        self.pending.append({"metrics": dict(metrics), "step": step or 0, "timestamp": int(time.time() * 1000)})
+
+    def publish(self) -> None:
+        """Write the pending metrics; while the server is away they stay pending, and training goes on.
+
+        Writing the same points twice changes nothing: points of equal name, step, time and value are one.
+        """
+        if not answers():
+            return
+        try:
+            self._write_pending()
+        except (MlflowException, OSError):
+            if answers():
+                raise
+
+    def _write_pending(self) -> None:
+        for entry in self.pending:
+            points = [Metric(key, value, entry["timestamp"], entry["step"]) for key, value in entry["metrics"].items()]
+            with writing():
+                self.experiment.log_batch(str(self.run_id), metrics=points)
+        self.pending = []
+
+    def finalize(self, status: str = "success") -> None:
+        """Write the run's final status, once."""
+        if self._run_id is None or not self._initialized:
+            return
+        if status == "success":
+            patiently(self._write_pending, "what was measured")
+            patiently(lambda: self._end("FINISHED"), "the run's end")
+            return
+        with suppress(MlflowException, OSError):  # a store that is full or locked must not hide why the run ended
+            self._end("KILLED" if self.interrupted else "FAILED")
+
+    def _end(self, status: str) -> None:
+        with writing():
+            self.experiment.set_terminated(str(self._run_id), status)
+
 
 class RunRecord(pl.Callback):
-    """Writes what a run was asked for and where it ran.
+    """Writes a run's config, and the circumstances in which it was started.
 
     Args:
         run: The MLflow run.
@@ -125,13 +131,17 @@ class RunRecord(pl.Callback):
     def on_fit_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Write parameters, tags, `config.yaml` and the seeds of all random streams; a resumed run has them."""
         client, run_id = self.run.experiment, str(self.run.run_id)
-        if "source" in client.get_run(run_id).data.tags:
+        if "source" in client.get_run(run_id).data.tags:  # the last tag: all of them are there
             return
+        tags = {f"version.{name}": version(name) for name in _VERSIONS}
+        tags |= {"version.arithmetic": str(ARITHMETIC)}
+        tags |= {"version.python": platform.python_version(), "platform": platform.platform()}
+        tags |= ({"note": pl_module.note} if pl_module.note else {}) | {"source": pl_module.source_uri or "random"}
         with writing():
             self.run.log_hyperparams(self.params)
             client.log_text(run_id, self.config, "config.yaml")
             client.log_dict(run_id, SeedStreams.of(pl_module.seed).described(), "seed_streams.json")
-            for key, value in _circumstances(pl_module).items():
+            for key, value in tags.items():
                 client.set_tag(run_id, key, value)
 
     def on_exception(self, trainer: pl.Trainer, pl_module: Any, exception: BaseException) -> None:
@@ -139,9 +149,33 @@ class RunRecord(pl.Callback):
         self.run.interrupted = isinstance(exception, KeyboardInterrupt | SystemExit)
 
 
-def _circumstances(module: Any) -> dict[str, str]:
-    """Tags: releases, machine, where the weights come from; `source`, the last, tells that all are there."""
-    tags = {f"version.{name}": version(name) for name in _VERSIONS}
-    tags |= {"version.arithmetic": str(ARITHMETIC)}
-    tags |= {"version.python": platform.python_version(), "platform": platform.platform()}
-    return tags | ({"note": module.note} if module.note else {}) | {"source": module.source_uri or "random"}
+class UpdateCheckpoint(pl.Callback):
+    """Writes a checkpoint after every update, with the update's metrics in it, and then publishes these.
+
+    It stands before the callback of save points. A run that is killed at any moment resumes bit-exactly: either there
+    is no checkpoint and nobody has seen the update, or there is one, and it holds all that was still to be published.
+
+    Args:
+        run: The MLflow run.
+    """
+
+    def __init__(self, run: MLflowRun) -> None:
+        self.run = run
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Write the checkpoint before the metrics."""
+        folder = checkpoint_folder(str(self.run.run_id))
+        trainer.save_checkpoint(folder / f"update-{trainer.current_epoch + 1}", weights_only=False)
+        self.run.publish()
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Publish the metrics that a resumed run had still pending."""
+        self.run.publish()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the metrics that are still to be published."""
+        return {"pending": self.run.pending}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore the pending metrics."""
+        self.run.pending = state_dict["pending"]

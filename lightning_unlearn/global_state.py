@@ -7,7 +7,7 @@ import signal
 import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 VARIABLES = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -37,7 +37,7 @@ def set_variables() -> None:
 
 
 def quieten() -> None:
-    """Silence what libraries say about themselves. Call it after they are imported: imports set log levels."""
+    """Silence messages of libraries about themselves. Call it after they are imported: imports set log levels."""
     warnings.filterwarnings("once", "Unverified HTTPS request")  # at every request otherwise
     for message in _CHATTER:
         warnings.filterwarnings("ignore", message)
@@ -47,7 +47,7 @@ def quieten() -> None:
 
 @contextmanager
 def same_environment() -> Iterator[None]:
-    """Context manager: environment variables are afterwards what they were before."""
+    """Restore the environment variables after the block."""
     before = dict(os.environ)
     try:
         yield
@@ -58,50 +58,44 @@ def same_environment() -> Iterator[None]:
 
 
 @contextmanager
-def not_autologged() -> Iterator[None]:
-    """Context manager: nothing is logged by `mlflow.autolog` and its like, which would write to the program's run.
+def ordinary_modes() -> Iterator[None]:
+    """Create float32 tensors on the CPU and record gradients, whatever the program's defaults and modes are.
 
-    MLflow's own `disable_autologging` ends with autologging on, also inside another one.
+    Use it around a block, or as a decorator. The program's defaults and modes are restored after it.
     """
-    from mlflow.utils import autologging_utils
+    import torch
 
-    before = autologging_utils._AUTOLOGGING_GLOBALLY_DISABLED
-    autologging_utils._AUTOLOGGING_GLOBALLY_DISABLED = True
-    try:
+    with ExitStack() as stack:
+        stack.callback(torch.set_default_dtype, torch.get_default_dtype())
+        torch.set_default_dtype(torch.float32)
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
+        if torch.get_default_device().type != "cpu":  # the context intercepts every call of PyTorch: only where needed
+            stack.enter_context(torch.device("cpu"))
         yield
-    finally:
-        autologging_utils._AUTOLOGGING_GLOBALLY_DISABLED = before
 
 
 @contextmanager
-def undisturbed() -> Iterator[None]:
-    """Context manager and decorator of a library call: global state is afterwards what it was before.
+def same_process() -> Iterator[None]:
+    """Restore the process's global state after the block; inside, libraries are quiet and gradients are computed.
 
-    This covers environment variables, MLflow's stores, the random streams of Python, NumPy and PyTorch (CPU), PyTorch's
-    threads and gradient mode, warning filters, log levels and the handler of Ctrl-C. Inside, libraries are quiet,
-    gradients are computed, and MLflow logs nothing by itself.
+    This covers environment variables, the random streams of Python, NumPy and PyTorch (CPU), PyTorch's threads and
+    modes, warning filters, log levels and the handler of Ctrl-C.
     """
     import numpy as np
     import torch
-    from mlflow.tracking._model_registry import utils as registry
-    from mlflow.tracking._tracking_service import utils as tracking
 
-    from lightning_unlearn.torch_modes import ordinary_modes
-
-    stores = tracking._tracking_uri, registry._registry_uri
     streams = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002 (the global ones)
     threads = torch.get_num_threads()
     levels = {name: logging.getLogger(name).level for name in _LEVELS}
     interrupt = signal.getsignal(signal.SIGINT)
-    with same_environment(), warnings.catch_warnings(), ordinary_modes(), not_autologged():
+    with same_environment(), warnings.catch_warnings(), ordinary_modes():
         set_variables()
         quieten()
         torch.set_grad_enabled(True)
         try:
             yield
         finally:
-            tracking.set_tracking_uri(stores[0])  # type: ignore[arg-type]
-            registry.set_registry_uri(stores[1])  # type: ignore[arg-type]
             random.setstate(streams[0])
             np.random.set_state(streams[1])  # noqa: NPY002
             torch.set_rng_state(streams[2])
