@@ -49,6 +49,8 @@ class KeepBest(pl.Callback):
         self.expert: ActorCritic | None = None
         """What training started from; None: what the module names as its source."""
         self.verdict: Verdict | None = None
+        self.chosen: str | None = None
+        """URI of the model that the verdict is on."""
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Choose, judge and record."""
@@ -64,6 +66,7 @@ class KeepBest(pl.Callback):
         finally:
             env.close()
         chosen = selection.choose(found, aim)  # below the limit: the best of several looks better than it is
+        self.chosen = chosen.model.uri
         print(selection.in_words(chosen, found, aim))
         expert = self.expert or registry.load_policy(str(pl_module.source_uri)).policy
         repaired = registry.load_policy(chosen.model.uri).policy

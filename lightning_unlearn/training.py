@@ -61,6 +61,8 @@ class FinishedRun:
     """Update → URI of the registered model."""
     verdict: Verdict | None = None
     """On the chosen save point, where `keep_best` asked for it."""
+    chosen: str | None = None
+    """URI of that save point."""
 
 
 class TrainingCLI(LightningCLI):
@@ -270,8 +272,9 @@ def train(args: Sequence[str]) -> FinishedRun:
         cli.fit()
     finally:
         cli.datamodule.teardown("fit")  # Lightning leaves the environments and their processes open after an exception
-    verdict = cli.keep_best.verdict if cli.keep_best else None
-    return FinishedRun(str(cli.save_points.run.run_id), cli.datamodule.env_id, cli.save_points.saved, verdict)
+    run_id, env_id, best = str(cli.save_points.run.run_id), cli.datamodule.env_id, cli.keep_best
+    verdict, chosen = (best.verdict, best.chosen) if best else (None, None)
+    return FinishedRun(run_id, env_id, cli.save_points.saved, verdict, chosen)
 
 
 def main(args: Sequence[str]) -> None:
