@@ -148,6 +148,8 @@ def walk() -> list[str]:
 
 def trace_update(out: str) -> None:
     """Train one update in this process, and write the names of the files that it passes."""
+    from lightning.pytorch import Trainer
+
     from lightning_unlearn.cli import main
 
     package, found, walking = f"/{PACKAGE}/", set(), False
@@ -162,9 +164,12 @@ def trace_update(out: str) -> None:
         elif event == "return" and name == REGISTERED and "sqlalchemy_store" in file:
             sys.setprofile(None)
 
-    configs = [part for name in CHAIN for part in ("-c", f"configs/{name}.yaml")]
-    sys.setprofile(watch)
-    main(["fit", *configs, *SMALL])
+    def fit(*args, **kwargs):
+        sys.setprofile(watch)
+        return original(*args, **kwargs)
+
+    original, Trainer.fit = Trainer.fit, fit
+    main(["fit", *(part for name in CHAIN for part in ("-c", f"configs/{name}.yaml")), *SMALL])
     sys.setprofile(None)
     Path(out).write_text(json.dumps(sorted(found)), encoding="utf-8")
 

@@ -51,7 +51,7 @@ SMALL = {
     "repedit": ("--model.calibration_steps=1000",),
 }
 """Options that make updates of a method short."""
-GOAL_METHODS = ("unsafe", "off_policy_concept", "trajectory_decremental", "localized_concept")
+GOAL_METHODS = ("unsafe", "off_policy_concept", "localized_concept")
 LIBRARIES = ("torch", "torchrl", "tensordict", "lightning", "numpy", "scipy", "scikit-learn", "mujoco", "mlflow")
 
 
@@ -89,6 +89,7 @@ def succeed(*args):
 VOLATILE = (
     (r"\b[0-9a-f]{64}\b", "<sha256>"),
     (r"\bm?-?[0-9a-f]{32}\b", "<id>"),
+    (r"\b(?=[0-9]*[a-f])[0-9a-f]{16}\b", "<digest>"),
     (r"\d{4}-\d\d-\d\d[T _-]?\d\d[:-]?\d\d([:-]?\d\d)?(\.\d+)?Z?", "<time>"),
     (r"\b\d{8}[-_T]\d{6}\b", "<time>"),
     (r"\b(\d+ h )?\d+ min( \d+ s)?\b|\b\d+(\.\d+)? s\b", "<duration>"),
@@ -109,8 +110,6 @@ def lines(text):
 
 def chain(method, *options, env="toy"):
     """Options of `fit`: a method's chain of configs on the toy, or on the PointGoal1 task in short rollouts."""
-    if env != "toy" and method == "trajectory_decremental":
-        options = ("--dataset_episodes=40", *options)
     configs = ["base.yaml", "env/point_goal1.yaml", f"method/{method}.yaml", *(["smoke.yaml"] if env == "toy" else [])]
     small = () if env == "toy" else ("--data.num_envs=2", "--data.horizon=96")
     source = {"unsafe": (), "oracle": ()}.get(
@@ -211,7 +210,8 @@ CLOCK = re.compile(
 def still(value):
     """Nested values without what changes from run to run."""
     if isinstance(value, dict):
-        return {key: still(item) for key, item in value.items() if not CLOCK.search(str(key))}
+        kept = {key: item for key, item in value.items() if not CLOCK.search(str(key))}
+        return {key: sorted(item) if key == "columns" else still(item) for key, item in kept.items()}
     if isinstance(value, list):
         return [still(item) for item in value]
     return " ".join(lines(value)) if isinstance(value, str) else value
