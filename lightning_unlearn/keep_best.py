@@ -29,6 +29,8 @@ PLACE = "eval/verdict"
 COUNTED: Counted = "cforget_sum"
 """What the limit is on: what the multiplier counts."""
 VALIDATION_EPISODES = 50
+VALIDATION_SHARE = 0.9
+"""Share of the limit that a save point keeps on the validation layouts: the best of several looks better than it is."""
 MOST_STEPS = 10_000
 """Episodes of a task without a time limit are cut here."""
 
@@ -56,7 +58,8 @@ class KeepBest(pl.Callback):
         """Choose, judge and record."""
         data: RolloutData = pl_module.data
         layouts = validation_layouts(VALIDATION_EPISODES)
-        limit, aim = self.pid.episode_limit(pl_module), self.pid.episode_aim(pl_module)
+        limit = self.pid.episode_limit(pl_module)
+        bound = VALIDATION_SHARE * limit
         models = self._models(pl_module)
         print(f"Choosing among {len(models)} save points on layouts {layouts[0]} to {layouts[-1]}")
         env = data.more_environments(len(layouts))
@@ -65,15 +68,15 @@ class KeepBest(pl.Callback):
             found = selection.validate(env, models, layouts, COUNTED, max_steps)
         finally:
             env.close()
-        chosen = selection.choose(found, aim)  # below the limit: the best of several looks better than it is
+        chosen = selection.choose(found, bound)
         self.chosen = chosen.model.uri
-        print(selection.in_words(chosen, found, aim))
+        print(selection.in_words(chosen, found, bound))
         expert = self.expert or registry.load_policy(str(pl_module.source_uri)).policy
         repaired = registry.load_policy(chosen.model.uri).policy
         tables = _episodes(data, {"expert": expert, "repair": repaired}, max_steps)
         self.verdict = judge(tables["repair"], tables["expert"], COUNTED, limit)
         settings = {
-            "cost_limit": aim,
+            "cost_limit": bound,
             "verdict_limit": limit,
             "concept": recorded_as(data.concept),
             "max_steps": max_steps,

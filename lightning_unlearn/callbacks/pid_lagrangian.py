@@ -62,7 +62,7 @@ class PIDLagrangian(pl.Callback):
         form: Literal["incremental", "positional"] = "incremental",
         smoothing: float = 0.0,
         cost_limit: float | None = None,
-        limit_share: float = 0.85,
+        limit_share: float = 0.75,
         return_floor: float | None = None,
         return_margin: float = 0.07,
     ) -> None:
@@ -111,7 +111,7 @@ class PIDLagrangian(pl.Callback):
         unit, target = pl_module.cost_unit, self.gains.target
         if self.cost_limit is not None:
             self._require_excess(self._expert(pl_module))
-            target = self.episode_aim(pl_module) / self._expert(pl_module).episode_length
+            target = self.limit_share * self.cost_limit / self._expert(pl_module).episode_length
         room = 1.0
         if self.return_floor is not None:
             returns = following[keys.EPISODE_RETURN][following[keys.DONE]]
@@ -128,10 +128,6 @@ class PIDLagrangian(pl.Callback):
         if self.cost_limit is not None:
             return self.cost_limit
         return self.gains.target * self._expert(pl_module).episode_length
-
-    def episode_aim(self, pl_module: Any) -> float:
-        """C_forget of an episode that is aimed at: `limit_share` of `cost_limit`, or the same as `episode_limit`."""
-        return self.episode_limit(pl_module) * (1.0 if self.cost_limit is None else self.limit_share)
 
     def state_dict(self) -> dict[str, Any]:
         """The controller's whole memory."""
