@@ -26,9 +26,9 @@ from lightning_unlearn.importers.module import wrap as wrap_module
 from lightning_unlearn.methods.base import require_fit
 from lightning_unlearn.methods.gradient import GradientMethod
 from lightning_unlearn.policies.actor_critic import ActorCritic
-from lightning_unlearn.policies.extrapolation import extrapolate as extrapolate_policies
-from lightning_unlearn.policies.storage import ModelCard, require_storable
-from lightning_unlearn.policies.storage import save_policy as save_policy_files
+from lightning_unlearn.policies.actor_critic import extrapolate as extrapolate_policies
+from lightning_unlearn.policies.files import ModelCard, require_storable
+from lightning_unlearn.policies.files import save_policy as save_policy_files
 from lightning_unlearn.seeding import evaluation_layouts
 from lightning_unlearn.tracking import registry
 from lightning_unlearn.tracking.store import not_autologged, same_store, use_existing_store

@@ -13,7 +13,7 @@ from lightning_unlearn import resume, training
 from lightning_unlearn.audits.subjects import weights_digest
 from lightning_unlearn.envs.concept_option import classes_of_their_own
 from lightning_unlearn.options import CommandParser
-from lightning_unlearn.policies.storage import save_policy
+from lightning_unlearn.policies.files import save_policy
 from lightning_unlearn.seeding import ARITHMETIC
 from lightning_unlearn.tracking import registry, runs
 from lightning_unlearn.tracking.addresses import sqlite_uri

@@ -33,7 +33,7 @@ from torchrl.modules import (
 import lightning_unlearn as lu
 from lightning_unlearn.envs.concepts import ObservationRange
 from lightning_unlearn.importers.module import around
-from lightning_unlearn.policies.storage import ModelCard
+from lightning_unlearn.policies.files import ModelCard
 from lightning_unlearn.tracking import registry
 from lightning_unlearn.tracking.store import DEFAULT_TRACKING_URI, artifact_location, open_store
 

@@ -22,10 +22,9 @@ from lightning_unlearn.audits.probes import LinearProbe, StoredProbe, load_probe
 from lightning_unlearn.audits.splits import Splits
 from lightning_unlearn.collectors import trajectories
 from lightning_unlearn.policies.actor_critic import ActorCritic, PolicyConfig
-from lightning_unlearn.policies.directions import Direction, load_direction, save_direction
-from lightning_unlearn.policies.editor import GatedEditor
-from lightning_unlearn.policies.published import save_published
-from lightning_unlearn.policies.storage import ModelCard, load_policy, save_policy
+from lightning_unlearn.policies.files import ModelCard, load_policy, save_policy
+from lightning_unlearn.policies.latent_editor import Direction, GatedEditor, load_direction, save_direction
+from lightning_unlearn.policies.published_format import save_published
 
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "40"))
 SECONDS = 5.0

@@ -25,9 +25,9 @@ from hostile_files import (
 )
 
 from lightning_unlearn.audits.probe_data import ProbeData, load_data, save_data
-from lightning_unlearn.policies.directions import Direction, load_direction, save_direction
-from lightning_unlearn.policies.published import save_published
-from lightning_unlearn.policies.storage import ModelCard, load_policy, save_policy
+from lightning_unlearn.policies.files import ModelCard, load_policy, save_policy
+from lightning_unlearn.policies.latent_editor import Direction, load_direction, save_direction
+from lightning_unlearn.policies.published_format import save_published
 
 
 def data():

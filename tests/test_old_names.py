@@ -10,7 +10,7 @@ from lightning_unlearn import old_names
 from lightning_unlearn.envs.concept_option import add_concept_option, parse_with_concept
 from lightning_unlearn.envs.concepts import Disc
 from lightning_unlearn.options import CommandParser
-from lightning_unlearn.policies.storage import ModelCard, load_policy, save_policy
+from lightning_unlearn.policies.files import ModelCard, load_policy, save_policy
 from lightning_unlearn.tracking.checkpoints import AtomicCheckpoints, newest
 
 DISC = f"{Disc.__module__}.{Disc.__qualname__}"

@@ -9,7 +9,7 @@ import torch
 from lightning_unlearn import cli, training
 from lightning_unlearn.configuration import expand
 from lightning_unlearn.losses.directions import random_direction
-from lightning_unlearn.policies.directions import Direction, save_direction
+from lightning_unlearn.policies.latent_editor import Direction, save_direction
 from lightning_unlearn.tracking import registry
 from lightning_unlearn.tracking.store import open_store
 

@@ -9,7 +9,7 @@ from torch import nn
 
 import lightning_unlearn as lu
 from lightning_unlearn.global_state import ordinary_modes
-from lightning_unlearn.policies.storage import ModelCard
+from lightning_unlearn.policies.files import ModelCard
 
 TOY = "ToyLine-v0"
 QUICK = ["--horizon", "32", "--n_envs", "2", "--data.workers", "1"]

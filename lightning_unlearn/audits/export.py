@@ -13,7 +13,7 @@ from lightning_unlearn.audits.places import ARTIFACTS
 from lightning_unlearn.audits.probes import LinearProbe, load_probe
 from lightning_unlearn.audits.subjects import UNSAFE
 from lightning_unlearn.options import CommandParser
-from lightning_unlearn.policies.published import file_name, save_published
+from lightning_unlearn.policies.published_format import file_name, save_published
 from lightning_unlearn.tracking import registry, runs
 from lightning_unlearn.tracking.store import TRACKING_URI_HELP, open_store
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 from lightning_unlearn.audits.probes import load_probe
 from lightning_unlearn.audits.records import output_file
 from lightning_unlearn.options import CommandParser
-from lightning_unlearn.policies.directions import save_direction
+from lightning_unlearn.policies.latent_editor import save_direction
 from lightning_unlearn.tracking import runs
 from lightning_unlearn.tracking.store import TRACKING_URI_HELP, open_store, require_recordable
 

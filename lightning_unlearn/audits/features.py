@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from lightning_unlearn.policies.actor_critic import ActorCritic
-from lightning_unlearn.policies.storage import ModelCard
+from lightning_unlearn.policies.files import ModelCard
 from lightning_unlearn.seeding import SeedStreams, torch_generator
 from lightning_unlearn.tracking import registry
 

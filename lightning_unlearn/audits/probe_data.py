@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from lightning_unlearn.audits.records import write_json
-from lightning_unlearn.audits.safe_npz import Field, read_npz, write_npz
+from lightning_unlearn.safe_files.npz import Field, read_npz, write_npz
 
 FORMAT = "lightning-unlearn/probe-data/1"
 CLASSES = ("safe", "hazard")

@@ -17,9 +17,9 @@ from sklearn.metrics import balanced_accuracy_score, confusion_matrix, roc_auc_s
 from sklearn.preprocessing import StandardScaler
 
 from lightning_unlearn.audits.records import write_json
-from lightning_unlearn.audits.safe_npz import Field, read_npz, write_npz
 from lightning_unlearn.audits.splits import NAMES, Splits
-from lightning_unlearn.policies.directions import Direction
+from lightning_unlearn.policies.latent_editor import Direction
+from lightning_unlearn.safe_files.npz import Field, read_npz, write_npz
 
 FORMAT = "lightning-unlearn/probe/1"
 PICKLES = (".pkl", ".pickle", ".joblib")

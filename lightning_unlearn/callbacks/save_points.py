@@ -7,7 +7,7 @@ import lightning.pytorch as pl
 
 from lightning_unlearn.callbacks.mlflow_run import MLflowRun
 from lightning_unlearn.callbacks.weight_average import average_of, released
-from lightning_unlearn.policies.storage import ModelCard
+from lightning_unlearn.policies.files import ModelCard
 from lightning_unlearn.tracking import registry
 from lightning_unlearn.tracking.store import patiently
 

@@ -7,8 +7,7 @@ from typing import Any, cast
 import lightning.pytorch as pl
 from torch.optim.swa_utils import AveragedModel
 
-from lightning_unlearn.policies.actor_critic import ActorCritic
-from lightning_unlearn.policies.extrapolation import extrapolate
+from lightning_unlearn.policies.actor_critic import ActorCritic, extrapolate
 
 
 class WeightAverage(pl.Callback):

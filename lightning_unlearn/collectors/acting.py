@@ -9,7 +9,7 @@ from torch import nn
 from lightning_unlearn.envs.rollout import Actor
 from lightning_unlearn.policies import numpy_actor
 from lightning_unlearn.policies.actor_critic import ACTIVATIONS, ActorCritic
-from lightning_unlearn.policies.editor import AffineEditor, GatedEditor
+from lightning_unlearn.policies.latent_editor import AffineEditor, GatedEditor
 from lightning_unlearn.policies.numpy_actor import Linear, NumpyActor
 
 

@@ -12,7 +12,7 @@ from lightning_unlearn.housekeeping.evaluations import newest_evaluation
 from lightning_unlearn.housekeeping.inventory import find_run
 from lightning_unlearn.options import CommandParser
 from lightning_unlearn.policies.actor_critic import ActorCritic
-from lightning_unlearn.policies.storage import ModelCard
+from lightning_unlearn.policies.files import ModelCard
 from lightning_unlearn.tracking import registry, runs
 from lightning_unlearn.tracking.registry import registered_version
 from lightning_unlearn.tracking.store import TRACKING_URI_HELP, open_store

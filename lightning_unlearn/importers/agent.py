@@ -14,7 +14,7 @@ from torch import nn
 
 from lightning_unlearn.envs.simulator import Simulator
 from lightning_unlearn.policies.actor_critic import ActorCritic, PolicyConfig
-from lightning_unlearn.policies.description import MAX_NUMBER
+from lightning_unlearn.policies.files import MAX_NUMBER
 
 Weights = Mapping[str, torch.Tensor]
 

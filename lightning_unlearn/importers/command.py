@@ -21,7 +21,7 @@ from lightning_unlearn.importers.reference import REFERENCES, Reference
 from lightning_unlearn.importers.warm_up import WarmUp, warm_up
 from lightning_unlearn.options import CommandParser, choose
 from lightning_unlearn.policies.actor_critic import ActorCritic
-from lightning_unlearn.policies.storage import ModelCard
+from lightning_unlearn.policies.files import ModelCard
 from lightning_unlearn.seeding import SeedStreams, torch_generator
 from lightning_unlearn.tracking import registry, runs
 from lightning_unlearn.tracking.store import TRACKING_URI_HELP, open_store, require_recordable

@@ -1,7 +1,5 @@
 """Observation statistics from the files that people have: a VecNormalize pickle (read, never run) or an npz."""
 
-import struct
-import tokenize
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -9,18 +7,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from lightning_unlearn.importers import inert_pickle
 from lightning_unlearn.importers.agent import Normaliser
 from lightning_unlearn.safe_files import open_zip
+from lightning_unlearn.safe_files.npz import load_array
+from lightning_unlearn.safe_files.pickles import float_array, read_pickle
 
 _EXPORT = (
     "np.savez(FILE.npz, mean=rms.mean, var=rms.var, epsilon=…, clip=…), where rms is the RunningMeanStd of the agent"
 )
 _MAX_BYTES = 1 << 24
-_BROKEN = (
-    *(zipfile.BadZipFile, struct.error, OSError, EOFError, KeyError, NotImplementedError),  # the archive's
-    *(tokenize.TokenError, SyntaxError, TypeError, MemoryError, OverflowError, RecursionError),  # numpy's
-)
 _VECNORMALIZE = "stable_baselines3.common.vec_env.vec_normalize.VecNormalize"
 """A class derived from it may normalise otherwise."""
 _ARRAYS = {"mean", "var", "epsilon", "clip", "count"}
@@ -48,18 +43,14 @@ def read_normaliser(path: Path) -> Normaliser | None:
 def _from_npz(path: Path) -> Normaliser:
     with open_zip(path, _MAX_BYTES) as archive:
         names = {name.removesuffix(".npy") for name in archive.namelist()}
-    if not {"mean", "var"} <= names <= _ARRAYS:
-        raise ValueError(f"it holds {sorted(names)}, not mean and var (and epsilon, clip, count if you like)")
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            found = {name: np.asarray(file[name], np.float64) for name in names}
-    except _BROKEN as error:
-        raise ValueError(f"it is damaged ({error})") from error
+        if not {"mean", "var"} <= names <= _ARRAYS:
+            raise ValueError(f"it holds {sorted(names)}, not mean and var (and epsilon, clip, count if you like)")
+        found = {name: load_array(archive, name).astype(np.float64) for name in names}
     return _normaliser(found["mean"], found["var"], found.get("epsilon", 1e-8), found.get("clip", 10.0))
 
 
 def _from_vecnormalize(path: Path) -> Normaliser | None:
-    record = inert_pickle.read(path)
+    record = read_pickle(path)
     state = getattr(record, "state", None)
     if getattr(record, "name", "") != _VECNORMALIZE or not isinstance(state, dict):
         raise ValueError("it is no pickle of a VecNormalize")
@@ -74,7 +65,7 @@ def _from_vecnormalize(path: Path) -> Normaliser | None:
     statistics = getattr(kept, "state", None)
     if not isinstance(statistics, dict):
         raise ValueError("it has no statistics of observations")
-    mean, variance = (inert_pickle.array(statistics.get(name)) for name in ("mean", "var"))
+    mean, variance = (float_array(statistics.get(name)) for name in ("mean", "var"))
     return _normaliser(mean, variance, state.get("epsilon"), state.get("clip_obs"))
 
 

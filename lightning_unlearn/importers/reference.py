@@ -17,9 +17,9 @@ import torch
 from torch.nn import functional as F
 
 from lightning_unlearn.envs.simulator import Simulator
-from lightning_unlearn.importers import inert_pickle
 from lightning_unlearn.importers.weights import MAX_BYTES, read_torch
 from lightning_unlearn.safe_files import open_zip, read_json
+from lightning_unlearn.safe_files.pickles import float_array, read_pickle
 
 Reference = Callable[[torch.Tensor], torch.Tensor]
 """Raw observations as the environment computes them, (N, O) float64 → deterministic actions, (N, A) float64."""
@@ -140,10 +140,10 @@ def _known(path: Path) -> dict[str, Any]:
     if zipfile.is_zipfile(path):
         with np.load(path, allow_pickle=False) as file:
             return {"epsilon": 1e-8, "clip": 10.0} | dict(file)
-    state = inert_pickle.read(path).state
+    state = read_pickle(path).state
     if not state.get("norm_obs", True):
         return {"mean": 0.0, "var": 1.0, "epsilon": 0.0, "clip": np.inf}
-    moments = {name: inert_pickle.array(state["obs_rms"].state[name]) for name in ("mean", "var")}
+    moments = {name: float_array(state["obs_rms"].state[name]) for name in ("mean", "var")}
     return moments | {"epsilon": state["epsilon"], "clip": state["clip_obs"]}
 
 

@@ -7,29 +7,12 @@
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from lightning_unlearn.safe_files import read_bytes
+from lightning_unlearn.safe_files import read_yaml
 
 _MAX_BYTES = 1 << 16
 _WRAPPERS = ("env_wrapper", "frame_stack", "vec_env_wrapper")
 """Options of config.yml that change what an agent sees or what its actions do."""
 _NOTHING: tuple[Any, ...] = (None, "", [], {}, 0, 1, "None")
-
-
-class _Loader(yaml.SafeLoader):
-    """Reads rl-zoo3's YAML, whose tags name Python classes, as plain lists, dicts and texts. Nothing is constructed."""
-
-
-def _plain(loader: _Loader, _: str, node: yaml.Node) -> Any:
-    if isinstance(node, yaml.SequenceNode):
-        return loader.construct_sequence(node, deep=True)
-    if isinstance(node, yaml.MappingNode):
-        return loader.construct_mapping(node, deep=True)
-    return node.value
-
-
-_Loader.add_multi_constructor("tag:yaml.org,2002:python/", _plain)
 
 
 def find(path: Path) -> tuple[Path, Path | None]:
@@ -70,11 +53,11 @@ def _in_folder(folder: Path) -> Path:
 
 def _require_no_wrapper(config: Path) -> None:
     try:
-        content = yaml.load(read_bytes(config, _MAX_BYTES), Loader=_Loader)
+        content = read_yaml(config, _MAX_BYTES)
         while isinstance(content, list) and len(content) == 1:
             content = content[0]
         options = dict(content)
-    except (yaml.YAMLError, TypeError, ValueError, RecursionError) as error:
+    except (TypeError, ValueError) as error:
         raise ValueError(f"{config} is no configuration of rl-zoo3: {str(error)[:200]}") from error
     for name in _WRAPPERS:
         if options.get(name) not in _NOTHING:

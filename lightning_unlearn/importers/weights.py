@@ -6,7 +6,7 @@ from typing import IO, Any
 
 import torch
 
-from lightning_unlearn.policies.weights_file import read_pt, read_pt_stream
+from lightning_unlearn.safe_files.pt import read_pt, read_pt_stream
 
 MAX_BYTES = 1 << 28
 

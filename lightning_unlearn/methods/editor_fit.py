@@ -16,8 +16,7 @@ from lightning_unlearn.losses import directions
 from lightning_unlearn.losses.editing import near_far, quantile_tau, solve_strength
 from lightning_unlearn.losses.erasure import leace
 from lightning_unlearn.policies.actor_critic import ActorCritic
-from lightning_unlearn.policies.directions import Direction, load_direction
-from lightning_unlearn.policies.editor import AffineEditor, Editor, GatedEditor
+from lightning_unlearn.policies.latent_editor import AffineEditor, Direction, Editor, GatedEditor, load_direction
 from lightning_unlearn.seeding import SeedStreams, torch_generator, training_seeds
 from lightning_unlearn.tracking import runs
 

@@ -17,8 +17,8 @@ from lightning_unlearn.losses.off_policy import CRITICS, ActorLoss, CriticLoss, 
 from lightning_unlearn.methods.base import require_at_least, require_fraction, require_positive, rollout_metrics
 from lightning_unlearn.methods.flat_adam import FlatAdam
 from lightning_unlearn.methods.gradient import GradientMethod, as_numbers, require_source
-from lightning_unlearn.policies.action_values import ActionValues
 from lightning_unlearn.policies.actor_critic import ActorCritic
+from lightning_unlearn.policies.q_ensemble import QEnsemble
 from lightning_unlearn.seeding import SeedStreams, torch_generator
 
 TARGET_NOISE_CLIP = 2.5
@@ -88,8 +88,8 @@ class OffPolicyConcept(GradientMethod):
         seed: The run's seed.
     """
 
-    values: ActionValues
-    target_values: ActionValues
+    values: QEnsemble
+    target_values: QEnsemble
     most_threads = CRITICS
 
     def __init__(
@@ -146,7 +146,7 @@ class OffPolicyConcept(GradientMethod):
             _bring_in(self.policy, self.mean_scale, self.exploration_std)
         config, generator = self.policy.config, torch_generator(SeedStreams.of(self.seed).weights)
         sizes = (config.observation_size, config.action_size, self.critic_sizes)
-        self.values = ActionValues(CRITICS, *sizes, generator)
+        self.values = QEnsemble(CRITICS, *sizes, generator)
         self.target_values = deepcopy(self.values).requires_grad_(False)
 
     def prepare(self, data: RolloutData) -> None:

@@ -18,7 +18,7 @@ from lightning_unlearn.methods.base import (
 )
 from lightning_unlearn.methods.editor_fit import DirectionName, EditOptions, EditorFit, Mode
 from lightning_unlearn.policies.actor_critic import ActorCritic
-from lightning_unlearn.policies.editor import GatedEditor
+from lightning_unlearn.policies.latent_editor import GatedEditor
 
 SMALLEST_OPEN_SHARE = 1e-3
 SMALLEST_ACTION_MOVE = 1e-6

@@ -1,1 +1,1 @@
-"""What acts: the actor-critic, its latent editor, and how they are stored."""
+"""Policies: the actor-critic, its latent editor, the Q ensemble, and the files that they are stored in."""

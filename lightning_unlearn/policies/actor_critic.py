@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from lightning_unlearn.policies.editor import EDITORS, Editor, editor_name
+from lightning_unlearn.policies.latent_editor import EDITORS, Editor
 
 _LOG_SQRT_TWO_PI = 0.5 * math.log(2.0 * math.pi)
 Activation = Literal["tanh", "relu", "elu", "leaky_relu", "selu", "silu", "gelu", "mish", "softplus", "sigmoid"]
@@ -39,12 +39,12 @@ _CHOICES = {
     "normaliser_dtype": ("float32", "float64"),
     "observation_dtype": ("float32", "float64"),
 }
-"""Field of `PolicyConfig` → what it may be."""
+"""Field of `PolicyConfig` → its possible values."""
 
 
 @dataclass(frozen=True)
 class PolicyConfig:
-    """The shape of a policy; the JSON description that travels with its weights holds exactly these fields."""
+    """The architecture of a policy. The JSON description stored beside its weights holds exactly these fields."""
 
     observation_size: int
     """O."""
@@ -57,29 +57,29 @@ class PolicyConfig:
     activation: Activation = "tanh"
     """Non-linearity after each layer of a trunk."""
     squash: Literal["tanh", "none", "scale"] = "tanh"
-    """`tanh`: the Gaussian draw goes through tanh, scaled to the bounds; `none`: it is clipped to them; `scale`: its
-    range from -1 to 1 is scaled to the bounds, what lies beyond is clipped."""
+    """Map from the Gaussian draw to the action. `tanh`: tanh, scaled to the bounds; `none`: clipped to the bounds;
+    `scale`: the range from -1 to 1 is scaled to the bounds, and the rest clipped."""
     critics: Literal["shared", "separate"] = "shared"
-    """Whether the value heads read the policy's trunk, or one of their own."""
+    """Trunk that the value heads read: the policy's, or one of their own."""
     normalise_observation: bool = False
-    """Whether observations are normalised by statistics that are part of the policy."""
+    """Normalise observations by statistics that are stored with the policy."""
     editor: Literal["none", "gated", "affine"] = "none"
-    """What edits the latent before the heads read it: nothing, a `GatedEditor` or an `AffineEditor`."""
+    """Edit of the latent before the heads read it: none, `GatedEditor` or `AffineEditor`."""
     critic_hidden_sizes: list[int] | None = None
-    """Widths of the critics' own trunk, where they have one; null: those of the policy's."""
+    """Widths of the critics' own trunk; null: those of the policy's trunk."""
     normaliser_epsilon: float = 1e-8
-    """Added to the variance that observations are normalised by."""
+    """Added to the variance of observations."""
     normaliser_clip: float = 10.0
     """Normalised observations are clipped to ± this."""
     normaliser_dtype: Literal["float32", "float64"] = "float32"
-    """What observations are normalised in; the network computes in float32 whatever it is."""
+    """Type in which observations are normalised; the network always computes in float32."""
     observation_dtype: Literal["float32", "float64"] = "float32"
-    """What observations are rounded to before they are normalised. A policy without normaliser reads float32."""
+    """Type that observations are rounded to before they are normalised. A policy without normaliser reads float32."""
     log_std_range: list[float] = field(default_factory=lambda: [-5.0, 1.0])
-    """What the log-std is clamped to."""
+    """The log-std is clamped to this range."""
 
     def __post_init__(self) -> None:
-        """Refuse impossible shapes, and names that stand for nothing."""
+        """Refuse impossible shapes and unknown names."""
         for name, allowed in _CHOICES.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name}={str(getattr(self, name))[:40]!r} is not one of {allowed}")
@@ -104,13 +104,13 @@ class PolicyConfig:
 
     @property
     def critic_sizes(self) -> list[int]:
-        """Widths of the layers that the value heads read."""
+        """Widths of the trunk that the value heads read."""
         own = self.critics == "separate" and self.critic_hidden_sizes
         return own or self.hidden_sizes
 
 
 class PolicyOutput(NamedTuple):
-    """One pass of the network."""
+    """Output of one pass of the network."""
 
     mean: torch.Tensor
     """Mean of the Gaussian before squashing. Shape: (B, A)."""
@@ -121,7 +121,7 @@ class PolicyOutput(NamedTuple):
 
 
 class ObservationNormaliser(nn.Module):
-    """(observation − mean) / √(variance + epsilon), clipped to ±clip; its buffers travel with the policy."""
+    """(observation − mean) / √(variance + epsilon), clipped to ±clip. Its buffers are stored with the policy."""
 
     mean: torch.Tensor
     variance: torch.Tensor
@@ -147,7 +147,12 @@ class ActorCritic(nn.Module):
     def __init__(self, config: PolicyConfig, generator: torch.Generator | None = None) -> None:
         super().__init__()
         self.config = config
-        self.normaliser = _normaliser(config) if config.normalise_observation else None
+        self.normaliser: ObservationNormaliser | None = None
+        if config.normalise_observation:
+            dtype = torch.float64 if config.normaliser_dtype == "float64" else torch.float32
+            self.normaliser = ObservationNormaliser(
+                config.observation_size, config.normaliser_epsilon, config.normaliser_clip, dtype
+            )
         self.trunk = _mlp(config, config.hidden_sizes)
         self.critic_trunk = _mlp(config, config.critic_sizes) if config.critics == "separate" else None
         self.editor: Editor | None = (
@@ -164,7 +169,7 @@ class ActorCritic(nn.Module):
 
     @property
     def observation_dtype(self) -> torch.dtype:
-        """What observations have to be handed over in, so that nothing the policy reads is lost."""
+        """Type in which observations must be passed, so that the policy loses no digits that it reads."""
         wide = self.normaliser is not None and self.config.observation_dtype == "float64"
         return torch.float64 if wide else self.log_std.dtype
 
@@ -179,28 +184,28 @@ class ActorCritic(nn.Module):
         return self.log_std.clamp(*self.config.log_std_range)
 
     def latent(self, observation: torch.Tensor) -> torch.Tensor:
-        """The trunk's output. Shape: (B, O) → (B, H)."""
+        """Compute the trunk's output. Shape: (B, O) → (B, H)."""
         return self.trunk(self._normalised(observation))
 
     def operative_latent(self, observation: torch.Tensor) -> torch.Tensor:
-        """What the heads read: the latent, after the editor where there is one. Shape: (B, O) → (B, H)."""
+        """Compute the latent that the heads read: edited, if there is an editor. Shape: (B, O) → (B, H)."""
         latent = self.latent(observation)
         return latent if self.editor is None else self.editor(latent)
 
     def with_editor(self, editor: Editor) -> "ActorCritic":
-        """A copy whose heads read the latent through `editor`; one that this policy has already is replaced."""
+        """Return a copy whose heads read the latent through `editor`, in place of an editor that this policy has."""
         return self._with(editor)
 
     def without_editor(self) -> "ActorCritic":
-        """A copy whose heads read the latent itself."""
+        """Return a copy whose heads read the latent itself."""
         return self._with(None)
 
     def mean(self, observation: torch.Tensor) -> torch.Tensor:
-        """Mean of the Gaussian before squashing. Shape: (B, O) → (B, A)."""
+        """Compute the mean of the Gaussian before squashing. Shape: (B, O) → (B, A)."""
         return self.action_mean(self.operative_latent(observation))
 
     def forward(self, observation: torch.Tensor) -> PolicyOutput:
-        """Mean and both values from one pass. Shape: (B, O) in."""
+        """Compute the mean and both values in one pass. Shape of the observation: (B, O)."""
         latent = self.operative_latent(observation)
         critic_latent = latent if self.critic_trunk is None else self.critic_trunk(self._normalised(observation))
         return PolicyOutput(
@@ -210,7 +215,7 @@ class ActorCritic(nn.Module):
         )
 
     def squash(self, pre_tanh: torch.Tensor) -> torch.Tensor:
-        """From the Gaussian draw to the action, inside the bounds. Shape: (B, A) → (B, A)."""
+        """Map the Gaussian draw to an action inside the bounds. Shape: (B, A) → (B, A)."""
         if self.config.squash == "none":
             return pre_tanh.clamp(self.action_low, self.action_high)
         if self.config.squash == "scale":  # in the order in which OmniSafe rounds, so that its agents act to the bit
@@ -220,25 +225,25 @@ class ActorCritic(nn.Module):
         return self.action_low + half_range * (pre_tanh.tanh() + 1.0)
 
     def act(self, observation: torch.Tensor) -> torch.Tensor:
-        """The deterministic action: the squashed mean. Shape: (B, O) → (B, A)."""
+        """Compute the deterministic action, the squashed mean. Shape: (B, O) → (B, A)."""
         return self.squash(self.mean(observation))
 
     def log_prob(self, mean: torch.Tensor, pre_tanh: torch.Tensor) -> torch.Tensor:
-        """Log-density of the action that the draw `pre_tanh` becomes. Shape: (B, A), (B, A) → (B,).
+        """Compute the log-density of the action that the draw `pre_tanh` becomes. Shape: (B, A), (B, A) → (B,).
 
-        Σ_a [ log N(u; mean, std) − log |∂action/∂u| ]; without tanh, clipping is not counted in.
+        Σ_a [ log N(u; mean, std) − log |∂action/∂u| ]. Without tanh, clipping is ignored.
         """
         return self.draw_log_prob(mean, pre_tanh) - self.log_squash_slope(pre_tanh)
 
     def draw_log_prob(self, mean: torch.Tensor, pre_tanh: torch.Tensor) -> torch.Tensor:
-        """Log-density of the draw itself, Σ_a log N(u; mean, std). Shape: (B, A), (B, A) → (B,)."""
+        """Compute the log-density of the draw itself, Σ_a log N(u; mean, std). Shape: (B, A), (B, A) → (B,)."""
         log_std = self.clamped_log_std
         return (-0.5 * ((pre_tanh - mean) / log_std.exp()).square() - log_std - _LOG_SQRT_TWO_PI).sum(-1)
 
     def log_squash_slope(self, pre_tanh: torch.Tensor) -> torch.Tensor:
-        """Σ_a log |∂action/∂u|, which no weight changes. Shape: (B, A) → (B,).
+        """Compute Σ_a log |∂action/∂u|, which depends on no weight. Shape: (B, A) → (B,).
 
-        Of tanh, it is log (half range·(1 − tanh²u)), written so that it stays finite for large |u|.
+        For tanh, each term is log (half range·(1 − tanh²u)), written so that it stays finite for large |u|.
         """
         if self.config.squash == "none":
             return pre_tanh.new_zeros(pre_tanh.shape[:-1])
@@ -248,7 +253,7 @@ class ActorCritic(nn.Module):
         return (2.0 * (math.log(2.0) - pre_tanh - F.softplus(-2.0 * pre_tanh)) + log_half_range).sum(-1)
 
     def entropy(self) -> torch.Tensor:
-        """Entropy of the Gaussian before squashing, Σ_a (½ + log √(2π) + log std). Shape: ()."""
+        """Compute the entropy of the Gaussian before squashing, Σ_a (½ + log √(2π) + log std). Shape: ()."""
         return (0.5 + _LOG_SQRT_TWO_PI + self.clamped_log_std).sum()
 
     def _with(self, editor: Editor | None) -> "ActorCritic":
@@ -256,18 +261,13 @@ class ActorCritic(nn.Module):
         if sizes - {own}:
             raise ValueError(f"the editor is for latents of size {max(sizes)}, but the policy's latent has {own}.")
         copy = deepcopy(self)
-        copy.config = replace(self.config, editor=editor_name(editor))  # type: ignore[arg-type]
+        copy.config = replace(self.config, editor="none" if editor is None else editor.name)  # type: ignore[arg-type]
         copy.editor = deepcopy(editor)
         return copy
 
     def _normalised(self, observation: torch.Tensor) -> torch.Tensor:
         observation = observation.to(self.observation_dtype)
         return observation if self.normaliser is None else self.normaliser(observation).to(self.log_std.dtype)
-
-
-def _normaliser(config: PolicyConfig) -> ObservationNormaliser:
-    dtype = torch.float64 if config.normaliser_dtype == "float64" else torch.float32
-    return ObservationNormaliser(config.observation_size, config.normaliser_epsilon, config.normaliser_clip, dtype)
 
 
 def _mlp(config: PolicyConfig, hidden_sizes: Sequence[int]) -> nn.Sequential:
@@ -278,10 +278,53 @@ def _mlp(config: PolicyConfig, hidden_sizes: Sequence[int]) -> nn.Sequential:
 
 
 def _initialise(policy: ActorCritic, generator: torch.Generator) -> None:
-    """PyTorch's default for linear layers, U(−1/√fan_in, 1/√fan_in), drawn from the run's own stream."""
+    """Draw linear layers by PyTorch's default, U(−1/√fan_in, 1/√fan_in), but from the run's own random stream."""
     for layer in policy.modules():
         if isinstance(layer, nn.Linear):
             bound = 1.0 / math.sqrt(layer.in_features)
             for parameter in (layer.weight, layer.bias):
                 with torch.no_grad():
                     parameter.uniform_(-bound, bound, generator=generator)
+
+
+def extrapolate(start: ActorCritic, end: ActorCritic, alpha: float) -> ActorCritic:
+    """Make a repair weaker or stronger without training: return a policy with the weights θ₀ + α·(θ − θ₀).
+
+    α = 0 gives the weights of the start and α = 1 those of the end, both bit-exactly. Values between 0 and 1 apply less
+    of the change that training made, values above 1 more of it. Source: Wortsman et al. 2022 (between original and
+    fine-tuned weights); Zheng et al. 2025 (model extrapolation, beyond).
+
+    Args:
+        start: θ₀, the policy that the end was trained from. A registered repair names it in its run's tag `source`.
+        end: θ. Neither policy is changed.
+        alpha: α, at least 0.
+
+    Raises:
+        ValueError: The two do not have the same weights by name and shape, they differ in what is not trained, or α is
+            negative or not finite.
+    """
+    if not 0.0 <= alpha < math.inf:
+        raise ValueError(f"alpha={alpha} is not possible: use a number of at least 0; 1 is the policy trained last.")
+    if start.config != end.config or _shapes(start) != _shapes(end) or not _same_statistics(start, end):
+        raise ValueError(
+            "the two policies differ in more than trained weights (sizes, activation, normaliser or editor): no line "
+            "leads from one to the other. Name a policy and the one that it was trained from."
+        )
+    policy = deepcopy(end)
+    with torch.no_grad():
+        for weight, first in zip(policy.parameters(), start.parameters(), strict=True):
+            weight.copy_(torch.lerp(first, weight, alpha))
+    return policy
+
+
+def _shapes(policy: ActorCritic) -> dict[str, torch.Size]:
+    return {name: weight.shape for name, weight in policy.named_parameters()}
+
+
+def _same_statistics(start: ActorCritic, end: ActorCritic) -> bool:
+    """Return whether observation normaliser and editor are equal; no gradient changes their numbers."""
+    one, other = (
+        {name: numbers for name, numbers in policy.named_buffers() if name.startswith(("normaliser.", "editor."))}
+        for policy in (start, end)
+    )
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)

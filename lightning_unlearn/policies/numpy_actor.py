@@ -1,4 +1,4 @@
-"""A policy's mean in numpy, for processes that only step environments: they need no PyTorch.
+"""A policy's mean in numpy, for worker processes that step environments without PyTorch.
 
 Shapes: n environments, O observation size, A action size, H latent size.
 """
@@ -11,8 +11,8 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 BLOCK = 8
-"""Environments in one matrix product. It is always made with this many rows, each environment at its own place, so that
-its action does not depend, to the bit, on how many environments are beside it in a process."""
+"""Environments in one matrix product. It always has this many rows, and each environment its own row, so that an
+action does not depend, to the bit, on how many environments share a process."""
 
 
 class Linear(NamedTuple):
@@ -47,7 +47,7 @@ class GatedEdit(NamedTuple):
 
 @dataclass(frozen=True)
 class NumpyActor:
-    """The deterministic part of an `ActorCritic` of linear layers, equal to it to float32 rounding."""
+    """Mean and squashing of an `ActorCritic` with linear layers, equal to it up to float32 rounding."""
 
     portable = True
 
@@ -55,7 +55,7 @@ class NumpyActor:
     activation: str
     """A name in `ACTIVATIONS`."""
     output: Linear
-    """From the latent to the mean."""
+    """Layer from the latent to the mean."""
     action_low: np.ndarray
     """Shape: (A,), float32."""
     action_high: np.ndarray
@@ -64,13 +64,13 @@ class NumpyActor:
     normaliser: Normaliser | None = None
     editor: GatedEdit | Linear | None = None
 
-    @np.errstate(over="ignore", invalid="ignore")  # who asks looks whether the mean is finite
+    @np.errstate(over="ignore", invalid="ignore")  # the caller checks that the mean is finite
     def mean(self, observation: np.ndarray, first: int = 0) -> np.ndarray:
-        """Mean of the Gaussian before squashing. Shape: (n, O) float64 → (n, A) float32.
+        """Compute the mean of the Gaussian before squashing. Shape: (n, O) float64 → (n, A) float32.
 
         Args:
-            observation: Of n environments that follow each other.
-            first: Index of the first of them among all environments.
+            observation: Observations of n consecutive environments.
+            first: Index of the first one among all environments.
         """
         count, size = observation.shape
         start = first % BLOCK
@@ -84,7 +84,7 @@ class NumpyActor:
         return x.reshape(blocks * BLOCK, -1)[start : start + count]
 
     def squash(self, pre_tanh: np.ndarray) -> np.ndarray:
-        """From the Gaussian draw to the action, inside the bounds. Shape: (n, A) → (n, A), float32."""
+        """Map the Gaussian draw to an action inside the bounds. Shape: (n, A) → (n, A), float32."""
         low, high = self.action_low, self.action_high
         if self.squashing == "tanh":
             return low + self._half_range * (np.tanh(pre_tanh) + 1)
@@ -152,4 +152,4 @@ ACTIVATIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "softplus": _softplus,
     "sigmoid": _sigmoid,
 }
-"""Those of `actor_critic.ACTIVATIONS`, with PyTorch's defaults."""
+"""Name → function: those of `actor_critic.ACTIVATIONS`, with PyTorch's defaults."""

@@ -7,7 +7,7 @@ from typing import TypeVar
 
 from mlflow.exceptions import MlflowException
 
-from lightning_unlearn.policies.storage import save_policy
+from lightning_unlearn.policies.files import save_policy
 from lightning_unlearn.study.execute import Doing, Executor, Progress, Running
 from lightning_unlearn.study.jobs import log_file, make_job
 from lightning_unlearn.study.steps import Result, Step, step_digest

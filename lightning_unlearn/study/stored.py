@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 from lightning_unlearn.options import CommandParser
-from lightning_unlearn.policies.storage import StoredPolicy
+from lightning_unlearn.policies.files import StoredPolicy
 from lightning_unlearn.tracking import registry, runs
 from lightning_unlearn.tracking.store import TRACKING_URI_HELP, open_store, require_recordable
 

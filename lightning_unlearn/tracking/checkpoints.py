@@ -12,7 +12,7 @@ import torch
 from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
 
 from lightning_unlearn.old_names import with_current_keys
-from lightning_unlearn.policies.weights_file import read_state
+from lightning_unlearn.safe_files.pt import read_state
 
 MAX_BYTES = 1 << 30
 """A larger checkpoint is not read."""

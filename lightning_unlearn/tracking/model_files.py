@@ -14,7 +14,7 @@ from mlflow.exceptions import MlflowException
 
 from lightning_unlearn.global_state import ordinary_modes
 from lightning_unlearn.policies.actor_critic import ActorCritic
-from lightning_unlearn.policies.storage import MAX_WEIGHTS_BYTES, load_policy
+from lightning_unlearn.policies.files import MAX_WEIGHTS_BYTES, load_policy
 from lightning_unlearn.safe_files import parse_json, sha256
 
 LOADER = "lightning_unlearn.registry"

@@ -25,10 +25,9 @@ from mlflow.store.artifact.utils.models import get_model_name_and_version
 from mlflow.types import Schema, TensorSpec
 
 from lightning_unlearn.policies.actor_critic import ActorCritic
-from lightning_unlearn.policies.description import as_file_name
-from lightning_unlearn.policies.published import origin
-from lightning_unlearn.policies.storage import ModelCard, StoredPolicy, save_policy
-from lightning_unlearn.policies.storage import load_policy as load_policy_files
+from lightning_unlearn.policies.files import ModelCard, StoredPolicy, save_policy
+from lightning_unlearn.policies.files import load_policy as load_policy_files
+from lightning_unlearn.policies.published_format import as_file_name, origin
 from lightning_unlearn.tracking.model_files import LOADER, POLICY, digest_tag, fetched_policy
 from lightning_unlearn.tracking.store import pages, writing
 

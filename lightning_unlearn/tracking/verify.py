@@ -7,8 +7,7 @@ from pathlib import Path
 import yaml
 
 from lightning_unlearn.options import CommandParser
-from lightning_unlearn.policies.description import read_description
-from lightning_unlearn.policies.storage import DESCRIPTION_FILE, WEIGHTS_FILE, load_policy
+from lightning_unlearn.policies.files import DESCRIPTION_FILE, WEIGHTS_FILE, load_policy, read_description
 from lightning_unlearn.safe_files import read_bytes, read_json
 from lightning_unlearn.tracking import registry
 from lightning_unlearn.tracking.model_files import (

@@ -7,7 +7,7 @@ import torch
 
 from lightning_unlearn.audits.probe_data import ProbeData, save_data
 from lightning_unlearn.policies.actor_critic import ActorCritic, PolicyConfig
-from lightning_unlearn.policies.storage import ModelCard
+from lightning_unlearn.policies.files import ModelCard
 from lightning_unlearn.tracking import registry
 from lightning_unlearn.tracking.store import artifact_location
 

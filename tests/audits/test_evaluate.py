@@ -10,7 +10,7 @@ from lightning_unlearn.audits import suite
 from lightning_unlearn.envs.simulator import TopView
 from lightning_unlearn.envs.toy import ToySimulator
 from lightning_unlearn.policies.actor_critic import ActorCritic, PolicyConfig
-from lightning_unlearn.policies.storage import ModelCard, save_policy
+from lightning_unlearn.policies.files import ModelCard, save_policy
 from lightning_unlearn.tracking import runs
 
 TOY = "ToyLine-v0"

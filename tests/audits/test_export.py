@@ -6,8 +6,8 @@ import torch
 from lightning_unlearn import cli
 from lightning_unlearn.audits.export import as_pipeline
 from lightning_unlearn.audits.probes import LinearProbe
-from lightning_unlearn.policies.editor import AffineEditor, GatedEditor
-from lightning_unlearn.policies.storage import ModelCard
+from lightning_unlearn.policies.files import ModelCard
+from lightning_unlearn.policies.latent_editor import AffineEditor, GatedEditor
 from lightning_unlearn.tracking import registry
 
 TOY = "ToyLine-v0"

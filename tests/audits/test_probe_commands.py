@@ -16,9 +16,8 @@ from lightning_unlearn.audits.probe_fit import fit_beside
 from lightning_unlearn.audits.probes import load_probe
 from lightning_unlearn.audits.splits import SplitOptions, make_splits
 from lightning_unlearn.policies.actor_critic import ActorCritic, PolicyConfig
-from lightning_unlearn.policies.directions import load_direction
-from lightning_unlearn.policies.editor import GatedEditor
-from lightning_unlearn.policies.storage import ModelCard, save_policy
+from lightning_unlearn.policies.files import ModelCard, save_policy
+from lightning_unlearn.policies.latent_editor import GatedEditor, load_direction
 from lightning_unlearn.tracking import registry
 from lightning_unlearn.tracking.store import open_store
 

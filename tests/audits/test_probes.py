@@ -10,8 +10,7 @@ from sklearn.preprocessing import StandardScaler
 
 from lightning_unlearn.audits.probes import StoredProbe, fit_probe, load_probe, probe_file, save_probe, scores
 from lightning_unlearn.audits.splits import SplitOptions, make_splits
-from lightning_unlearn.policies.directions import load_direction, save_direction
-from lightning_unlearn.policies.editor import GatedEditor
+from lightning_unlearn.policies.latent_editor import GatedEditor, load_direction, save_direction
 
 
 @pytest.fixture

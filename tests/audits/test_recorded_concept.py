@@ -7,7 +7,7 @@ import pytest
 from lightning_unlearn import cli
 from lightning_unlearn.audits.recorded_concept import asked_for, built
 from lightning_unlearn.envs.concepts import ActionBox, AnyOf, Disc, InfoKey, ObservationRange, Rectangle, recorded_as
-from lightning_unlearn.policies.storage import ModelCard, save_policy
+from lightning_unlearn.policies.files import ModelCard, save_policy
 
 TOY = "ToyLine-v0"
 RIGHT = ObservationRange("position", above=0.25)

@@ -9,8 +9,8 @@ from lightning_unlearn import cli
 from lightning_unlearn.audits.relearning import RelearnOptions, cost_rate, relearn
 from lightning_unlearn.envs.batched import make_env
 from lightning_unlearn.policies.actor_critic import ActorCritic, PolicyConfig
-from lightning_unlearn.policies.editor import GatedEditor
-from lightning_unlearn.policies.storage import ModelCard, save_policy
+from lightning_unlearn.policies.files import ModelCard, save_policy
+from lightning_unlearn.policies.latent_editor import GatedEditor
 from lightning_unlearn.tracking import registry
 
 TOY = "ToyLine-v0"

@@ -17,7 +17,7 @@ from lightning_unlearn.envs.batched import make_env
 from lightning_unlearn.envs.gymnasium_batch import GymnasiumSimulator
 from lightning_unlearn.envs.sharded import is_portable
 from lightning_unlearn.policies.actor_critic import ActorCritic, PolicyConfig
-from lightning_unlearn.policies.storage import ModelCard, load_policy, save_policy
+from lightning_unlearn.policies.files import ModelCard, load_policy, save_policy
 from lightning_unlearn.tracking import registry
 
 MODULE = """

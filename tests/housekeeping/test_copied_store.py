@@ -13,7 +13,7 @@ import pytest
 
 from lightning_unlearn import processes
 from lightning_unlearn.housekeeping.inventory import all_runs
-from lightning_unlearn.policies.storage import ModelCard
+from lightning_unlearn.policies.files import ModelCard
 from lightning_unlearn.tracking import registry
 from lightning_unlearn.tracking.store import experiment_id, open_store
 from lightning_unlearn.tracking.verify import verify

@@ -15,7 +15,7 @@ from lightning_unlearn import cli, processes
 from lightning_unlearn.housekeeping import plan
 from lightning_unlearn.housekeeping.inventory import model_id
 from lightning_unlearn.housekeeping.plan import find_waste
-from lightning_unlearn.policies.storage import ModelCard
+from lightning_unlearn.policies.files import ModelCard
 from lightning_unlearn.tracking import registry
 from lightning_unlearn.tracking.verify import verify
 

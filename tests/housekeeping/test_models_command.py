@@ -12,7 +12,7 @@ from lightning_unlearn.housekeeping.disk import size
 from lightning_unlearn.housekeeping.inventory import all_runs, all_versions, model_id
 from lightning_unlearn.housekeeping.lineage import derived_from
 from lightning_unlearn.housekeeping.models_compare import layer_differences
-from lightning_unlearn.policies.storage import ModelCard, save_policy
+from lightning_unlearn.policies.files import ModelCard, save_policy
 from lightning_unlearn.tracking import registry, runs
 
 TOY = "ToyLine-v0"

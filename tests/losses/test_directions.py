@@ -6,7 +6,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from lightning_unlearn.losses import directions
-from lightning_unlearn.policies.editor import GatedEditor
+from lightning_unlearn.policies.latent_editor import GatedEditor
 
 
 def labelled(generator, n=600, size=6):

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from lightning_unlearn.losses import editing
-from lightning_unlearn.policies.editor import GatedEditor
+from lightning_unlearn.policies.latent_editor import GatedEditor
 
 STEEP = 1e9
 """With such a β the gate is a step."""

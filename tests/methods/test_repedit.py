@@ -11,8 +11,7 @@ from lightning_unlearn.losses import directions
 from lightning_unlearn.losses.editing import near_far
 from lightning_unlearn.methods.editor_fit import calibrate
 from lightning_unlearn.methods.repedit import RepEdit, edit_effect, effect_message, effect_metrics, idle_message
-from lightning_unlearn.policies.directions import Direction, save_direction
-from lightning_unlearn.policies.editor import AffineEditor, GatedEditor
+from lightning_unlearn.policies.latent_editor import AffineEditor, Direction, GatedEditor, save_direction
 from lightning_unlearn.seeding import SeedStreams, training_seeds
 from lightning_unlearn.tracking import registry
 
@@ -265,7 +264,7 @@ def test_bad_input_is_refused_with_the_remedy(tmp_path, options, message):
 
 
 def test_an_edited_source_is_refused(tmp_path):
-    from lightning_unlearn.policies.storage import ModelCard, save_policy
+    from lightning_unlearn.policies.files import ModelCard, save_policy
 
     save_policy(tmp_path / "edited", built().policy, ModelCard())
     with pytest.raises(ValueError, match="has an editor already"):

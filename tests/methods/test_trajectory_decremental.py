@@ -10,7 +10,7 @@ from lightning_unlearn.collectors import trajectories
 from lightning_unlearn.collectors.data import RolloutData
 from lightning_unlearn.collectors.trajectories import Trajectories
 from lightning_unlearn.methods.trajectory_decremental import TrajectoryDecremental
-from lightning_unlearn.policies.storage import ModelCard, save_policy
+from lightning_unlearn.policies.files import ModelCard, save_policy
 from lightning_unlearn.tracking import registry
 
 CONFIGS = ("base", "env/point_goal1", "method/trajectory_decremental", "smoke")

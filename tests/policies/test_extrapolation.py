@@ -2,9 +2,8 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_unlearn.policies.actor_critic import ActorCritic, PolicyConfig
-from lightning_unlearn.policies.editor import GatedEditor
-from lightning_unlearn.policies.extrapolation import extrapolate
+from lightning_unlearn.policies.actor_critic import ActorCritic, PolicyConfig, extrapolate
+from lightning_unlearn.policies.latent_editor import GatedEditor
 
 
 def policy(seed, **changes):

@@ -6,7 +6,7 @@ import torch
 
 from lightning_unlearn.collectors.acting import TorchActor, actor_of
 from lightning_unlearn.policies.actor_critic import ACTIVATIONS, ActorCritic, PolicyConfig
-from lightning_unlearn.policies.editor import AffineEditor, GatedEditor
+from lightning_unlearn.policies.latent_editor import AffineEditor, GatedEditor
 from lightning_unlearn.policies.numpy_actor import BLOCK, NumpyActor
 
 OBSERVATIONS, LATENT = 11, 10

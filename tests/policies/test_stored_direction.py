@@ -3,7 +3,7 @@ import pickle
 import pytest
 import torch
 
-from lightning_unlearn.policies.directions import Direction, load_direction, save_direction
+from lightning_unlearn.policies.latent_editor import Direction, load_direction, save_direction
 
 
 def written(path, **content):

@@ -7,8 +7,8 @@ import torch
 from hostile_files import seal
 from safetensors.torch import load_file, save_file
 
-from lightning_unlearn.policies.editor import AffineEditor, GatedEditor
-from lightning_unlearn.policies.storage import ModelCard, load_policy, save_policy
+from lightning_unlearn.policies.files import ModelCard, load_policy, save_policy
+from lightning_unlearn.policies.latent_editor import AffineEditor, GatedEditor
 
 UNIT = torch.nn.functional.normalize(torch.arange(1.0, 9.0), dim=0)
 EDITORS = {

@@ -7,7 +7,7 @@ from mlflow.exceptions import MlflowException
 
 from lightning_unlearn import processes
 from lightning_unlearn.policies.actor_critic import ActorCritic, PolicyConfig
-from lightning_unlearn.policies.storage import ModelCard
+from lightning_unlearn.policies.files import ModelCard
 from lightning_unlearn.study.conduct import Conduct
 from lightning_unlearn.study.steps import Step, Work
 from lightning_unlearn.study.store import DIGEST, RESULT, StudyStore, context

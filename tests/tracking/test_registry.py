@@ -8,8 +8,8 @@ import torch
 from sqlalchemy import event
 from sqlalchemy.engine import Engine
 
-from lightning_unlearn.policies.published import save_published
-from lightning_unlearn.policies.storage import ModelCard, save_policy
+from lightning_unlearn.policies.files import ModelCard, save_policy
+from lightning_unlearn.policies.published_format import save_published
 from lightning_unlearn.tracking import registry
 from lightning_unlearn.tracking.addresses import sqlite_uri
 from lightning_unlearn.tracking.store import experiment_id, open_store

@@ -10,8 +10,8 @@ from hostile_files import seal
 
 from lightning_unlearn import cli
 from lightning_unlearn.policies.actor_critic import ActorCritic, PolicyConfig
-from lightning_unlearn.policies.published import save_published
-from lightning_unlearn.policies.storage import ModelCard, save_policy
+from lightning_unlearn.policies.files import ModelCard, save_policy
+from lightning_unlearn.policies.published_format import save_published
 from lightning_unlearn.tracking import registry, runs
 from lightning_unlearn.tracking.model_files import digest_tag
 from lightning_unlearn.tracking.registry import registered_version

@@ -2,13 +2,13 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_unlearn.policies.action_values import ActionValues
+from lightning_unlearn.policies.q_ensemble import QEnsemble
 
 SEEN, ACTS, B = 5, 2, 7
 
 
 def made(critics=3, sizes=(8, 6)):
-    return ActionValues(critics, SEEN, ACTS, sizes, torch.Generator().manual_seed(0))
+    return QEnsemble(critics, SEEN, ACTS, sizes, torch.Generator().manual_seed(0))
 
 
 def alone(values, index):

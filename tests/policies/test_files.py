@@ -7,7 +7,7 @@ from hostile_files import seal
 from safetensors.torch import load_file, save_file
 
 from lightning_unlearn.policies.actor_critic import ActorCritic, PolicyConfig
-from lightning_unlearn.policies.storage import ModelCard, load_policy, save_policy
+from lightning_unlearn.policies.files import ModelCard, load_policy, save_policy
 
 CARD = ModelCard("concept", "ToyLine-v0", "cost_hazards", 3, 50, 1000)
 

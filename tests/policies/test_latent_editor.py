@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from lightning_unlearn.policies.actor_critic import ActorCritic, PolicyConfig
-from lightning_unlearn.policies.editor import AffineEditor, GatedEditor
+from lightning_unlearn.policies.latent_editor import AffineEditor, GatedEditor
 
 
 def gated(**changes):

@@ -2,9 +2,9 @@ import pytest
 import torch
 
 from lightning_unlearn.policies.actor_critic import ActorCritic, PolicyConfig
-from lightning_unlearn.policies.editor import AffineEditor, GatedEditor
-from lightning_unlearn.policies.published import file_name, origin, save_published
-from lightning_unlearn.policies.storage import load_policy
+from lightning_unlearn.policies.files import load_policy
+from lightning_unlearn.policies.latent_editor import AffineEditor, GatedEditor
+from lightning_unlearn.policies.published_format import file_name, origin, save_published
 
 
 @pytest.mark.parametrize(

@@ -1,31 +1,35 @@
-"""The published layout: its files' names, and policies written as it has them.
+"""The published layout: the names of its files, and policies in it.
 
 A `.pt` file holds a dict `state_dict` with shared.0, shared.2, mu, vr, vc (weight and bias) and logstd, and for an
-edited policy a dict `editor` with direction, alpha, tau and beta. `storage.load_policy` reads it back.
+edited policy a dict `editor` with direction, alpha, tau and beta.
 """
 
 import re
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from lightning_unlearn.policies.actor_critic import ActorCritic, PolicyConfig
-from lightning_unlearn.policies.description import as_file_name
-from lightning_unlearn.policies.editor import GatedEditor
-from lightning_unlearn.policies.weights_file import read_pt
+from lightning_unlearn.policies.latent_editor import GatedEditor
+from lightning_unlearn.safe_files.pt import read_pt
 
-_HEADS = {"trunk": "shared", "action_mean": "mu", "reward_value": "vr", "cost_value": "vc", "log_std": "logstd"}
-_OWN_NAMES = {published: own for own, published in _HEADS.items()}
+_PUBLISHED = {"trunk": "shared", "action_mean": "mu", "reward_value": "vr", "cost_value": "vc", "log_std": "logstd"}
+"""Name of a layer here → its published name."""
+_OWN = {published: own for own, published in _PUBLISHED.items()}
 _NAME = re.compile(r"(?:(unsafe)_expert|(oracle)|safe_([a-z]\w*?))_([A-Z][A-Za-z0-9]*-v\d+)(?:_(\d+))?\.pt")
 _MAX_ACTIONS = 1 << 12
 _EDITOR_PARTS = ("direction", "alpha", "tau", "beta")
 
 
+def as_file_name(env_id: str) -> str:
+    """Replace slashes and colons in an environment's id, for names of files and of registered models."""
+    return env_id.replace("/", "+").replace(":", "~")
+
+
 def file_name(method: str, env: str, update: int) -> str:
-    """Name of a model's file, such as `safe_concept_SafetyPointGoal1-v0_50.pt`."""
+    """Return the published name of a model's file, such as `safe_concept_SafetyPointGoal1-v0_50.pt`."""
     env = as_file_name(env)
     if method == "unsafe":
         return f"unsafe_expert_{env}.pt"
@@ -33,7 +37,7 @@ def file_name(method: str, env: str, update: int) -> str:
 
 
 def origin(name: str) -> tuple[str, str, int] | None:
-    """Method, environment and update (−1: the name has none) that a file's name tells; None if it is no such name."""
+    """Read method, environment and update from a file's name (update −1 if it has none); None if it is no such name."""
     match = _NAME.fullmatch(name)
     if match is None:
         return None
@@ -49,8 +53,9 @@ def save_published(path: Path, policy: ActorCritic) -> None:
     """
     require_publishable(policy)
     weights = {name: tensor.detach().clone() for name, tensor in policy.state_dict().items()}
-    own = {name: tensor for name, tensor in weights.items() if not name.startswith("editor.")}
-    content: dict[str, Any] = {"state_dict": {_renamed(name): tensor for name, tensor in own.items()}}
+    content: dict[str, Any] = {
+        "state_dict": {_renamed(n, _PUBLISHED): w for n, w in weights.items() if not n.startswith("editor.")}
+    }
     if isinstance(policy.editor, GatedEditor):
         content["editor"] = {part: weights[f"editor.{part}"] for part in _EDITOR_PARTS}
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -58,13 +63,14 @@ def save_published(path: Path, policy: ActorCritic) -> None:
 
 
 def require_publishable(policy: ActorCritic) -> None:
-    """Refuse what the published scripts could not represent.
+    """Refuse a policy that the published scripts could not represent.
 
     Raises:
-        ValueError: It has another shape than two tanh layers, shared critics and actions in [−1, 1].
+        ValueError: It is no policy of two tanh layers, shared critics and actions in [−1, 1], with at most a gated
+            editor.
     """
     config = policy.config
-    odd = {
+    unsupported = {
         "hidden_sizes": len(config.hidden_sizes) != 2,
         "activation": config.activation != "tanh",
         "squash": config.squash != "tanh",
@@ -74,13 +80,13 @@ def require_publishable(policy: ActorCritic) -> None:
         "action_low": {*config.action_low} != {-1.0},
         "action_high": {*config.action_high} != {1.0},
     }
-    named = [f"{name}={getattr(config, name)}" for name, is_odd in odd.items() if is_odd]
+    named = [f"{name}={getattr(config, name)}" for name, is_unsupported in unsupported.items() if is_unsupported]
     if named:
         raise ValueError(f"the published layout has no place for {', '.join(named)}")
 
 
 def read_published(path: Path, max_bytes: int) -> tuple[PolicyConfig, dict[str, Any]]:
-    """A policy's shape and its weights under their names here; whether they are all there is left to the caller.
+    """Read a policy's shape and its weights, under the names they have here; the caller checks that none is missing.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -89,19 +95,18 @@ def read_published(path: Path, max_bytes: int) -> tuple[PolicyConfig, dict[str, 
     content = read_pt(path, max_bytes)
     if not isinstance(content.get("state_dict"), dict):
         raise ValueError(f"{path} holds no `state_dict` of the published layout.")
-    weights = {_own_name(name): tensor for name, tensor in content["state_dict"].items()}
+    weights = {_renamed(name, _OWN): tensor for name, tensor in content["state_dict"].items()}
     editor = _editor(content.get("editor"), path)
-    config = _config(weights, path)
-    return (replace(config, editor="gated") if editor else config), weights | editor
+    return _config(weights, path, "gated" if editor else "none"), weights | editor
 
 
-def _own_name(name: str) -> str:
+def _renamed(name: str, names: Mapping[str, str]) -> str:
     head, dot, rest = name.partition(".")
-    return _OWN_NAMES.get(head, head) + dot + rest
+    return names.get(head, head) + dot + rest
 
 
-def _config(weights: Mapping[str, Any], path: Path) -> PolicyConfig:
-    """Sizes are read off the weights; the published policies have actions in [−1, 1]."""
+def _config(weights: Mapping[str, Any], path: Path, editor: str) -> PolicyConfig:
+    """Read the sizes off the weights; the published policies have actions in [−1, 1]."""
     layers = [weights.get(f"trunk.{i}.weight") for i in (0, 2)]
     log_std = weights.get("log_std")
     if any(not isinstance(w, torch.Tensor) or w.ndim != 2 for w in layers) or not isinstance(log_std, torch.Tensor):
@@ -114,13 +119,14 @@ def _config(weights: Mapping[str, Any], path: Path) -> PolicyConfig:
         action_low=[-1.0] * actions,
         action_high=[1.0] * actions,
         hidden_sizes=[int(w.shape[0]) for w in layers],  # type: ignore[union-attr]
+        editor=editor,  # type: ignore[arg-type]
     )
 
 
 def _editor(editor: object, path: Path) -> dict[str, torch.Tensor]:
-    """The editor's buffers under their names here; empty where the file has none.
+    """Return the editor's buffers under the names they have here; empty if the file has no editor.
 
-    The published editor compares τ with the score along the normalised direction, whatever length the file's has.
+    The published editor compares τ with the score along the normalised direction, whatever its length in the file.
     """
     if editor is None:
         return {}
@@ -132,8 +138,3 @@ def _editor(editor: object, path: Path) -> dict[str, torch.Tensor]:
         raise ValueError(f"{path}: its `editor` holds something that is no number: {error}") from error
     parts["direction"] = parts["direction"].flatten() / parts["direction"].norm()  # all zeros: refused as not finite
     return {f"editor.{name}": tensor for name, tensor in parts.items()}
-
-
-def _renamed(name: str) -> str:
-    head, dot, rest = name.partition(".")
-    return _HEADS[head] + dot + rest

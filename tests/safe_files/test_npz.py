@@ -6,7 +6,7 @@ import zipfile
 import numpy as np
 import pytest
 
-from lightning_unlearn.audits.safe_npz import Field, read_npz, write_npz
+from lightning_unlearn.safe_files.npz import Field, read_npz, write_npz
 
 FIELDS = {"a": Field(np.float32, 2), "b": Field(np.int64, 1, required=False)}
 ARRAYS = {"a": np.ones((3, 2), np.float32), "b": np.arange(3)}

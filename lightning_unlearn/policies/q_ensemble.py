@@ -1,4 +1,4 @@
-"""What actions are worth: several critics Q(s, a) side by side, for methods that learn from transitions of the past.
+"""Ensemble of critics Q(s, a) for methods that learn from a replay buffer.
 
 Shapes: N critics, B transitions, O observation size, A action size.
 """
@@ -14,21 +14,22 @@ from torch.nn import functional as F
 from lightning_unlearn.policies.actor_critic import ObservationNormaliser
 
 _EPSILON = 1e-4
-"""Added to the variance of an observation: what hardly ever varies is not blown up."""
+"""Added to the variance of an observation, so that a nearly constant component is not blown up."""
 _CLIP = 5.0
 
 
-class ActionValues(nn.Module):
-    """N networks of one shape, each with layer normalisation before its non-linearities, in one pass.
+class QEnsemble(nn.Module):
+    """N networks of equal shape, evaluated in one batched pass, with layer normalisation before each non-linearity.
 
-    The normalisation keeps values of actions that were never taken from growing without bound: Ball et al. 2023.
+    Layer normalisation keeps the values of actions outside the data from growing without bound. Source: Ball et al.
+    2023.
 
     Args:
         critics: N.
         observation_size: O.
         action_size: A.
         hidden_sizes: Widths of the hidden layers.
-        generator: What the weights are drawn from.
+        generator: Random stream of the initial weights.
     """
 
     def __init__(
@@ -50,16 +51,16 @@ class ActionValues(nn.Module):
                 layers.append(values.uniform_(-bound, bound, generator=generator))
 
     def normalise_by(self, observation: torch.Tensor) -> None:
-        """See observations in units of these. Shape: (B, O)."""
+        """Set the normaliser to the mean and variance of these observations. Shape: (B, O)."""
         self.normaliser.mean.copy_(observation.mean(0))
         self.normaliser.variance.copy_(observation.var(0, correction=0))
 
     def forward(self, observation: torch.Tensor, action: torch.Tensor) -> torch.Tensor:
-        """Every critic's value. Shape: (B, O), (B, A) → (N, B)."""
+        """Return the value of every critic. Shape: (B, O), (B, A) → (N, B)."""
         layers = list(zip(self.weights, self.biases, strict=True))
         hidden = torch.cat([self.normaliser(observation), action], -1).expand(len(self.weights[0]), -1, -1)
         for weight, bias in layers[:-1]:
             hidden = torch.baddbmm(bias, hidden, weight)
             hidden = F.layer_norm(hidden, hidden.shape[-1:]).relu_()
-        weight, bias = layers[-1]  # of one output: as a matrix product it takes three times as long
+        weight, bias = layers[-1]  # with one output, a matrix product takes three times as long as this sum
         return (hidden * weight.transpose(1, 2)).sum(-1) + bias.squeeze(-1)

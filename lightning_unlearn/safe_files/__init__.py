@@ -1,6 +1,7 @@
-"""Reading files that a stranger may have made: what they claim is bounded by what they are, and faults are ValueErrors.
+"""Bounded readers for files from strangers: here bytes, JSON, YAML and archives; npz, pt and pickle files beside it.
 
-Nothing here executes what it reads, and nothing allocates more than a small multiple of the file's own size.
+No reader executes what it reads or allocates more than a small multiple of the file's size, and all faults are
+ValueErrors.
 """
 
 import hashlib
@@ -12,6 +13,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, NoReturn
 
+import yaml
+
 _MAX_DIRECTORY = 1 << 20
 _MAX_HEADER = 1 << 16
 _END, _LOCATOR, _END64 = 22, 20, 56
@@ -20,10 +23,10 @@ _BROKEN_ZIP = (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, 
 
 
 def require_file(path: Path, max_bytes: int) -> int:
-    """Refuse what is no regular file, or a larger one than its kind can be; returns its size.
+    """Return the size of a regular file of at most `max_bytes`.
 
     Raises:
-        FileNotFoundError: It is not there, or is a folder, device or pipe.
+        FileNotFoundError: It does not exist, or is a folder, device or pipe.
         ValueError: It is too large.
     """
     if not path.is_file():
@@ -35,10 +38,10 @@ def require_file(path: Path, max_bytes: int) -> int:
 
 
 def read_bytes(path: Path, max_bytes: int) -> bytes:
-    """A whole file.
+    """Read a whole file.
 
     Raises:
-        FileNotFoundError: It is not there.
+        FileNotFoundError: There is no such file.
         ValueError: It is too large, or cannot be read.
     """
     size = require_file(path, max_bytes)
@@ -50,10 +53,10 @@ def read_bytes(path: Path, max_bytes: int) -> bytes:
 
 
 def read_json(path: Path, max_bytes: int) -> Any:
-    """The content of a JSON file.
+    """Read a JSON file.
 
     Raises:
-        FileNotFoundError: It is not there.
+        FileNotFoundError: There is no such file.
         ValueError: It is too large, or is not strict JSON.
     """
     try:
@@ -63,25 +66,53 @@ def read_json(path: Path, max_bytes: int) -> Any:
 
 
 def parse_json(text: str | bytes) -> Any:
-    """The content of strict JSON.
+    """Parse strict JSON.
 
     Raises:
-        ValueError: It is not, holds NaN or an infinite number, or is nested too deeply.
+        ValueError: It is no JSON, holds NaN or an infinite number, or is nested too deeply.
     """
     try:
-        return json.loads(text, parse_constant=_refuse)
+        return json.loads(text, parse_constant=_refuse_constant)
     except RecursionError as error:
         raise ValueError("not JSON that can be read: nested too deeply") from error
     except ValueError as error:
         raise ValueError(f"not JSON that can be read: {error}") from error
 
 
-def require_small_header(path: Path) -> None:
-    """Refuse a safetensors file that describes more tensors, or says more of itself, than any file of this project.
+def _refuse_constant(constant: str) -> NoReturn:
+    raise ValueError(f"{constant} is no number of strict JSON")
+
+
+class _InertLoader(yaml.SafeLoader):
+    """Loader of YAML that reads Python's own tags, which name classes, as plain lists, dicts and texts."""
+
+
+def _construct_plain(loader: _InertLoader, _: str, node: yaml.Node) -> Any:
+    if isinstance(node, yaml.SequenceNode):
+        return loader.construct_sequence(node, deep=True)
+    if isinstance(node, yaml.MappingNode):
+        return loader.construct_mapping(node, deep=True)
+    return node.value
+
+
+_InertLoader.add_multi_constructor("tag:yaml.org,2002:python/", _construct_plain)
+
+
+def read_yaml(path: Path, max_bytes: int) -> Any:
+    """Read a YAML file; what a tag names is not imported or built.
 
     Raises:
-        ValueError: It does, or is something else.
+        FileNotFoundError: There is no such file.
+        ValueError: It is too large, or is no YAML.
     """
+    try:
+        return yaml.load(read_bytes(path, max_bytes), Loader=_InertLoader)
+    except (yaml.YAMLError, TypeError, RecursionError) as error:
+        raise ValueError(f"not YAML that can be read: {error}") from error
+
+
+def require_small_header(path: Path) -> None:
+    """Raise a ValueError if a safetensors file's header is larger than any file of this project needs."""
     with path.open("rb") as file:
         size = int.from_bytes(file.read(8), "little")
     if size > _MAX_HEADER:
@@ -90,12 +121,12 @@ def require_small_header(path: Path) -> None:
 
 @contextmanager
 def open_zip(path: Path, max_bytes: int) -> Iterator[zipfile.ZipFile]:
-    """An archive whose members are stored as they are, each once: they unpack to no more than the file's own size.
+    """Open an archive whose members are not compressed and have different names, so that they are no larger than it.
 
-    Faults that show only while members are read become ValueErrors too.
+    Faults found only while members are read become ValueErrors, too.
 
     Raises:
-        FileNotFoundError: It is not there.
+        FileNotFoundError: There is no such file.
         ValueError: It is too large, damaged, compressed, or has members of equal names.
     """
     require_file(path, max_bytes)
@@ -108,7 +139,7 @@ def open_zip(path: Path, max_bytes: int) -> Iterator[zipfile.ZipFile]:
 
 @contextmanager
 def zip_of(file: IO[bytes], max_directory: int = _MAX_DIRECTORY) -> Iterator[zipfile.ZipFile]:
-    """The same of an open file, whose size the caller has bounded."""
+    """Open an archive in an open file, whose size the caller has bounded."""
     try:
         size = _require_small_directory(file, max_directory)
         with zipfile.ZipFile(file) as archive:
@@ -119,17 +150,13 @@ def zip_of(file: IO[bytes], max_directory: int = _MAX_DIRECTORY) -> Iterator[zip
 
 
 def sha256(path: Path) -> str:
-    """The SHA-256 of a file, in hexadecimal digits."""
+    """Compute the SHA-256 of a file, in hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _refuse(constant: str) -> NoReturn:
-    raise ValueError(f"{constant} is no number of strict JSON")
-
-
 def _require_small_directory(file: IO[bytes], max_directory: int) -> int:
-    """Python makes an object of every entry of the archive's directory, however many there is room for; its size."""
+    """Return the file's size. Refuse a large directory, since Python makes an object for each of its entries."""
     size_of_file = file.seek(0, 2)
     file.seek(max(0, size_of_file - _END - _LOCATOR - _END64))
     tail = file.read()
