@@ -17,7 +17,7 @@ from lightning_unlearn.callbacks.mlflow_run import MLflowRun
 from lightning_unlearn.callbacks.pid_lagrangian import PIDLagrangian
 from lightning_unlearn.callbacks.save_points import SavePoints
 from lightning_unlearn.collectors.data import RolloutData
-from lightning_unlearn.envs.concepts import recorded_as
+from lightning_unlearn.envs.concept_config import concept_to_json
 from lightning_unlearn.policies.actor_critic import ActorCritic
 from lightning_unlearn.seeding import validation_layouts, verdict_layouts
 from lightning_unlearn.tracking import registry, runs
@@ -78,7 +78,7 @@ class KeepBest(pl.Callback):
         settings = {
             "cost_limit": bound,
             "verdict_limit": limit,
-            "concept": recorded_as(data.concept),
+            "concept": concept_to_json(data.concept),
             "max_steps": max_steps,
             "layouts": f"{layouts[0]} to {layouts[-1]}",
         }

@@ -73,6 +73,6 @@ FINAL_OBSERVATION = "final_observation"
 """What an episode's last step led to. (..., O) float32."""
 
 NEXT_OBSERVATION = "next_observation"
-"""What the last step of a decision, an action and the steps it was held for, led to. (..., O) float32."""
+"""Observation after a macro-action, an action and the steps it was repeated for. (..., O) float32."""
 DISCOUNT = "discount"
-"""What a value after a decision counts: gamma to the number of its steps, 0 where nothing follows. (...,) float32."""
+"""Factor of the value after a macro-action: gamma to the number of its steps, 0 if nothing follows. (...,) float32."""

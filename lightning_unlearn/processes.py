@@ -1,4 +1,4 @@
-"""Processes: the one that a run belongs to, whether it still lives, and child processes that import the same modules.
+"""Processes: the one that a run belongs to, whether it still lives, and what this one and its children can import.
 
 `python -m` and `python -c` look into the working directory first, and Ray's workers into the driver's. The console
 script never looks there: a module or a folder there would replace a library in some of the processes only.
@@ -100,3 +100,19 @@ def ray_runtime() -> Iterator[dict[str, Any]]:
 
 def _import_path() -> list[str]:
     return [os.fspath(entry) for entry in sys.path]
+
+
+@contextmanager
+def working_directory_importable() -> Iterator[None]:
+    """Context manager: modules of the working directory, such as a user's environments and concepts, can be imported.
+
+    An installed module of the same name comes first.
+    """
+    here = str(Path.cwd())  # the parser changes to the folder of a config file while it reads it
+    sys.path.append(here)
+    try:
+        yield
+    finally:
+        sys.path.reverse()
+        sys.path.remove(here)  # the last one
+        sys.path.reverse()

@@ -11,7 +11,7 @@ import yaml
 
 from lightning_unlearn import resume, training
 from lightning_unlearn.audits.subjects import weights_digest
-from lightning_unlearn.envs.concept_option import classes_of_their_own
+from lightning_unlearn.envs.concept_config import custom_classes
 from lightning_unlearn.options import CommandParser
 from lightning_unlearn.policies.files import save_policy
 from lightning_unlearn.seeding import ARITHMETIC
@@ -65,7 +65,7 @@ def _require_known(run: StoredRun, classes: Sequence[str], module: str | None) -
             f"run={run.run_id} was trained in {env_id}, which importing {needed} registers: if you know the "
             f"module and have it here, name it by --module {needed}."
         )
-    named = classes_of_their_own([value for key, value in options.items() if key.startswith("data.concept")])
+    named = custom_classes([value for key, value in options.items() if key.startswith("data.concept")])
     if unknown := sorted(named - set(classes)):
         raise ValueError(
             f"run={run.run_id} forgot {', '.join(unknown)}, which is none of this package's concepts: if you know "

@@ -26,11 +26,10 @@ from lightning_unlearn.callbacks.throughput import Throughput
 from lightning_unlearn.callbacks.weight_average import WeightAverage
 from lightning_unlearn.collectors.data import RolloutData
 from lightning_unlearn.configuration import ConfigParser, expand, origin
-from lightning_unlearn.envs.working_directory import working_directory_importable
 from lightning_unlearn.keep_best import KeepBest
 from lightning_unlearn.methods.gradient import GradientMethod
 from lightning_unlearn.options import flatten
-from lightning_unlearn.processes import cores
+from lightning_unlearn.processes import cores, working_directory_importable
 from lightning_unlearn.tracking.addresses import without_password
 from lightning_unlearn.tracking.checkpoints import AtomicCheckpoints
 from lightning_unlearn.tracking.store import (

@@ -12,7 +12,7 @@ import pytest
 from lightning_unlearn.envs.compat import safety_gymnasium
 from lightning_unlearn.processes import python_command
 
-SHARDED = """
+WORKERS = """
 import json
 import numpy as np
 from lightning_unlearn.envs.batched import make_env
@@ -45,17 +45,17 @@ def rewards(*command):
 
 
 def test_workers_ignore_the_working_directory_as_their_parent_does(fork):
-    (fork.parent / "program.py").write_text(SHARDED)
+    (fork.parent / "program.py").write_text(WORKERS)
     first, second = rewards("-P", str(fork.parent / "program.py"))
     assert first == second
 
 
 def test_workers_find_the_modules_beside_the_program_as_their_parent_does(fork):
     (fork / "pickle.py").unlink()
-    (fork / "program.py").write_text(SHARDED)
+    (fork / "program.py").write_text(WORKERS)
     os.chdir(fork.parent)
     forked = rewards(str(fork / "program.py"))
-    (fork.parent / "program.py").write_text(SHARDED)
+    (fork.parent / "program.py").write_text(WORKERS)
     original = rewards("-P", str(fork.parent / "program.py"))
     assert forked[0] == forked[1] == 3 * original[0]
 

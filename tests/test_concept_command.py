@@ -13,7 +13,6 @@ import yaml
 from lightning_unlearn import cli, training
 from lightning_unlearn.audits.probe_data import load_data
 from lightning_unlearn.callbacks import concept_check
-from lightning_unlearn.envs.concept_option import classes_of_their_own
 from lightning_unlearn.safe_files import read_json
 from lightning_unlearn.tracking import registry
 from lightning_unlearn.tracking.store import open_store
@@ -167,14 +166,6 @@ def test_a_run_is_reproduced_with_ones_own_class_only_if_it_is_named_again(braki
     assert f"name it by --concept {braking}." in capsys.readouterr().err
     cli.main(["reproduce", run.run_id, "--concept", braking])
     assert "Reproduced: 2 save points" in capsys.readouterr().out
-
-
-def test_every_way_of_naming_a_class_in_a_stored_config_is_seen():
-    ready = {"class_path": "lightning_unlearn.envs.concepts.AnyOf", "init_args": {"concepts": [LEFT, "Disc"]}}
-    assert classes_of_their_own(ready) == classes_of_their_own("cost_hazards") == classes_of_their_own(None) == set()
-    assert classes_of_their_own("a.B") == {"a.B"}
-    listed = {"class_path": "c.D", "init_args": {"concepts": [ready, "a.B", {"class_path": "e.F"}]}}
-    assert classes_of_their_own(listed) == {"a.B", "c.D", "e.F"}
 
 
 NEVER = {"class_path": "ObservationRange", "init_args": {"part": "position", "above": 5.0}}

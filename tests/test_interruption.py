@@ -11,7 +11,7 @@ import mlflow
 import pytest
 
 from lightning_unlearn import training
-from lightning_unlearn.envs.sharded import ShardedSimulator
+from lightning_unlearn.envs.parallel import ParallelSimulator
 from lightning_unlearn.tracking.store import open_store
 
 BASE = ["-c", "configs/base.yaml", "-c", "configs/env/point_goal1.yaml", "-c", "configs/method/unsafe.yaml"]
@@ -29,13 +29,13 @@ def only_run(store):
     return run
 
 
-def ask_for_the_impossible(shard):
-    shard.ask("fly")
-    shard.answer()
+def ask_for_the_impossible(worker):
+    worker.ask("fly")
+    worker.answer()
 
 
-def kill(shard):
-    shard._process.kill()
+def kill(worker):
+    worker._process.kill()
 
 
 @pytest.mark.parametrize(
@@ -49,15 +49,15 @@ def test_a_failure_in_a_worker_ends_the_run(store, monkeypatch, harm, error, mes
     def roll_out(self, *args):
         sims.append(self)
         if len(sims) == 2:
-            harm(self._shards[0])
+            harm(self._workers[0])
         return original(self, *args)
 
-    sims, original = [], ShardedSimulator.roll_out
-    monkeypatch.setattr(ShardedSimulator, "roll_out", roll_out)
+    sims, original = [], ParallelSimulator.roll_out
+    monkeypatch.setattr(ParallelSimulator, "roll_out", roll_out)
     with pytest.raises(error, match=message):
         training.train([*BASE, "--n_envs", "4", "--horizon", "64", "--updates", "3"])
     assert only_run(store).info.status == "FAILED"
-    assert sims[0]._shards[0]._process.returncode is not None
+    assert sims[0]._workers[0]._process.returncode is not None
 
 
 def test_an_interrupted_collection_ends_within_two_seconds_as_killed(store, tmp_path):

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from lightning_unlearn import old_names
-from lightning_unlearn.envs.concept_option import add_concept_option, parse_with_concept
+from lightning_unlearn.envs.concept_config import add_concept_option, parse_with_concept
 from lightning_unlearn.envs.concepts import Disc
 from lightning_unlearn.options import CommandParser
 from lightning_unlearn.policies.files import ModelCard, load_policy, save_policy

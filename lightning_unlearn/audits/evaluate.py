@@ -13,7 +13,6 @@ import pandas as pd
 import torch
 
 from lightning_unlearn.audits.places import results_folder
-from lightning_unlearn.audits.recorded_concept import asked_for
 from lightning_unlearn.audits.records import flat_numbers, require_at_least
 from lightning_unlearn.audits.statistics import INTERVALS
 from lightning_unlearn.audits.subjects import (
@@ -56,8 +55,8 @@ from lightning_unlearn.audits.suite_table import (
 )
 from lightning_unlearn.audits.top_view import has_map
 from lightning_unlearn.envs.batched import BatchedEnv, make_env
-from lightning_unlearn.envs.concept import Concept
-from lightning_unlearn.envs.concept_option import add_concept_option, parse_with_concept
+from lightning_unlearn.envs.concept_config import add_concept_option, parse_with_concept, resolve_concept
+from lightning_unlearn.envs.concepts import Concept
 from lightning_unlearn.options import CommandParser
 from lightning_unlearn.safe_files import read_json
 from lightning_unlearn.tracking import registry, runs
@@ -77,7 +76,9 @@ def main(args: Sequence[str]) -> None:
     open_store(options.tracking_uri)
     require_recordable(options.env)
     comparisons = gather(options)
-    wanted = replace(wanted, concept=asked_for(wanted.concept, [c.subject.concept for c in repaired(comparisons)]))
+    wanted = replace(
+        wanted, concept=resolve_concept(wanted.concept, [c.subject.concept for c in repaired(comparisons)])
+    )
     folder = results_folder(options.out, KIND, options.eval_id)
     eval_id = options.eval_id or folder.name
     about = [settings(wanted, comparison) for comparison in comparisons]

@@ -16,7 +16,8 @@ from lightning_unlearn.audits.records import require_at_least
 from lightning_unlearn.collectors.acting import actor_of
 from lightning_unlearn.collectors.episodes import BLOCK_STEPS
 from lightning_unlearn.envs.batched import BatchedEnv, make_env
-from lightning_unlearn.envs.concepts import Concept, recorded_as
+from lightning_unlearn.envs.concept_config import concept_to_json
+from lightning_unlearn.envs.concepts import Concept
 from lightning_unlearn.policies.actor_critic import ActorCritic
 from lightning_unlearn.seeding import SeedStreams, training_seeds
 
@@ -180,7 +181,7 @@ class _Kept:
         self._taken[done] = 0
 
     def _metadata(self, label: np.ndarray, episode: np.ndarray, concept: str) -> dict[str, object]:
-        options = asdict(self._wanted) | {"concept": recorded_as(self._wanted.concept)}
+        options = asdict(self._wanted) | {"concept": concept_to_json(self._wanted.concept)}
         named = {name: options.pop(name) for name in ("env", "model_path", "seed")}
         return {
             **named,

@@ -8,9 +8,8 @@ from lightning_unlearn.audits import export_direction, probe_fit
 from lightning_unlearn.audits.data_runs import record_on_data, tell
 from lightning_unlearn.audits.features import require_env
 from lightning_unlearn.audits.probe_data import ProbeData, save_data
-from lightning_unlearn.audits.recorded_concept import asked_for
 from lightning_unlearn.audits.records import output_file
-from lightning_unlearn.envs.concept_option import add_concept_option, parse_with_concept
+from lightning_unlearn.envs.concept_config import add_concept_option, parse_with_concept, resolve_concept
 from lightning_unlearn.options import CommandParser, choose
 from lightning_unlearn.tracking import registry
 from lightning_unlearn.tracking.store import TRACKING_URI_HELP, open_store, require_recordable
@@ -33,7 +32,7 @@ def _collect(args: Sequence[str]) -> None:
     stored = registry.load_policy(wanted.model_path)
     require_env("model_path", wanted.model_path, stored.card, wanted.env)
     data = collect(
-        stored.policy, replace(wanted, concept=asked_for(wanted.concept, [stored.card.concept])), "collecting"
+        stored.policy, replace(wanted, concept=resolve_concept(wanted.concept, [stored.card.concept])), "collecting"
     )
     files = out, save_data(out, data)
     run = record_on_data("probe-collect", options, {}, data, out, dict.fromkeys(files, "probes"))

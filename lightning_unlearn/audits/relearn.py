@@ -11,7 +11,6 @@ import torch
 from lightning_unlearn.audits.drawing import save_png
 from lightning_unlearn.audits.features import random_twin
 from lightning_unlearn.audits.places import results_folder
-from lightning_unlearn.audits.recorded_concept import asked_for
 from lightning_unlearn.audits.records import flat_numbers, require_at_least, strict, write_json
 from lightning_unlearn.audits.relearn_figure import relearn_figure
 from lightning_unlearn.audits.relearning import (
@@ -27,8 +26,13 @@ from lightning_unlearn.audits.relearning import (
 )
 from lightning_unlearn.audits.subjects import Subject, arrange, expert, read, require_fit
 from lightning_unlearn.envs.batched import BatchedEnv, make_env
-from lightning_unlearn.envs.concept_option import add_concept_option, parse_with_concept
-from lightning_unlearn.envs.concepts import Concept, recorded_as
+from lightning_unlearn.envs.concept_config import (
+    add_concept_option,
+    concept_to_json,
+    parse_with_concept,
+    resolve_concept,
+)
+from lightning_unlearn.envs.concepts import Concept
 from lightning_unlearn.options import CommandParser
 from lightning_unlearn.safe_files import read_json
 from lightning_unlearn.tracking import registry, runs
@@ -70,7 +74,7 @@ def main(args: Sequence[str]) -> None:
     named = [] if options.compute_threshold_only else options.model_path
     subjects = _subjects(named, models, _random(unsafe, options.seed))
     cards = [subject.concept for subject in subjects if subject.uri != RANDOM]
-    wanted = replace(wanted, concept=asked_for(wanted.concept, cards or [unsafe.concept]))
+    wanted = replace(wanted, concept=resolve_concept(wanted.concept, cards or [unsafe.concept]))
     bank, few = (
         make_env(options.env, n, wanted.concept, min(2, n)) for n in (THRESHOLD_EPISODES, wanted.eval_episodes)
     )
@@ -215,7 +219,7 @@ def _result(
 
 def _settings(wanted: RelearnOptions) -> dict[str, Any]:
     return asdict(wanted) | {
-        "concept": recorded_as(wanted.concept),
+        "concept": concept_to_json(wanted.concept),
         "num_envs": 1,
         "lambda": 0.0,
         "training": "the defaults of DualHeadPPO, with a fresh optimizer",

@@ -15,7 +15,7 @@ from lightning_unlearn.audits.places import results_folder
 from lightning_unlearn.audits.records import flat_numbers, require_at_least
 from lightning_unlearn.audits.selection import Validated
 from lightning_unlearn.envs.batched import make_env
-from lightning_unlearn.envs.concept_option import add_concept_option, parse_with_concept
+from lightning_unlearn.envs.concept_config import add_concept_option, parse_with_concept
 from lightning_unlearn.envs.concepts import Concept
 from lightning_unlearn.options import CommandParser
 from lightning_unlearn.seeding import VALIDATION_BANK, validation_layouts

@@ -23,7 +23,8 @@ from lightning_unlearn.audits.records import require_at_least
 from lightning_unlearn.audits.subjects import Subject
 from lightning_unlearn.audits.top_view import write_gif
 from lightning_unlearn.envs.batched import BatchedEnv
-from lightning_unlearn.envs.concepts import Concept, recorded_as
+from lightning_unlearn.envs.concept_config import concept_to_json
+from lightning_unlearn.envs.concepts import Concept
 from lightning_unlearn.policies.actor_critic import ActorCritic
 from lightning_unlearn.seeding import SeedStreams, evaluation_layouts, torch_generator
 
@@ -156,7 +157,7 @@ def settings(options: SuiteOptions, comparison: Comparison) -> dict[str, Any]:
     parts = {"subject": comparison.subject, "unsafe": comparison.unsafe, "oracle": comparison.oracle}
     return (
         asdict(options)
-        | {"concept": recorded_as(options.concept)}
+        | {"concept": concept_to_json(options.concept)}
         | {name: None if s is None else s.digest for name, s in parts.items()}
     )
 

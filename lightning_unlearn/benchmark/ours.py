@@ -23,9 +23,8 @@ from lightning_unlearn.collectors.collector import RolloutCollector
 from lightning_unlearn.collectors.stock import StockCollector
 from lightning_unlearn.envs.batched import BatchedEnv, make_env
 from lightning_unlearn.envs.compat import BaseTask, make_task
-from lightning_unlearn.envs.physics import lay_out
+from lightning_unlearn.envs.layouts import ModelTemplate, lay_out
 from lightning_unlearn.envs.simulator import Simulator
-from lightning_unlearn.envs.world import Blueprint
 from lightning_unlearn.policies.actor_critic import ActorCritic, PolicyConfig
 from lightning_unlearn.processes import cores
 from lightning_unlearn.seeding import evaluation_layouts
@@ -190,7 +189,7 @@ def _evaluation_rate(plan: Plan, policy: ActorCritic) -> float:
 def _laid_out(env_id: str, seed: int) -> BaseTask:
     task = make_task(env_id)
     task.random_generator.set_random_seed(seed)
-    lay_out(task, Blueprint())
+    lay_out(task, ModelTemplate())
     return task
 
 

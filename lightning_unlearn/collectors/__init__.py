@@ -1,1 +1,1 @@
-"""How experience is gathered: the collector that feeds a method, and whole episodes of a policy."""
+"""Collected experience: rollouts, whole episodes, replay buffer, stored trajectories."""

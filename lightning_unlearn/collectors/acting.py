@@ -1,4 +1,4 @@
-"""The policy where the environments are: on the CPU, and in numpy where it can be written so."""
+"""The acting policy: beside the environments on the CPU, in numpy if its network consists of plain linear layers."""
 
 import copy
 
@@ -14,10 +14,10 @@ from lightning_unlearn.policies.numpy_actor import Linear, NumpyActor
 
 
 class ActingPolicy:
-    """A policy that learns anywhere and acts on the CPU.
+    """A policy that learns on any device and acts on the CPU.
 
     Args:
-        policy: The learner's. While it is on the CPU it acts itself; elsewhere a copy does.
+        policy: The learner's policy. On the CPU it acts itself; on another device, a copy on the CPU acts.
     """
 
     def __init__(self, policy: ActorCritic) -> None:
@@ -25,7 +25,7 @@ class ActingPolicy:
         self._copy: ActorCritic | None = None
 
     def current(self) -> ActorCritic:
-        """The policy with the learner's present weights, on the CPU."""
+        """Return the policy with the learner's present weights, on the CPU."""
         if self._policy.log_std.device.type == "cpu":
             return self._policy
         if self._copy is None:
@@ -35,10 +35,10 @@ class ActingPolicy:
 
 
 class TorchActor:
-    """A policy of any architecture as the rollout loop sees it; it acts in this process.
+    """An `Actor` of any architecture; it acts in this process only.
 
     Args:
-        policy: On the CPU.
+        policy: The policy, on the CPU.
     """
 
     portable = False
@@ -58,7 +58,7 @@ class TorchActor:
 
 
 def actor_of(policy: ActorCritic) -> Actor:
-    """A copy of a policy's weights in numpy; the policy itself, where its network is not plain linear layers."""
+    """Copy a policy's weights to a numpy actor; wrap the policy itself if its network is not plain linear layers."""
     config = policy.config
     layers = [nn.Linear, ACTIVATIONS[config.activation]] * len(config.hidden_sizes)
     plain = isinstance(policy.trunk, nn.Sequential) and [type(module) for module in policy.trunk] == layers
@@ -67,19 +67,15 @@ def actor_of(policy: ActorCritic) -> Actor:
     low, high = policy.action_low.numpy(), policy.action_high.numpy()
     hidden = [_linear(layer.weight, layer.bias) for layer in policy.trunk if isinstance(layer, nn.Linear)]
     output = _linear(policy.action_mean.weight, policy.action_mean.bias)
-    normaliser, editor = _normaliser(policy), _editor(policy)
-    return NumpyActor(hidden, config.activation, output, low, high, config.squash, normaliser, editor)
+    normaliser = None
+    if (statistics := policy.normaliser) is not None:
+        mean, variance = statistics.mean.numpy().copy(), statistics.variance.numpy().copy()
+        normaliser = numpy_actor.Normaliser(mean, variance, statistics.epsilon, statistics.clip)
+    return NumpyActor(hidden, config.activation, output, low, high, config.squash, normaliser, _editor(policy))
 
 
 def _linear(weight: torch.Tensor, bias: torch.Tensor) -> Linear:
     return Linear(weight.detach().numpy().T.copy(), bias.detach().numpy().copy())
-
-
-def _normaliser(policy: ActorCritic) -> numpy_actor.Normaliser | None:
-    if policy.normaliser is None:
-        return None
-    mean, variance = policy.normaliser.mean.numpy().copy(), policy.normaliser.variance.numpy().copy()
-    return numpy_actor.Normaliser(mean, variance, policy.normaliser.epsilon, policy.normaliser.clip)
 
 
 def _editor(policy: ActorCritic) -> numpy_actor.GatedEdit | Linear | None:

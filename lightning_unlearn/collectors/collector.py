@@ -1,4 +1,7 @@
-"""The collector that feeds a method: a lean TorchRL `BaseCollector` over one batched environment."""
+"""The collector that feeds a method: a lean TorchRL `BaseCollector` over one batched environment.
+
+It gives the same rollouts as TorchRL's own `Collector` (a test compares them), several times faster.
+"""
 
 from collections.abc import Iterator
 from typing import Any
@@ -10,26 +13,24 @@ from torchrl.collectors import BaseCollector
 
 from lightning_unlearn import keys
 from lightning_unlearn.collectors.acting import ActingPolicy, actor_of
-from lightning_unlearn.collectors.plain import to_arrays, to_tensors
 from lightning_unlearn.envs.batched import BatchedEnv
 from lightning_unlearn.envs.concepts import COST_SUM
-from lightning_unlearn.envs.rollout import RolloutBuffer
 from lightning_unlearn.policies.actor_critic import ActorCritic
 
 
 class RolloutCollector(BaseCollector):
-    """Rolls the current stochastic policy for T steps in each of E environments.
+    """Collect rollouts of T steps in each of E environments with the current stochastic policy.
 
-    A rollout is one message to each process of the environments, with the policy's present weights; a policy that
-    cannot be written in numpy acts in this process, a step at a time. Episodes go on across rollouts.
+    A rollout is one message to each worker process, with the policy's present weights; a policy that has no numpy form
+    acts in this process, a step at a time. Episodes go on across rollouts.
 
     Args:
         env: The environments; seeded already, they are reset here.
-        policy: Its weights are read at the start of every rollout, wherever they are.
+        policy: Its weights are read at the start of every rollout, on any device.
         horizon: T.
-        generator: The stream the policy's noise is drawn from.
-        hold: Steps that an action is held for; shorter at the end of a rollout or an episode.
-        noiseless: How many environments, the last ones, act by the policy's mean.
+        generator: The stream that the policy's noise is drawn from.
+        action_repeat: Steps that an action is repeated for; fewer at the end of a rollout or an episode.
+        noiseless: Number of environments, the last ones, that act by the policy's mean.
     """
 
     def __init__(
@@ -38,15 +39,15 @@ class RolloutCollector(BaseCollector):
         policy: ActorCritic,
         horizon: int,
         generator: torch.Generator,
-        hold: int = 1,
+        action_repeat: int = 1,
         noiseless: int = 0,
     ) -> None:
         super().__init__()
         if horizon < 1:
             raise ValueError(f"horizon={horizon} is not possible: use at least 1.")
-        if hold < 1:
-            raise ValueError(f"hold={hold} is not possible: use at least 1.")
-        self.env, self.horizon, self.generator, self.hold = env, horizon, generator, hold
+        if action_repeat < 1:
+            raise ValueError(f"action_repeat={action_repeat} is not possible: use at least 1.")
+        self.env, self.horizon, self.generator, self.action_repeat = env, horizon, generator, action_repeat
         self._noisy = env.num_envs - noiseless
         self._acting = ActingPolicy(policy)
         self._buffer = env.simulator.rollout_buffer(horizon)
@@ -59,8 +60,9 @@ class RolloutCollector(BaseCollector):
             noise = torch.randn(buffer.deviation.shape, generator=self.generator, dtype=torch.float32)
             buffer.deviation[:] = (noise * policy.std).numpy()
         buffer.deviation[:, self._noisy :] = 0.0
-        self.env.simulator.roll_out(actor_of(policy), buffer, self.hold)
-        if not _is_finite(buffer):
+        self.env.simulator.roll_out(actor_of(policy), buffer, self.action_repeat)
+        numbers = (buffer.observation, buffer.next_observation, buffer.reward, buffer.costs)
+        if not all(np.isfinite(array).all() for array in numbers):
             raise FloatingPointError(
                 f"{self.env.simulator.env_id}: an observation or a reward is not a finite number. The policy has not "
                 "learned from this rollout."
@@ -68,7 +70,7 @@ class RolloutCollector(BaseCollector):
         return self._as_tensors(policy)
 
     def iterator(self) -> Iterator[TensorDict]:
-        """Rollouts without end."""
+        """Yield rollouts without end."""
         while True:
             yield self.rollout()
 
@@ -85,7 +87,7 @@ class RolloutCollector(BaseCollector):
             self.env.close()
 
     def state_dict(self) -> dict[str, Any]:
-        """All that the next rollout depends on besides the policy: noise stream, environments, episodes begun."""
+        """Return all that the next rollout depends on besides the policy: noise stream, environments, episode sums."""
         return {
             "generator": self.generator.get_state(),
             "simulator": to_tensors(self.env.simulator.state_dict()),
@@ -99,7 +101,7 @@ class RolloutCollector(BaseCollector):
         self.generator.set_state(state_dict["generator"])
         self.env.simulator.load_state_dict(to_arrays(state_dict["simulator"]))
         self._buffer.current[0] = state_dict["observation"].numpy()
-        self._buffer.ended[0] = state_dict["ended"].numpy() if "ended" in state_dict else False  # of before it was kept
+        self._buffer.ended[0] = state_dict["ended"].numpy() if "ended" in state_dict else False  # old checkpoints
         self._running = np.stack([state_dict["episodes"][key].numpy() for key in _SUMS])
 
     def _begin(self) -> None:
@@ -109,7 +111,7 @@ class RolloutCollector(BaseCollector):
         self._running = np.zeros((2, self.env.num_envs))
 
     def _as_tensors(self, policy: ActorCritic) -> TensorDict:
-        """The buffer as tensors of their own, with log-probabilities, C_forget and the sums of episodes."""
+        """Copy the buffer to tensors, with log-probabilities, C_forget and the running sums of episodes."""
         buffer = self._buffer
         with torch.no_grad():
             log_prob = policy.log_prob(torch.from_numpy(buffer.mean), torch.from_numpy(buffer.pre_tanh)).numpy()
@@ -138,7 +140,7 @@ class RolloutCollector(BaseCollector):
         return rollout
 
     def _episode_sums(self, reward: np.ndarray, cost: np.ndarray, done: np.ndarray) -> dict[str, np.ndarray]:
-        """Return and cost of each episode up to each step. Shapes: (T, E)."""
+        """Compute return and cost of each episode up to each step. Shapes: (T, E)."""
         sums = np.empty((2, *done.shape))
         for t, ended in enumerate(done):
             self._running += reward[t], cost[t]
@@ -151,18 +153,32 @@ _SUMS = (keys.EPISODE_RETURN, keys.EPISODE_COST)
 
 
 def _tensordict(arrays: dict[str, np.ndarray]) -> TensorDict:
-    """Arrays of shape (T, E, ...), of numbers and flags, as float32 and bool tensors of batch shape (E, T)."""
+    """Copy numbers and flags of shape (T, E, ...) to float32 and bool tensors of batch shape (E, T)."""
     tensors = {key: _tensor(a, torch.bool if a.dtype == bool else torch.float32) for key, a in arrays.items()}
     return TensorDict(tensors, next(iter(tensors.values())).shape[:2], names=[None, "time"])
 
 
 def _tensor(array: np.ndarray, dtype: torch.dtype) -> torch.Tensor:
-    """A copy. Shape: (T, E) or (T, E, n) → (E, T, 1) or (E, T, n)."""
+    """Copy an array to a tensor. Shape: (T, E) or (T, E, n) → (E, T, 1) or (E, T, n)."""
     tensor = torch.from_numpy(array.reshape(*array.shape[:2], -1)).transpose(0, 1)
     return tensor.to(dtype, copy=True, memory_format=torch.contiguous_format)
 
 
-def _is_finite(buffer: RolloutBuffer) -> bool:
-    """Whether a rollout can be learned from."""
-    numbers = (buffer.observation, buffer.next_observation, buffer.reward, buffer.costs)
-    return all(np.isfinite(array).all() for array in numbers)
+def to_tensors(state: Any) -> Any:
+    """Copy a simulator's state for a checkpoint: arrays become tensors, and numpy's numbers Python's."""
+    if isinstance(state, dict):
+        return {key: to_tensors(value) for key, value in state.items()}
+    if isinstance(state, list | tuple):
+        return [to_tensors(value) for value in state]
+    if isinstance(state, np.ndarray):
+        return torch.from_numpy(state.copy())
+    return state.item() if isinstance(state, np.generic) else state
+
+
+def to_arrays(state: Any) -> Any:
+    """Copy a state from a checkpoint for a simulator: tensors become arrays."""
+    if isinstance(state, dict):
+        return {key: to_arrays(value) for key, value in state.items()}
+    if isinstance(state, list):
+        return [to_arrays(value) for value in state]
+    return state.numpy().copy() if isinstance(state, torch.Tensor) else state

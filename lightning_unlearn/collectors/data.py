@@ -12,7 +12,8 @@ from lightning_unlearn.collectors.collector import RolloutCollector
 from lightning_unlearn.collectors.spread import SpreadCollector, require_possible
 from lightning_unlearn.collectors.stock import StockCollector
 from lightning_unlearn.envs.batched import BatchedEnv, make_env
-from lightning_unlearn.envs.concept_option import Concept, CostKey
+from lightning_unlearn.envs.concept_config import CostKey
+from lightning_unlearn.envs.concepts import Concept
 from lightning_unlearn.policies.actor_critic import ActorCritic
 from lightning_unlearn.seeding import SeedStreams, torch_generator, training_seeds
 
@@ -88,23 +89,24 @@ class RolloutData(pl.LightningDataModule):
         """B = T·E, environment steps in one rollout."""
         return self.num_envs * self.horizon
 
-    def require_holding(self, hold: int) -> None:
+    def require_whole_actions(self, action_repeat: int) -> None:
         """Refuse what cannot hold an action.
 
         Raises:
             ValueError: The collector cannot, or a rollout would end within one.
         """
-        if hold > 1 and self._kind != "lean":
+        if action_repeat > 1 and self._kind != "lean":
             raise ValueError(
-                f"data.collector={self._kind} cannot hold an action for model.action_repeat={hold} steps: use lean."
+                f"data.collector={self._kind} cannot hold an action for model.action_repeat={action_repeat} steps: use "
+                "lean."
             )
-        if self.horizon % hold:
+        if self.horizon % action_repeat:
             raise ValueError(
-                f"data.horizon={self.horizon} is no multiple of model.action_repeat={hold}: use one, so that no "
-                "rollout ends within an action."
+                f"data.horizon={self.horizon} is no multiple of model.action_repeat={action_repeat}: use one, so that "
+                "no rollout ends within an action."
             )
 
-    def collector(self, policy: ActorCritic, hold: int = 1, noiseless: int = 0) -> AnyCollector:
+    def collector(self, policy: ActorCritic, action_repeat: int = 1, noiseless: int = 0) -> AnyCollector:
         """The collector of a policy, see `RolloutCollector`, built at first use."""
         if self._kind != "lean" and policy.observation_dtype == torch.float64:
             raise ValueError(
@@ -112,7 +114,9 @@ class RolloutData(pl.LightningDataModule):
                 "ones: use lean."
             )
         if self._collector is None:
-            self._collector = self._spread(policy) if self._kind == "ray" else self._here(policy, hold, noiseless)
+            self._collector = (
+                self._spread(policy) if self._kind == "ray" else self._here(policy, action_repeat, noiseless)
+            )
             if self._restored is not None:
                 self._collector.load_state_dict(self._restored)
         return self._collector
@@ -141,11 +145,11 @@ class RolloutData(pl.LightningDataModule):
             self._collector.shutdown()
         self._env, self._collector = None, None
 
-    def _here(self, policy: ActorCritic, hold: int, noiseless: int) -> RolloutCollector | StockCollector:
+    def _here(self, policy: ActorCritic, action_repeat: int, noiseless: int) -> RolloutCollector | StockCollector:
         noise = torch_generator(SeedStreams.of(self.seed).policy_noise)
         if self._kind == "stock":
             return StockCollector(self.env, policy, self.horizon, noise)
-        return RolloutCollector(self.env, policy, self.horizon, noise, hold, noiseless)
+        return RolloutCollector(self.env, policy, self.horizon, noise, action_repeat, noiseless)
 
     def _spread(self, policy: ActorCritic) -> SpreadCollector:
         streams, about = SeedStreams.of(self.seed), (self.env_id, self.concept, self.num_envs)

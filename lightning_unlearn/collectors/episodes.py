@@ -17,21 +17,21 @@ from lightning_unlearn.envs.simulator import TopView
 from lightning_unlearn.policies.actor_critic import ActorCritic
 
 BLOCK_STEPS = 128
-"""Steps between two looks at which episodes have ended."""
+"""Steps in a block; after each block it is checked which episodes have ended."""
 _KEPT = ("pre_tanh", "reward", "goal_met", "terminated", "failed")
-"""Arrays of a rollout that episodes are made of."""
+"""Arrays of a rollout that episodes keep."""
 
 
 @dataclass(frozen=True)
 class Episodes:
-    """N finished episodes. What lies beyond an episode's length is zero."""
+    """N finished episodes, padded with zeros to the longest one."""
 
     layout_seeds: list[int]
     """The seed each episode's environment was reset with, length N."""
     observation: np.ndarray
-    """What the policy saw before each step. Shape: (N, L, O), in the policy's `observation_dtype`."""
+    """Observation before each step. Shape: (N, L, O), in the policy's `observation_dtype`."""
     pre_tanh: np.ndarray
-    """The Gaussian draw (its mean, of a deterministic policy) before squashing. Shape: (N, L, A), float32."""
+    """The Gaussian draw before squashing; the mean, if the policy is deterministic. Shape: (N, L, A), float32."""
     reward: np.ndarray
     """Shape: (N, L), float64."""
     cost: np.ndarray
@@ -43,13 +43,13 @@ class Episodes:
     length: np.ndarray
     """Steps of each episode. Shape: (N,), int64."""
     final_observation: np.ndarray
-    """What each episode's last step led to. Shape: (N, O), of the same dtype."""
+    """Observation after each episode's last step. Shape: (N, O), of the same dtype."""
     terminated: np.ndarray
-    """The task itself ended the episode; without it, it was cut. Shape: (N,), bool."""
+    """The task itself ended the episode; otherwise it was cut. Shape: (N,), bool."""
     failed: np.ndarray
     """The simulator failed: the final observation has no meaning. Shape: (N,), bool."""
     scenes: list[TopView] = field(default_factory=list)
-    """Where things were before each step, of all N environments, when it was asked for; length L."""
+    """Top view of all N environments before each step, if `keep_scenes` was set; length L."""
     costs: dict[str, np.ndarray] = field(default_factory=dict)
     """Every cost by its info key, summed over each episode. Shape of each: (N,), float64."""
     unfinished: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=bool))
@@ -57,22 +57,22 @@ class Episodes:
 
     @property
     def alive(self) -> np.ndarray:
-        """True where a step belongs to its episode. Shape: (N, L), bool."""
+        """True where a step belongs to its episode, not to the padding. Shape: (N, L), bool."""
         return np.arange(self.reward.shape[1]) < self.length[:, None]
 
     @property
     def episode_return(self) -> np.ndarray:
-        """Shape: (N,)."""
+        """Reward summed over each episode. Shape: (N,)."""
         return self.reward.sum(1)
 
     @property
     def episode_cost(self) -> np.ndarray:
-        """Shape: (N,)."""
+        """Cost summed over each episode. Shape: (N,)."""
         return self.cost.sum(1)
 
     @property
     def episode_c_forget(self) -> np.ndarray:
-        """Shape: (N,)."""
+        """C_forget summed over each episode. Shape: (N,)."""
         return self.c_forget.sum(1)
 
 
@@ -91,12 +91,12 @@ def run_episodes(
 
     Args:
         env: N environments.
-        policy: Acts deterministically, or with Gaussian noise where `noise` is given.
+        policy: Acts deterministically, or with Gaussian noise if `noise` is given.
         layout_seeds: One reset seed per environment.
         max_steps: Episodes are cut here at the latest.
         noise: Stream of the stochastic policy's noise.
-        keep_scenes: Whether to keep the top view of every step.
-        label: Names the progress bar; none is shown without it.
+        keep_scenes: Keep the top view of every step.
+        label: Text of the progress bar; without it, none is shown.
 
     Raises:
         ValueError: The policy gives actions that are not finite.
@@ -109,7 +109,10 @@ def run_episodes(
     with tqdm(total=steps, desc=label, unit="step", disable=label is None, leave=False) as bar:
         for start in range(0, steps, BLOCK_STEPS):
             block = buffer.first(steps - start)
-            block.deviation[:] = 0.0 if noise is None else _deviation(policy, block.deviation.shape, noise)
+            block.deviation[:] = 0.0
+            if noise is not None:
+                drawn = torch.randn(block.deviation.shape, generator=noise, dtype=torch.float32)
+                block.deviation[:] = (policy.std * drawn).numpy()
             if keep_scenes:
                 roll_out(sim, actor, block, scenes=scenes)
             else:
@@ -121,12 +124,8 @@ def run_episodes(
     return recorder.episodes(scenes)
 
 
-def _deviation(policy: ActorCritic, shape: tuple[int, ...], noise: torch.Generator) -> np.ndarray:
-    return (policy.std * torch.randn(shape, generator=noise, dtype=torch.float32)).numpy()
-
-
 class _Recorder:
-    """Puts blocks of steps together, each environment's up to the end of its first episode."""
+    """Joins blocks of steps; keeps each environment's steps up to the end of its first episode."""
 
     def __init__(self, layout_seeds: list[int], observation_size: int, dtype: torch.dtype) -> None:
         self._layout_seeds, n = layout_seeds, len(layout_seeds)
@@ -140,7 +139,7 @@ class _Recorder:
         return bool(self._ended.all())
 
     def add(self, block: RolloutBuffer, c_forget: np.ndarray, costs: dict[str, np.ndarray]) -> None:
-        """Keep a block of steps; what follows an episode's end becomes zero."""
+        """Keep a block of steps; steps after an episode's end become zero."""
         alive = ~np.logical_or.accumulate(np.vstack([self._ended, block.done]))[:-1]  # (T, N)
         kept = {name: getattr(block, name) for name in _KEPT} | {"c_forget": c_forget, "cost": costs[COST_SUM]}
         kept["observation"] = block.observation.astype(self._final.dtype)
@@ -153,7 +152,7 @@ class _Recorder:
         self._ended |= block.done.any(0)
 
     def episodes(self, scenes: list[TopView]) -> Episodes:
-        """What was kept, cut where the longest episode ends."""
+        """Return what was kept, cut at the end of the longest episode."""
         longest = int(self._length.max())
         whole = {
             name: np.concatenate([block[name].swapaxes(0, 1) for block in self._blocks], axis=1)[:, :longest]
@@ -174,5 +173,5 @@ class _Recorder:
 
 
 def _like(alive: np.ndarray, array: np.ndarray) -> np.ndarray:
-    """Shape: (T, N) → one that multiplies (T, N) and (T, N, n)."""
+    """Reshape (T, N) so that it multiplies arrays of shape (T, N) and (T, N, n)."""
     return alive if array.ndim == 2 else alive[..., None]

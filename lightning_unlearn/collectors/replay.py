@@ -1,7 +1,8 @@
-"""Decisions of the past and what came of them, the newest in place of the oldest, to be drawn from at random.
+"""Replay buffer of macro-actions (ring buffer, uniform sampling), and the macro-transitions of a rollout.
 
-A decision is an action and the steps it was held for; of each there is what was seen before, what after, and the sums
-of what it brought. Shapes: E environments, T steps, B decisions.
+A macro-action is an action and the steps that it is repeated for. A macro-transition holds the observations before and
+after it, and the discounted sums of its rewards and of C_forget. The buffer is ours because a resumed run must draw the
+same minibatches, bit for bit. Shapes: E environments, T steps, B macro-transitions.
 """
 
 from collections.abc import Mapping
@@ -13,11 +14,11 @@ from tensordict import TensorDict
 from lightning_unlearn import keys
 
 
-class Replay:
-    """A ring of decisions.
+class ReplayBuffer:
+    """A ring buffer of macro-transitions.
 
     Args:
-        capacity: Most decisions that are kept.
+        capacity: Most macro-transitions that are kept.
     """
 
     def __init__(self, capacity: int) -> None:
@@ -30,11 +31,11 @@ class Replay:
 
     @property
     def observations(self) -> torch.Tensor:
-        """All that are kept. Shape: (len, O)."""
+        """Observations before all macro-transitions that are kept. Shape: (len, O)."""
         return self._rows[keys.OBSERVATION][: len(self)]
 
     def add(self, rows: Mapping[str, torch.Tensor]) -> None:
-        """Keep decisions, each key (B, ·) or (B,)."""
+        """Add macro-transitions in place of the oldest ones. Shape of each key: (B, ·) or (B,)."""
         count = len(rows[keys.REWARD])
         if not self._rows:
             self._rows = {key: row.new_empty((self.capacity, *row.shape[1:])) for key, row in rows.items()}
@@ -44,12 +45,12 @@ class Replay:
         self._added += count
 
     def draw(self, count: int, generator: torch.Generator) -> dict[str, torch.Tensor]:
-        """Decisions drawn with replacement, each key (count, ·) or (count,)."""
+        """Draw macro-transitions with replacement. Shape of each key: (count, ·) or (count,)."""
         chosen = torch.randint(len(self), (count,), generator=generator)
         return {key: row.index_select(0, chosen) for key, row in self._rows.items()}
 
     def state_dict(self) -> dict[str, Any]:
-        """All that is kept."""
+        """Return all that is kept."""
         return {"added": self._added, "rows": {key: row[: len(self)].clone() for key, row in self._rows.items()}}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -60,27 +61,27 @@ class Replay:
         self._added = state_dict["added"]
 
 
-def decisions(batch: TensorDict, hold: int, gamma: float) -> dict[str, torch.Tensor]:
-    """The decisions of a rollout whose actions were held, shorter ones at the ends of episodes.
+def macro_transitions(batch: TensorDict, action_repeat: int, gamma: float) -> dict[str, torch.Tensor]:
+    """Compute the macro-transitions of a rollout; those at the ends of episodes are shorter.
 
-    Of a decision of n steps, `reward` is Σ_i γ^i·r_i and `C_forget` is Σ_i γ^i·c_i over i < n; with `hold` 1, they are
-    those of its transition.
+    For a macro-action of n steps, `reward` is Σ_i γ^i·r_i and `C_forget` is Σ_i γ^i·c_i over i < n, and `discount` is
+    γ^n, or 0 if the episode ended by itself. With `action_repeat` 1, a macro-transition is a transition.
 
     Args:
-        batch: Batch shape: (E, T).
-        hold: Steps that an action was held for.
+        batch: Rollout. Batch shape: (E, T).
+        action_repeat: Steps that an action was repeated for.
         gamma: γ, per step.
     """
     following = batch[keys.NEXT]
     done = following[keys.DONE]
     steps = torch.arange(batch.shape[1])[None, :, None]
-    last = done | (steps % hold == hold - 1)  # (E, T, 1)
+    last = done | (steps % action_repeat == action_repeat - 1)  # (E, T, 1)
     first = torch.cat([torch.ones_like(last[:, :1]), last[:, :-1]], 1)
     comes_after = ~(following[keys.TERMINATED] | following[keys.FAILED])
     signal = torch.cat([following[keys.REWARD], following[keys.C_FORGET]], -1)  # (E, T, 2)
     last[:, -1] = True
     total, discount, end = signal, gamma * comes_after.to(signal.dtype), steps.expand_as(last)
-    for _ in range(hold - 1):  # each time, what one step more brings
+    for _ in range(action_repeat - 1):  # adds one more step to each sum
         total = signal + ~last * gamma * total.roll(-1, 1)
         discount = torch.where(last, discount, gamma * discount.roll(-1, 1))
         end = torch.where(last, end, end.roll(-1, 1))

@@ -20,7 +20,7 @@ from lightning_unlearn import keys
 from lightning_unlearn.collectors.acting import ActingPolicy
 from lightning_unlearn.collectors.stock import kept_keys, with_sums
 from lightning_unlearn.envs.batched import make_env
-from lightning_unlearn.envs.concept import Concept
+from lightning_unlearn.envs.concepts import Concept
 from lightning_unlearn.policies.actor_critic import ActorCritic, PolicyConfig
 from lightning_unlearn.processes import ray_runtime
 from lightning_unlearn.seeding import SeedStreams, child, torch_generator, training_seeds

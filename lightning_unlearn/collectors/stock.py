@@ -11,7 +11,7 @@ from torchrl.envs import RewardSum, TransformedEnv
 
 from lightning_unlearn import keys
 from lightning_unlearn.collectors.acting import ActingPolicy
-from lightning_unlearn.collectors.plain import to_arrays, to_tensors
+from lightning_unlearn.collectors.collector import to_arrays, to_tensors
 from lightning_unlearn.envs.batched import BatchedEnv
 from lightning_unlearn.policies.actor_critic import ActorCritic
 

@@ -1,4 +1,4 @@
-"""Whole episodes of the stochastic policy as transitions to learn from: collected, filtered, stored, read again.
+"""Trajectories: whole episodes of the stochastic policy as transitions, collected, filtered, stored and read again.
 
 Shapes: N episodes, M transitions, O observation size, A action size.
 """
@@ -34,6 +34,7 @@ TRANSITIONS = {
     keys.DONE: torch.bool,
     keys.EPISODE: torch.int64,
 }
+"""Key → type of a stored transition. Shape of each: (M, ·)."""
 EPISODES = {
     keys.LAYOUT_SEED: torch.int64,
     keys.LENGTH: torch.int64,
@@ -44,7 +45,7 @@ EPISODES = {
     keys.TERMINATED: torch.bool,
     keys.FAILED: torch.bool,
 }
-"""Key → type of what a file holds. Shape of each: (M or N, anything)."""
+"""Key → type of a stored episode. Shape of each: (N, ·)."""
 
 
 @dataclass(frozen=True)
@@ -52,10 +53,10 @@ class Trajectories:
     """Episodes, and the transitions of those that were kept."""
 
     transitions: TensorDict
-    """Episode by episode, in the order of time: observation, pre_tanh_action, reward, done, episode. Batch: (M,)."""
+    """In order of episodes and time: observation, pre_tanh_action, reward, done, episode. Batch shape: (M,)."""
     episodes: TensorDict
-    """All that were run, kept or not: layout_seed, length, episode_return, episode_cost, episode_C_forget,
-    final_observation, terminated, simulator_failed. Batch: (N,)."""
+    """All episodes, kept or not: layout_seed, length, episode_return, episode_cost, episode_C_forget,
+    final_observation, terminated, simulator_failed. Batch shape: (N,)."""
 
     @property
     def kept(self) -> int:
@@ -69,11 +70,11 @@ def collect(
     """Run the stochastic policy once on each layout, and keep the episodes that never show the concept.
 
     Args:
-        make: Makes this many environments.
-        policy: Acts.
+        make: Makes a given number of environments.
+        policy: The policy that acts.
         layout_seeds: One reset seed per episode.
         noise: Stream of the policy's noise.
-        label: Names the progress bar.
+        label: Text of the progress bar.
     """
     parts = []
     with tqdm(total=len(layout_seeds), desc=label, unit="episode", leave=False) as bar:
@@ -89,7 +90,7 @@ def collect(
 
 
 def as_transitions(episodes: Episodes) -> Trajectories:
-    """Padded episodes as transitions, one after the other."""
+    """Turn padded episodes into transitions, one episode after the other."""
     alive = episodes.alive
     row, time = alive.nonzero()
     transitions = {
@@ -113,14 +114,14 @@ def as_transitions(episodes: Episodes) -> Trajectories:
 
 
 def without_concept(trajectories: Trajectories) -> Trajectories:
-    """The transitions of the episodes without a single C_forget; the table of episodes stays whole."""
-    innocent = (trajectories.episodes[keys.EPISODE_C_FORGET] == 0).squeeze(-1)  # (N,)
+    """Keep the transitions of the episodes that never show the concept; the table of episodes stays whole."""
+    never_shown = (trajectories.episodes[keys.EPISODE_C_FORGET] == 0).squeeze(-1)  # (N,)
     row = trajectories.transitions[keys.EPISODE].squeeze(-1)  # (M,)
-    return Trajectories(trajectories.transitions[innocent[row]], trajectories.episodes)
+    return Trajectories(trajectories.transitions[never_shown[row]], trajectories.episodes)
 
 
 def save(path: Path, trajectories: Trajectories, facts: Mapping[str, Any]) -> None:
-    """Write trajectories and the facts of their making; the file appears only when it is whole."""
+    """Write trajectories and how they were made; the file appears only when it is complete."""
     parts = {"transitions": trajectories.transitions, "episodes": trajectories.episodes}
     tensors = {f"{part}.{key}": td[key].contiguous() for part, td in parts.items() for key in td.keys()}  # noqa: SIM118
     unfinished = path.with_suffix(".part")
@@ -131,10 +132,10 @@ def save(path: Path, trajectories: Trajectories, facts: Mapping[str, Any]) -> No
 
 
 def load(path: Path, facts: Mapping[str, Any]) -> Trajectories:
-    """Read what `save` wrote, if it was made the way that `facts` say.
+    """Read what `save` wrote. Refused if it was not made as `facts` say.
 
     Raises:
-        ValueError: The file is damaged, is something else, or was made another way.
+        ValueError: The file is damaged, is something else, or was made with other facts.
     """
     try:
         require_small_header(path)
@@ -146,11 +147,6 @@ def load(path: Path, facts: Mapping[str, Any]) -> Trajectories:
         raise ValueError(f"{path} cannot be read: {error}. Remove it, and it is collected anew.") from error
     if metadata.get("format") != FORMAT or not isinstance(made, dict):
         raise ValueError(f"{path} is not a collection of the format {FORMAT!r}: choose another model.dataset_dir.")
-    _require_made_as(path, made, facts)
-    return Trajectories(_part(path, tensors, "transitions", TRANSITIONS), _part(path, tensors, "episodes", EPISODES))
-
-
-def _require_made_as(path: Path, made: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
     differing = sorted(key for key in {*made, *facts} if made.get(key) != facts.get(key))
     if differing:
         there, here = (", ".join(f"{key}={d.get(key)}" for key in differing) for d in (made, facts))
@@ -158,12 +154,13 @@ def _require_made_as(path: Path, made: Mapping[str, Any], facts: Mapping[str, An
             f"{path} was made with {there}, but this run has {here}: choose another model.dataset_dir, or remove the "
             "file and it is collected anew."
         )
+    return Trajectories(_part(path, tensors, "transitions", TRANSITIONS), _part(path, tensors, "episodes", EPISODES))
 
 
 def _part(path: Path, tensors: Mapping[str, torch.Tensor], part: str, expected: dict[str, torch.dtype]) -> TensorDict:
     found = {name.removeprefix(f"{part}."): t for name, t in tensors.items() if name.startswith(f"{part}.")}
     kinds = {name: tensor.dtype for name, tensor in found.items()}
-    for key in {keys.OBSERVATION, keys.FINAL_OBSERVATION} & kinds.keys():  # a policy may read float64
+    for key in {keys.OBSERVATION, keys.FINAL_OBSERVATION} & kinds.keys():  # float64 for some policies
         kinds[key] = torch.float32 if kinds[key] == torch.float64 else kinds[key]
     lengths = {len(tensor) if tensor.ndim == 2 else -1 for tensor in found.values()}
     finite = all(tensor.isfinite().all() for tensor in found.values())
@@ -178,5 +175,5 @@ def _tensordict(arrays: Mapping[str, np.ndarray]) -> TensorDict:
 
 
 def _column(array: np.ndarray) -> np.ndarray:
-    """(M,) of any type → (M, 1) float32."""
+    """Reshape (M,) of any type to (M, 1) float32."""
     return array.astype(np.float32)[:, None]

@@ -1,1 +1,1 @@
-"""Where data is born: environments, stepped E at a time."""
+"""Environments, stepped E at a time, and the concepts that they report."""

@@ -11,15 +11,16 @@ from torchrl.data import Bounded, Categorical, Composite, Unbounded
 from torchrl.envs import EnvBase
 
 from lightning_unlearn import keys
-from lightning_unlearn.envs import concepts, toy
-from lightning_unlearn.envs.concept import Concept, Transitions, judged, require_sound
+from lightning_unlearn.envs import toy
+from lightning_unlearn.envs.concept_config import as_concept, concept_to_json
+from lightning_unlearn.envs.concepts import AUTO, COST_SUM, HAZARDS, Concept, Transitions, concept_signal
 from lightning_unlearn.envs.rollout import RolloutBuffer
 from lightning_unlearn.envs.simulator import Simulator, Step
 from lightning_unlearn.seeding import training_seeds
 
 
-def make_env(env_id: str, num_envs: int, concept: str | Concept = concepts.AUTO, workers: int = 1) -> "BatchedEnv":
-    """E copies of a task.
+def make_env(env_id: str, num_envs: int, concept: str | Concept = AUTO, workers: int = 1) -> "BatchedEnv":
+    """Make E copies of a task.
 
     Args:
         env_id: A Safety-Gymnasium task, an environment of Gymnasium that reports `info["cost"]` (`Id-v0`,
@@ -29,7 +30,7 @@ def make_env(env_id: str, num_envs: int, concept: str | Concept = concepts.AUTO,
         workers: Processes that step the environments; results do not depend on it.
 
     Raises:
-        ValueError: An unknown task, concept or an impossible number.
+        ValueError: The task or the concept is unknown, or a number is not possible.
     """
     for name, value in (("num_envs", num_envs), ("workers", workers)):
         if value < 1:
@@ -42,19 +43,19 @@ def make_env(env_id: str, num_envs: int, concept: str | Concept = concepts.AUTO,
 def _simulator(env_id: str, num_envs: int, workers: int) -> Simulator:
     if env_id == toy.ENV_ID:
         return toy.ToySimulator(num_envs)
-    from lightning_unlearn.envs import gymnasium_batch, navigation, sharded  # MuJoCo waits until a task needs it
+    from lightning_unlearn.envs import gymnasium_simulator, navigation, parallel  # MuJoCo waits until a task needs it
     from lightning_unlearn.envs.compat import registered_spec
 
-    own = gymnasium_batch.serves(env_id)
-    if not own:
+    make: parallel.Factory
+    if gymnasium_simulator.is_supported(env_id):
+        make = gymnasium_simulator.GymnasiumFactory(env_id)
+    else:
         registered_spec(env_id)  # an unknown task is refused before its processes are started
-    make: sharded.Factory = (
-        gymnasium_batch.GymnasiumFactory(env_id) if own else partial(navigation.NavigationSimulator, env_id)
-    )
+        make = partial(navigation.NavigationSimulator, env_id)
     if workers == 1:
         return make(num_envs)
-    if sharded.is_portable(make):
-        return sharded.ShardedSimulator(make, num_envs, workers)
+    if parallel.is_portable(make):
+        return parallel.ParallelSimulator(make, num_envs, workers)
     print(
         f"workers={workers}: {env_id} was made in the program's main file, or cannot be pickled; one process steps it."
     )
@@ -64,22 +65,22 @@ def _simulator(env_id: str, num_envs: int, workers: int) -> Simulator:
 class BatchedEnv(EnvBase):
     """A `Simulator` as a TorchRL environment of batch shape (E,).
 
-    Observations, rewards and costs are handed over as float32. A step reports, under `next`: observation (true final
-    one at an episode's end), reward, cost, every cost by name, C_forget, goal_met, done, terminated, truncated and
-    simulator_failed. It is TorchRL that resets what is done, through the `_reset` mask.
+    Observations, rewards and costs are float32. A step reports, under `next`: observation (the true final one at an
+    episode's end), reward, cost, every cost by name, C_forget, goal_met, done, terminated, truncated and
+    simulator_failed. TorchRL resets ended environments, through the `_reset` mask.
     """
 
-    def __init__(self, simulator: Simulator, concept: str | Concept = concepts.AUTO) -> None:
+    def __init__(self, simulator: Simulator, concept: str | Concept = AUTO) -> None:
         super().__init__(device="cpu", batch_size=[simulator.num_envs])
-        self.is_closed = False  # TorchRL takes an environment for closed until it is told otherwise
+        self.is_closed = False  # TorchRL's default is True
         self.simulator = simulator
-        self._concept = concepts.chosen(concept, simulator.cost_keys)
-        require_sound(self._concept, simulator)
-        self.concept = concepts.recorded_as(self._concept)
-        """The behaviour to forget as runs and models record it."""
+        self._concept = as_concept(concept, simulator.cost_keys)
+        _require_possible(self._concept, simulator)
+        self.concept = concept_to_json(self._concept)
+        """The behaviour to forget, as runs and models record it."""
         self.cost_keys = simulator.cost_keys
-        """Costs in TorchRL's steps, whose specs are fixed: later ones are in the simulator's steps only."""
-        self._may_overlook = concept == concepts.AUTO and concepts.HAZARDS not in simulator.cost_keys
+        """Costs in TorchRL's steps, whose specs are fixed; costs that appear late are in the simulator's steps only."""
+        self._may_overlook = concept == AUTO and HAZARDS not in simulator.cost_keys
         self._seeds: Sequence[int] | None = None
         self._make_specs()
 
@@ -89,13 +90,13 @@ class BatchedEnv(EnvBase):
         return int(self.batch_size[0])
 
     def seed_environments(self, seeds: Sequence[int]) -> None:
-        """Give each environment its own seed, used by the next reset of all."""
+        """Give each environment its own seed; the next reset of all environments uses them."""
         if len(seeds) != self.num_envs:
             raise ValueError(f"{len(seeds)} seeds for {self.num_envs} environments: give one each.")
         self._seeds = list(seeds)
 
     def restart(self, mask: np.ndarray | None = None) -> np.ndarray:
-        """Reset the environments of `mask`, or all, with the seeds that all were given if they were not used yet.
+        """Reset the environments of `mask`, or all; a reset of all uses the seeds of `seed_environments` once.
 
         Returns:
             Every current observation. Shape: (E, O), float64.
@@ -163,31 +164,31 @@ class BatchedEnv(EnvBase):
         return TensorDict(self._step_tensors(step, c_forget), batch_size=self.batch_size)
 
     def c_forget(self, observation: np.ndarray, action: np.ndarray, step: Step) -> np.ndarray:
-        """Which transitions of the step that was just made show the behaviour to forget; ask before any reset.
+        """Compute C_forget of the step that was just made; call it before any reset.
 
         Args:
-            observation: What the agents saw before it. Shape: (E, O).
-            action: What they did. Shape: (E, A).
-            step: What came of it.
+            observation: Observations before the step. Shape: (E, O).
+            action: Actions of the step. Shape: (E, A).
+            step: The simulator's result.
 
         Returns:
             1 or 0. Shape: (E,), float64.
 
         Raises:
-            ValueError: The concept raises, or gives something else.
+            ValueError: The concept raises an exception, or returns something else than truth values.
         """
         self._warn_if_overlooked()
         transitions = Transitions(observation, action, step.observation, step.costs, self.simulator)
-        return judged(self._concept, transitions, step.failed)
+        return concept_signal(self._concept, transitions, step.failed)
 
     def c_forget_of(self, rollout: RolloutBuffer) -> np.ndarray:
-        """Which transitions of a rollout show the behaviour to forget; all are judged at once.
+        """Compute C_forget of a whole rollout at once.
 
         Returns:
             1 or 0. Shape: (T, E), float64.
 
         Raises:
-            ValueError: The concept raises, or gives something else.
+            ValueError: The concept raises an exception, or returns something else than truth values.
         """
         self._warn_if_overlooked()
         flat = {name: getattr(rollout, name) for name in ("observation", "action", "next_observation")}
@@ -197,23 +198,23 @@ class BatchedEnv(EnvBase):
             costs=costs,
             world=_Recorded(self.simulator, rollout) if self.simulator.in_plane else self.simulator,
         )
-        return judged(self._concept, transitions, rollout.failed.reshape(-1)).reshape(rollout.failed.shape)
+        return concept_signal(self._concept, transitions, rollout.failed.reshape(-1)).reshape(rollout.failed.shape)
 
     def _warn_if_overlooked(self) -> None:
-        if self._may_overlook and concepts.HAZARDS in self.simulator.cost_keys:
+        if self._may_overlook and HAZARDS in self.simulator.cost_keys:
             self._may_overlook = False
             warnings.warn(
                 f"concept=auto was taken as {self.concept}, and only now {self.simulator.env_id} has reported "
-                f"{concepts.HAZARDS}: name the concept, or report every cost in every step.",
+                f"{HAZARDS}: name the concept, or report every cost in every step.",
                 stacklevel=3,
             )
 
     def _step_tensors(self, step: Step, c_forget: np.ndarray) -> dict[str, torch.Tensor | dict[str, torch.Tensor]]:
-        """A simulator's step as the tensors that belong under `next`."""
+        """Return a simulator's step as the tensors that belong under `next`."""
         return {
             keys.OBSERVATION: _float32(step.observation),
             keys.REWARD: _column(step.reward),
-            keys.COST: _column(step.costs[concepts.COST_SUM]),
+            keys.COST: _column(step.costs[COST_SUM]),
             keys.COSTS: {key: _column(step.costs[key]) for key in self.cost_keys},
             keys.C_FORGET: _column(c_forget),
             keys.GOAL_MET: torch.from_numpy(step.goal_met).unsqueeze(-1),
@@ -224,8 +225,41 @@ class BatchedEnv(EnvBase):
         }
 
 
+def _require_possible(concept: Concept, simulator: Simulator) -> None:
+    """Refuse a concept that is impossible in an environment, or cannot judge a transition of its sizes.
+
+    Raises:
+        ValueError: The concept refuses the environment, raises an exception, or returns something else than truth
+            values.
+    """
+    concept.require_possible(simulator)
+    num_envs = simulator.num_envs
+    observation = np.zeros((num_envs, simulator.observation_size))
+    transitions = Transitions(
+        observation.astype(np.float32),
+        np.zeros((num_envs, len(simulator.action_low))),
+        observation,
+        {key: np.zeros(num_envs) for key in simulator.cost_keys},
+        _AtRest(simulator) if simulator.in_plane else simulator,
+    )
+    with np.errstate(all="ignore"):  # zeros are no state that an agent was ever in
+        concept_signal(concept, transitions, np.zeros(num_envs, dtype=bool))
+
+
+class _AtRest:
+    """A world for concepts whose agents rest at the origin."""
+
+    def __init__(self, simulator: Simulator) -> None:
+        self.observation_layout, self._num_envs = simulator.observation_layout, simulator.num_envs
+
+    def agent_position(self) -> np.ndarray:
+        return np.zeros((self._num_envs, 2))
+
+    agent_velocity = agent_position
+
+
 class _Recorded:
-    """Where agents were after each transition of a rollout."""
+    """A world for concepts that reads positions and velocities from a rollout."""
 
     def __init__(self, simulator: Simulator, rollout: RolloutBuffer) -> None:
         self.observation_layout, self._rollout = simulator.observation_layout, rollout

@@ -1,7 +1,7 @@
-"""The only door to safety_gymnasium: makes release 1.0.0 importable on Python 3.11-3.13 and builds its tasks.
+"""The only importer of safety_gymnasium: makes release 1.0.0 importable on Python 3.11-3.13 and builds its tasks.
 
 Importing this module imports safety_gymnasium, once, quietly, and without a trace in the global logging, warning or
-dataclass state. Nothing that somebody else makes with `safety_gymnasium.make` in the same process is changed.
+dataclass state. Environments that others make with `safety_gymnasium.make` in the same process do not change.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from lightning_unlearn.envs.toy import ENV_ID as TOY_ID
-from lightning_unlearn.envs.working_directory import working_directory_importable
+from lightning_unlearn.processes import working_directory_importable
 
 _BANNER = "PYGAME_HIDE_SUPPORT_PROMPT"
 _SUPPORTED = re.compile(r"Safety(Point|Car|Racecar|Doggo|Ant)((Goal|Button|Push|Circle)[012]|Run0)-v0")
@@ -36,7 +36,7 @@ _SUPPORTED_IN_WORDS = (
 
 @contextlib.contextmanager
 def swapped(owner: Any, name: str, value: Any) -> Iterator[None]:
-    """Hold `owner.name` at `value` inside the block and restore what was there after it."""
+    """Context manager: set `owner.name` to `value`, and restore the original value at the end."""
     original = getattr(owner, name)
     setattr(owner, name, value)
     try:
@@ -50,7 +50,7 @@ def _same(value: Any) -> Any:
 
 
 def _with_array_factories(original: Callable[..., Any]) -> Callable[..., Any]:
-    """A `dataclass` decorator that, as Python 3.10 did, accepts an ndarray as a default and shares it."""
+    """Wrap the `dataclass` decorator so that, as in Python 3.10, an ndarray may be a default, which is shared."""
 
     def share_arrays(cls: type) -> type:
         for name in inspect.get_annotations(cls):
@@ -82,7 +82,7 @@ def _without_banner() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Swallow what dependencies print, warn and log while they are imported."""
+    """Context manager: swallow what dependencies print, warn and log while they are imported."""
     root, printed = logging.getLogger(), io.StringIO()
     with contextlib.ExitStack() as stack:
         stack.enter_context(_without_banner())
@@ -131,7 +131,7 @@ __all__ = [
 
 
 def registered_id(env_id: str) -> str:
-    """The id that Gymnasium's registry has, without the module before a colon, which is imported.
+    """Return the id as Gymnasium's registry has it, without the module before a colon, which is imported.
 
     As in `gymnasium.make`, importing the module of `module:Id-v0` registers the environment. Modules of the working
     directory are found, too.
@@ -156,21 +156,21 @@ def _import_module(module: str, env_id: str) -> None:
 
 
 def navigation_ids() -> list[str]:
-    """Ids of the registered tasks that `make_task` builds."""
+    """Return the ids of the registered tasks that `make_task` builds."""
     return [env_id for env_id in registry if _SUPPORTED.fullmatch(env_id)]
 
 
 def is_navigation(env_id: str) -> bool:
-    """Whether an id is registered as a task of safety_gymnasium's builder, supported or not."""
+    """Return True if an id is registered as a task of safety_gymnasium's builder, supported or not."""
     env_id = registered_id(env_id)
     return env_id in registry and "task_id" in registry[env_id].kwargs
 
 
 def registered_spec(env_id: str) -> Any:
-    """The gymnasium registration of a supported navigation task.
+    """Return the Gymnasium registration of a supported navigation task.
 
     Raises:
-        ValueError: the id is unknown (the nearest ones are named), or it is none of the supported tasks.
+        ValueError: The id is unknown (the nearest ones are named), or it is none of the supported tasks.
     """
     given, env_id = env_id, registered_id(env_id)
     if env_id not in registry:
@@ -195,17 +195,17 @@ def registered_spec(env_id: str) -> Any:
 
 
 def _ids_of(module: str) -> list[str]:
-    """Registered ids of the environments whose code is in a module, or in the package that it is a part of."""
+    """Return the registered ids of the environments whose code is in a module's top-level package."""
     package = module.partition(".")[0]
     code = {env_id: getattr(spec.entry_point, "__module__", spec.entry_point) for env_id, spec in registry.items()}
     return [env_id for env_id, place in code.items() if re.match(rf"{re.escape(package)}[.:]", f"{place}.")]
 
 
 def make_task(env_id: str) -> BaseTask:
-    """A fresh task object as `safety_gymnasium.make(env_id)` would hold it, not yet reset.
+    """Build a task object as `safety_gymnasium.make(env_id)` does, not yet reset.
 
     Raises:
-        ValueError: the id is not supported, or the installed MuJoCo refuses the agent's XML.
+        ValueError: The id is not supported, or the installed MuJoCo refuses the agent's XML.
     """
     spec = registered_spec(env_id)
     task_class = getattr(tasks, get_task_class_name(spec.kwargs["task_id"]))
@@ -218,7 +218,7 @@ def make_task(env_id: str) -> BaseTask:
 
 
 def make_original(env_id: str) -> gymnasium.Env:
-    """The registered environment itself; a step of it returns six things where safety_gymnasium registered it.
+    """Make the registered environment itself; a step returns six values if safety_gymnasium registered it.
 
     Raises:
         ValueError: The installed MuJoCo refuses its XML.
@@ -232,10 +232,10 @@ def make_original(env_id: str) -> gymnasium.Env:
 
 
 def original_vector(env_id: str, num_envs: int) -> Any:
-    """`safety_gymnasium.vector.make`: as many processes as environments, all of them the originals.
+    """Make the original environments by `safety_gymnasium.vector.make`, each in a process of its own.
 
     Raises:
-        RuntimeError: Its world is replaced in this process, so that the forked ones would not be the originals.
+        RuntimeError: The world is replaced in this process, so that the forked processes would not run the originals.
     """
     if safety_gymnasium.bases.underlying.World is not safety_gymnasium.world.World:
         raise RuntimeError("safety_gymnasium's World is replaced: build the vector outside of a reset")
@@ -244,7 +244,7 @@ def original_vector(env_id: str, num_envs: int) -> Any:
 
 @contextlib.contextmanager
 def refused_as_value_error(env_id: str) -> Iterator[None]:
-    """Name the environment and the MuJoCo release when that refuses the scene's XML.
+    """Context manager: name the environment and the MuJoCo release if that refuses the scene's XML.
 
     Raises:
         ValueError: MuJoCo could not compile the scene.

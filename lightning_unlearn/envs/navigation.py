@@ -6,14 +6,25 @@ from typing import Any
 import numpy as np
 
 from lightning_unlearn.envs.compat import BaseTask, make_task, refused_as_value_error, registered_spec
-from lightning_unlearn.envs.failures import FailureCount
-from lightning_unlearn.envs.motion import AgentMotion
-from lightning_unlearn.envs.observation import Exteroception, Proprioception, object_bodies, observation_slices
-from lightning_unlearn.envs.physics import Scene, Snapshot, lay_out
+from lightning_unlearn.envs.layouts import ModelTemplate, lay_out
+from lightning_unlearn.envs.physics import Scene, Snapshot
 from lightning_unlearn.envs.rollout import InOneProcess
 from lightning_unlearn.envs.rules import Rules
-from lightning_unlearn.envs.simulator import Step, TopView, require_actions, require_mask, require_seeds
-from lightning_unlearn.envs.world import Blueprint
+from lightning_unlearn.envs.sensors import (
+    AgentMotion,
+    Exteroception,
+    Proprioception,
+    object_bodies,
+    observation_slices,
+)
+from lightning_unlearn.envs.simulator import (
+    FailureCount,
+    Step,
+    TopView,
+    require_actions,
+    require_mask,
+    require_seeds,
+)
 
 
 class NavigationSimulator(InOneProcess):
@@ -28,7 +39,7 @@ class NavigationSimulator(InOneProcess):
         num_envs: E.
 
     Raises:
-        ValueError: the task is unknown, not supported, or refused by the installed MuJoCo.
+        ValueError: The task is unknown, not supported, or refused by the installed MuJoCo.
     """
 
     in_plane = True
@@ -38,10 +49,10 @@ class NavigationSimulator(InOneProcess):
         if num_envs < 1:
             raise ValueError(f"num_envs must be at least 1, got {num_envs}")
         self.env_id, self.num_envs = env_id, num_envs
-        blueprint = Blueprint()
-        self._describe(sample := self._sample(blueprint))
+        template = ModelTemplate()
+        self._describe(sample := self._sample(template))
         self._snapshot = Snapshot(num_envs, sample.model)
-        self._scenes = [Scene(make_task(env_id), blueprint) for _ in range(num_envs)]
+        self._scenes = [Scene(make_task(env_id), template) for _ in range(num_envs)]
         self._tasks = [scene.task for scene in self._scenes]
         self._are_alive = [task.agent.is_alive for task in self._tasks]
         self._rules = Rules(sample, sample.model, num_envs)
@@ -55,21 +66,13 @@ class NavigationSimulator(InOneProcess):
         self._observation = np.zeros((num_envs, self.observation_size))
 
     def reset(self, mask: np.ndarray | None = None, seeds: Sequence[int] | None = None) -> np.ndarray:
-        """Reset the environments of `mask` (all without one) and return every current observation.
-
-        Args:
-            mask: Which environments to reset. Shape: (E,), bool.
-            seeds: One seed per environment, used for those that are reset.
-
-        Returns:
-            Observations, a fresh array. Shape: (E, O), float64.
+        """See `Simulator.reset`.
 
         Raises:
-            ValueError: the shapes are wrong, or an environment was never seeded.
+            ValueError: The shapes are wrong, or an environment was never seeded.
         """
-        rows = (
-            list(range(self.num_envs)) if mask is None else np.flatnonzero(require_mask(mask, self.num_envs)).tolist()
-        )
+        mask = np.ones(self.num_envs, dtype=bool) if mask is None else require_mask(mask, self.num_envs)
+        rows = np.flatnonzero(mask).tolist()
         seeds = None if seeds is None else require_seeds(seeds, self.num_envs)
         for row in rows:
             self._reset_one(row, None if seeds is None else seeds[row])
@@ -78,13 +81,14 @@ class NavigationSimulator(InOneProcess):
         return self._observation.copy()
 
     def step(self, actions: np.ndarray) -> Step:
-        """Advance every environment by one action, clipped to the bounds. Shape: (E, A).
+        """See `Simulator.step`.
 
         Raises:
-            ValueError: the actions have the wrong shape.
-            RuntimeError: an environment was never reset, or failed again and again.
+            ValueError: The actions have the wrong shape, or are not finite.
+            RuntimeError: An environment was never reset, or failed again and again.
         """
-        controls = self._controls(actions)
+        low, high = self._bounds
+        controls = np.minimum(np.maximum(require_actions(actions, low.shape), low), high)
         for scene, control in zip(self._scenes, controls, strict=True):
             scene.step(control)
         self._steps += 1
@@ -93,7 +97,6 @@ class NavigationSimulator(InOneProcess):
         if np.count_nonzero(failed):
             outcome.void(failed, self._tasks[0].reward_conf.reward_exception)
         terminated = self._next_goals(outcome.goal_met)
-        self._add_dead(terminated)
         truncated = self._steps >= self.max_episode_steps
         observation = self._observe()
         if np.count_nonzero(failed):
@@ -113,16 +116,16 @@ class NavigationSimulator(InOneProcess):
         )
 
     def top_view(self) -> TopView:
-        """Where the agent and every group of objects are now."""
+        """See `Simulator.top_view`: the agent and every group of objects."""
         positions = {name: self._snapshot.positions[:, ids, :2] for name, ids in self._kinds.items()}
         return TopView(positions=positions, radii=dict(self._radii))
 
     def agent_position(self) -> np.ndarray:
-        """Of the agents now, in the task's own plane. Shape: (E, 2), metres."""
+        """See `Simulator.agent_position`."""
         return self._motion.position(self._snapshot)
 
     def agent_velocity(self) -> np.ndarray:
-        """Of the agents now, along the axes of the plane. Shape: (E, 2), metres per second."""
+        """See `Simulator.agent_velocity`."""
         return self._motion.velocity(self._snapshot)
 
     def state_dict(self) -> dict[str, Any]:
@@ -146,14 +149,14 @@ class NavigationSimulator(InOneProcess):
         self._observation = state["observation"].copy()
 
     def close(self) -> None:
-        """Nothing: the garbage collector has it all."""
+        """See `Simulator.close`; there is nothing to release."""
 
-    def _sample(self, blueprint: Blueprint) -> BaseTask:
-        """A task with some layout, to look sizes and names up in; it compiles the blueprint."""
+    def _sample(self, template: ModelTemplate) -> BaseTask:
+        """Build a task with some layout, to look sizes and names up in; this compiles the template's model."""
         task = make_task(self.env_id)
         task.random_generator.set_random_seed(0)
         with refused_as_value_error(self.env_id):
-            lay_out(task, blueprint)
+            lay_out(task, template)
         return task
 
     def _describe(self, task: BaseTask) -> None:
@@ -177,10 +180,6 @@ class NavigationSimulator(InOneProcess):
         self._rules.read(row, scene.task)
         self._steps[row] = 0
 
-    def _controls(self, actions: np.ndarray) -> np.ndarray:
-        low, high = self._bounds
-        return np.minimum(np.maximum(require_actions(actions, low.shape), low), high)
-
     def _observe(self) -> np.ndarray:
         observation = np.zeros((self.num_envs, self.observation_size))
         self._proprioception.write(self._snapshot, observation)
@@ -189,22 +188,24 @@ class NavigationSimulator(InOneProcess):
         return observation
 
     def _next_goals(self, met: np.ndarray) -> np.ndarray:
-        """Place a new goal where one was met; return where there was no room for it. Shape: (E,), bool."""
-        stuck = np.zeros(self.num_envs, dtype=bool)
+        """Place a new goal where one was met.
+
+        Returns:
+            True where the episode ends: there was no room for the goal, or the agent is dead. Shape: (E,), bool.
+        """
+        ended = np.zeros(self.num_envs, dtype=bool)
         if np.count_nonzero(met):
             for row in np.flatnonzero(met):
-                stuck[row] = not self._scenes[row].next_goal()
+                ended[row] = not self._scenes[row].next_goal()
                 self._rules.read(row, self._tasks[row])
             self._snapshot.read(self._scenes)
-        return stuck
-
-    def _add_dead(self, terminated: np.ndarray) -> None:
         for row, is_alive in enumerate(self._are_alive):
             if not is_alive():
-                terminated[row] = True
+                ended[row] = True
+        return ended
 
 
 def _radius(obstacle: Any) -> float | None:
-    """Metres, of those that are drawn as discs."""
+    """Radius in metres of an obstacle that is drawn as a disc, else None."""
     size = getattr(obstacle, "radius", getattr(obstacle, "size", None))
     return None if obstacle.name == "sigwalls" or size is None else float(size)

@@ -1,4 +1,4 @@
-"""MuJoCo for E copies of one task: stepping it, and what it computed gathered into batch arrays.
+"""MuJoCo for E copies of one task: its steps, its state to save and restore, and its results as batch arrays.
 
 Shapes: E environments, B bodies, S sensor values, G geoms.
 """
@@ -10,11 +10,32 @@ import mujoco
 import numpy as np
 
 from lightning_unlearn.envs.compat import BaseTask, ResamplingError
-from lightning_unlearn.envs.state import restore_stream, restore_world, stream_state, world_state
-from lightning_unlearn.envs.world import Blueprint, reset_world
+from lightning_unlearn.envs.layouts import ModelTemplate, lay_out
 
 _VELOCITY_STAGE = int(mujoco.mjtStage.mjSTAGE_VEL)
 _DIVERGED = [int(getattr(mujoco.mjtWarning, f"mjWARN_BADQ{part}")) for part in ("POS", "VEL", "ACC")]
+_POSED = (
+    "actuator_acc0",
+    "body_invweight0",
+    "body_ipos",
+    "body_iquat",
+    "body_pos",
+    "body_quat",
+    "cam_mat0",
+    "cam_pos0",
+    "cam_poscom0",
+    "dof_M0",
+    "dof_invweight0",
+    "eq_data",
+    "geom_pos",
+    "geom_quat",
+    "light_poscom0",
+    "qpos0",
+    "qpos_spring",
+)
+"""The arrays of a model in which two layouts of one task differ; a test compares all others."""
+_STATISTICS = ("center", "extent", "meaninertia", "meanmass", "meansize")
+_INTEGRATION = int(mujoco.mjtState.mjSTATE_INTEGRATION)
 
 
 def distance_xy(first: np.ndarray, second: np.ndarray) -> np.ndarray:
@@ -35,25 +56,24 @@ class Snapshot:
     """
 
     positions: np.ndarray
-    """Of every body. Shape: (E, B, 3), metres."""
+    """Position of every body. Shape: (E, B, 3), metres."""
     offset: np.ndarray
     """From the agent to every body, in the plane. Shape: (E, B, 2), metres."""
     distance: np.ndarray
-    """Its length. Shape: (E, B), metres."""
+    """Length of the offset. Shape: (E, B), metres."""
     rotation: np.ndarray
-    """Of the agent. Shape: (E, 3, 3)."""
+    """The agent's frame in world coordinates, one axis a column. Shape: (E, 3, 3)."""
     sensors: np.ndarray
-    """Shape: (E, S)."""
+    """Sensor values. Shape: (E, S)."""
     qvel: np.ndarray
     """Generalised velocities. Shape: (E, nv)."""
 
     def __init__(self, num_envs: int, model: mujoco.MjModel) -> None:
-        # in the order of `_Views.numbers`
+        # The columns are in the order of `_Views.numbers`.
         sizes = (3 * model.nbody, 9, model.nsensordata, model.nv, model.nq, len(_DIVERGED))
         self._numbers = np.zeros((num_envs, sum(sizes)))
-        positions, rotation, self.sensors, self.qvel, *_ = np.split(
-            self._numbers, np.cumsum(sizes)[:-1], axis=1
-        )  # views
+        parts = np.split(self._numbers, np.cumsum(sizes)[:-1], axis=1)  # views
+        positions, rotation, self.sensors, self.qvel, *_ = parts
         # Numbers are to be finite, and warnings none. (As large as the numbers, which numpy compares much faster.)
         self._limits = np.tile(np.repeat((np.inf, 1.0), (sum(sizes[:-1]), sizes[-1])), (num_envs, 1))
         self.positions = positions.reshape(num_envs, -1, 3)
@@ -67,31 +87,26 @@ class Snapshot:
         """Copy what MuJoCo computed for every environment; all of them must have been reset.
 
         Returns:
-            Where MuJoCo gave up, or left numbers that are not finite; those are zeros here. Shape: (E,), bool.
+            True where MuJoCo gave up, or left numbers that are not finite; those are zeros here. Shape: (E,), bool.
         """
         if not self._views:
             self._views = [scene.bind() for scene in scenes]
             self._sources = [numbers for views in self._views for numbers in views.numbers]
         np.concatenate(self._sources, out=self._numbers.reshape(-1))
         self._touched = None
-        failed = self._failed()
+        sound = np.abs(self._numbers) < self._limits
+        failed = np.zeros(len(sound), dtype=bool)
+        if np.count_nonzero(sound) != sound.size:  # hardly ever
+            failed = ~np.logical_and.reduce(sound, axis=1)
+            self._numbers[failed] = 0.0
         offset = self._numbers.take(self._bodies_xy, axis=1) - self._numbers.take(self._agent_xy, axis=1)
         self.offset = offset.reshape(len(offset), -1, 2)
         self.distance = _length(self.offset)
         return failed
 
-    def _failed(self) -> np.ndarray:
-        """Shape: (E,), bool."""
-        sound = np.abs(self._numbers) < self._limits
-        if np.count_nonzero(sound) == sound.size:  # nearly always
-            return np.zeros(len(sound), dtype=bool)
-        failed: np.ndarray = ~np.logical_and.reduce(sound, axis=1)
-        self._numbers[failed] = 0.0
-        return failed
-
     @property
     def touched(self) -> np.ndarray:
-        """Which geoms the agent is in contact with. Shape: (E, G), bool."""
+        """True for the geoms that the agent touches. Shape: (E, G), bool."""
         if self._touched is None:  # most tasks never ask
             self._touched = np.stack([views.touched() for views in self._views])
         return self._touched
@@ -118,28 +133,19 @@ class _Views:
         self.unsensed = self.sensed | int(mujoco.mjtDisableBit.mjDSBL_SENSOR)
 
     def touched(self) -> np.ndarray:
-        """Which geoms the agent is in contact with. Shape: (G,), bool."""
+        """True for the geoms that the agent touches. Shape: (G,), bool."""
         touched = np.zeros(len(self._agent_geoms), dtype=bool)
         pairs = self.data.contact.geom  # (contacts, 2)
         touched[pairs[self._agent_geoms[pairs][:, ::-1]]] = True
         return touched
 
 
-def lay_out(task: BaseTask, blueprint: Blueprint) -> dict[str, float]:
-    """Draw and build a new layout in the order of `Builder.reset`, and return its costs, before they are indicators."""
-    reset_world(task, blueprint)
-    task.update_world()
-    task.specific_reset()
-    task.agent.reset()
-    return task.calculate_cost()
-
-
 class Scene:
     """One environment's task and physics, in the order of operations of safety_gymnasium's `Builder`."""
 
-    def __init__(self, task: BaseTask, blueprint: Blueprint) -> None:
+    def __init__(self, task: BaseTask, template: ModelTemplate) -> None:
         self.task = task
-        self._blueprint = blueprint
+        self._template = template
         self._frames = task.sim_conf.frameskip_binom_n
         self._undrawn = 0
         self._views: _Views | None = None
@@ -153,12 +159,12 @@ class Scene:
         """Lay out a new episode, as `Builder.reset(seed=seed)`.
 
         Raises:
-            RuntimeError: the new layout starts inside a cost.
+            RuntimeError: The new layout starts inside a cost.
         """
         self._catch_up()
         if seed is not None:
             self.task.random_generator.set_random_seed(seed)
-        cost = lay_out(self.task, self._blueprint)
+        cost = lay_out(self.task, self._template)
         if cost["cost_sum"] > 0.0:
             raise RuntimeError(f"the layout starts with a cost: {cost}")
         mujoco.mj_forward(self.task.model, self.task.data)
@@ -196,29 +202,45 @@ class Scene:
         return placed
 
     def state_dict(self) -> dict[str, Any]:
-        """Layout, physics and random stream."""
+        """Layout (as the compiled model holds it), physics (solver's warm start included) and random stream."""
         views, task = self.bind(), self.task
+        physics = np.empty(mujoco.mj_stateSize(views.model, _INTEGRATION))
+        mujoco.mj_getState(views.model, views.data, physics, _INTEGRATION)
+        kind, words, *rest = task.random_generator.random_generator.get_state(legacy=True)
         return {
-            "world": world_state(views.model, views.data),
+            "world": {
+                "model": {name: getattr(views.model, name).copy() for name in _POSED},
+                "statistics": {name: np.array(getattr(views.model.stat, name)) for name in _STATISTICS},
+                "physics": physics,
+            },
             "layout": dict(task.world_info.layout),
-            "stream": stream_state(task.random_generator.random_generator),
+            "stream": {"kind": kind, "words": np.asarray(words, dtype=np.int64), "rest": rest},  # no uint32 in tensors
             "undrawn": self._undrawn,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from what `state_dict` returned."""
+        """Restore what `state_dict` returned: the next step computes the same bits as it would have there."""
         if not self.seeded:
             self.reset(seed=0)  # a task gets its world with its first layout
-        views, task = self.bind(), self.task
-        restore_world(views.model, views.data, state["world"])
+        views, task, world, stream = self.bind(), self.task, state["world"], state["stream"]
+        for name, values in world["model"].items():
+            getattr(views.model, name)[...] = values
+        for name, values in world["statistics"].items():
+            setattr(views.model.stat, name, values)
+        mujoco.mj_resetData(views.model, views.data)
+        mujoco.mj_setState(views.model, views.data, world["physics"], _INTEGRATION)
+        # The forward pass derives everything else, and moves the warm start, so the state is set again.
+        mujoco.mj_forward(views.model, views.data)
+        mujoco.mj_setState(views.model, views.data, world["physics"], _INTEGRATION)
         layout = task.world_info.layout  # the random generator holds the same object
         layout.clear()
         layout.update(state["layout"])
-        restore_stream(task.random_generator.random_generator, state["stream"])
+        generator = task.random_generator.random_generator
+        generator.set_state((stream["kind"], stream["words"].astype(np.uint32), *stream["rest"]))
         self._undrawn = state["undrawn"]
 
     def bind(self) -> _Views:
-        """The arrays of this environment's simulation.
+        """Return the arrays of this environment's simulation.
 
         Raises:
             RuntimeError: There is none before the first reset.
@@ -230,29 +252,22 @@ class Scene:
         return self._views
 
     def _integrate(self, views: _Views) -> None:
+        model, data, frames = views.model, views.data, self._frames
         views.option.disableflags = views.unsensed  # nothing reads a sensor between the frames
         try:
-            if self.task._mocaps:
-                self._dragged_frames(views)
-            else:
-                self._free_frames(views)
+            if mocaps := self.task._mocaps:
+                for _ in range(frames):
+                    for mocap in mocaps.values():
+                        mocap.move()
+                    mujoco.mj_step(model, data)
+                return
+            if views.divisible:
+                # The results of the first frame's `mj_step1` stand: the last step, or the reset, ended in mj_forward.
+                mujoco.mj_step2(model, data)
+                frames -= 1
+            mujoco.mj_step(model, data, frames)
         finally:
             views.option.disableflags = views.sensed
-
-    def _free_frames(self, views: _Views) -> None:
-        frames = self._frames
-        if views.divisible:
-            # What the first frame derives from positions and velocities stands: the last step, or the reset, ended in
-            # mj_forward.
-            mujoco.mj_step2(views.model, views.data)
-            frames -= 1
-        mujoco.mj_step(views.model, views.data, frames)
-
-    def _dragged_frames(self, views: _Views) -> None:
-        for _ in range(self._frames):
-            for mocap in self.task._mocaps.values():
-                mocap.move()
-            mujoco.mj_step(views.model, views.data)
 
     def _catch_up(self) -> None:
         """Take the draws that the original takes for each step's (constant) number of frames."""

@@ -1,4 +1,4 @@
-"""Rollouts: what E environments do in T steps under one policy, written row by row into one buffer.
+"""The rollout loop: E environments make T steps under one policy, written row by row into one buffer.
 
 Shapes: T steps, E environments, O observation size, A action size, K costs.
 """
@@ -16,56 +16,56 @@ import numpy as np
 from lightning_unlearn.envs.simulator import Simulator, Step, TopView, all_finite
 
 MOST_COSTS = 32
-"""Kinds of cost that a rollout has room for, of an environment that may report more of them as they happen."""
+"""Kinds of cost that a buffer has room for, if an environment may report more of them as they happen."""
 _FLAGS = ("terminated", "truncated", "failed", "goal_met")
 
 
 class Actor(Protocol):
-    """A policy as the rollout loop needs it. Shapes: n environments, some of all."""
+    """A policy as the rollout loop needs it. Shapes: n environments, a part of all."""
 
     portable: bool
-    """Whether it can be pickled, and computes the same action of an environment in any process."""
+    """True if it can be pickled, and computes the same actions in any process."""
 
     def mean(self, observation: np.ndarray, first: int) -> np.ndarray:
-        """Mean of the Gaussian before squashing. Shape: (n, O) float64 → (n, A) float32.
+        """Compute the mean of the Gaussian before squashing. Shape: (n, O) float64 → (n, A) float32.
 
         Args:
-            observation: Of n environments that follow each other.
+            observation: Observations of n consecutive environments.
             first: Index of the first of them among all environments.
         """
         ...
 
     def squash(self, pre_tanh: np.ndarray) -> np.ndarray:
-        """From the Gaussian draw to the action, inside the bounds. Shape: (n, A) float32 → (n, A)."""
+        """Map the Gaussian draw to an action inside the bounds. Shape: (n, A) float32 → (n, A)."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class RolloutBuffer:
-    """Arrays over one block of memory, which several processes may share. Each may cover some of the environments."""
+    """Arrays over one block of memory, which several processes may share, each for some of the environments."""
 
     next_observation: np.ndarray
     """The true final observation at an episode's end. Shape: (T, E, O), float64."""
     action: np.ndarray
-    """What the environment received. Shape: (T, E, A), float64 with the values of a float32."""
+    """Action that the environment received. Shape: (T, E, A), float64 with the values of a float32."""
     reward: np.ndarray
     """Shape: (T, E), float64."""
     costs: np.ndarray
-    """The whole cost, then the others in the order of the simulator's `cost_keys`. Shape: (T, E, K), float64."""
+    """The whole cost first, then the others in the order of the simulator's `cost_keys`. Shape: (T, E, K), float64."""
     position: np.ndarray
-    """Of the agents after the step, zeros where they have no plane. Shape: (T, E, 2), metres."""
+    """Position of the agents after the step, zeros if they have no plane. Shape: (T, E, 2), metres."""
     velocity: np.ndarray
-    """Shape: (T, E, 2), metres per second."""
+    """Velocity of the agents after the step. Shape: (T, E, 2), metres per second."""
     observation: np.ndarray
-    """What the policy saw. Shape: (T, E, O), float64."""
+    """Observation before the step. Shape: (T, E, O), float64."""
     current: np.ndarray
-    """The last observations before the next rollout. Shape: (1, E, O), float64."""
+    """Observations that the next rollout starts from. Shape: (1, E, O), float64."""
     mean: np.ndarray
-    """Shape: (T, E, A), float32."""
+    """Mean of the policy's Gaussian. Shape: (T, E, A), float32."""
     pre_tanh: np.ndarray
     """The Gaussian draw. Shape: (T, E, A), float32."""
     deviation: np.ndarray
-    """The noise to be added to the mean, written before the rollout. Shape: (T, E, A), float32."""
+    """Noise that is added to the mean; written before the rollout. Shape: (T, E, A), float32."""
     terminated: np.ndarray
     """This and the other flags are those of `Step`. Shape: (T, E), bool."""
     truncated: np.ndarray
@@ -78,16 +78,16 @@ class RolloutBuffer:
     def allocate(
         cls, simulator: Simulator, horizon: int, shared: int | None = None, num_envs: int | None = None
     ) -> "RolloutBuffer":
-        """A buffer for all environments of a task.
+        """Allocate a buffer for all environments of a task.
 
         Args:
             simulator: Gives the sizes.
             horizon: T.
             shared: Descriptor of memory from `open_memory`, which is made large enough; private memory without it.
-            num_envs: E, where it is more than the simulator's.
+            num_envs: E, if it is more than the simulator's.
 
         Raises:
-            ValueError: There is not that much memory.
+            ValueError: There is not enough memory.
         """
         num_envs = num_envs or simulator.num_envs
         specs = _specs(simulator, horizon, num_envs)
@@ -106,21 +106,21 @@ class RolloutBuffer:
 
     @property
     def done(self) -> np.ndarray:
-        """Where episodes ended. Shape: (T, E), bool."""
+        """True where an episode ended. Shape: (T, E), bool."""
         return self.terminated | self.truncated
 
     def rows(self, rows: slice) -> "RolloutBuffer":
-        """The part of some of the environments."""
+        """Return a view of some of the environments."""
         return RolloutBuffer(*(getattr(self, field.name)[:, rows] for field in fields(self)))
 
     def first(self, steps: int) -> "RolloutBuffer":
-        """The part of the first steps."""
+        """Return a view of the first steps."""
         one_row = ("current", "ended")
         cut = {f.name: getattr(self, f.name)[:steps] for f in fields(self) if f.name not in one_row}
         return replace(self, **cut)
 
     def write(self, t: int, step: Step, simulator: Simulator) -> None:
-        """Keep what the simulator of these environments returned, and where its agents are."""
+        """Store a step of the simulator of these environments, and the position and velocity of its agents."""
         self.next_observation[t], self.reward[t] = step.observation, step.reward
         columns = cost_columns(simulator.cost_keys)
         if len(columns) > self.costs.shape[-1]:
@@ -135,12 +135,12 @@ class RolloutBuffer:
             self.position[t], self.velocity[t] = simulator.agent_position(), simulator.agent_velocity()
 
     def costs_of(self, simulator: Simulator) -> dict[str, np.ndarray]:
-        """Every cost that the simulator has reported so far, by name. Shape of each: (T, E)."""
+        """Return every cost that the simulator has reported so far, by name. Shape of each: (T, E)."""
         by_name = {key: self.costs[..., place] for place, key in enumerate(cost_columns(simulator.cost_keys))}
         return {key: by_name[key] for key in simulator.cost_keys}
 
     def step(self, t: int, simulator: Simulator) -> Step:
-        """One step as the simulator returned it, in arrays of its own."""
+        """Return one step as the simulator returned it, copied."""
         return Step(
             observation=self.next_observation[t].copy(),
             reward=self.reward[t].copy(),
@@ -150,18 +150,18 @@ class RolloutBuffer:
 
 
 class InOneProcess:
-    """The part of `Simulator` about rollouts, for simulators whose environments are all in this process."""
+    """Base class of simulators whose environments are all in this process: the rollout methods of `Simulator`."""
 
     def rollout_buffer(self: Any, horizon: int) -> RolloutBuffer:
         """See `Simulator.rollout_buffer`."""
         return RolloutBuffer.allocate(self, horizon)
 
-    def roll_out(self: Any, actor: Actor, buffer: RolloutBuffer, hold: int = 1) -> None:
+    def roll_out(self: Any, actor: Actor, buffer: RolloutBuffer, action_repeat: int = 1) -> None:
         """See `Simulator.roll_out`."""
-        roll_out(self, actor, buffer, hold)
+        roll_out(self, actor, buffer, action_repeat)
 
     def reported_costs(self: Any) -> tuple[str, ...]:
-        """The present `cost_keys`."""
+        """Return the present `cost_keys`."""
         keys: tuple[str, ...] = self.cost_keys
         return keys
 
@@ -174,19 +174,20 @@ def roll_out(
     simulator: Simulator,
     actor: Actor,
     buffer: RolloutBuffer,
-    hold: int = 1,
+    action_repeat: int = 1,
     first: int = 0,
     scenes: list[TopView] | None = None,
 ) -> None:
-    """Step environments under a policy until the buffer is full; what has ended is reset before its next step.
+    """Step environments under a policy until the buffer is full; ended environments are reset before their next step.
 
     Args:
-        simulator: Of the buffer's environments.
+        simulator: Steps the buffer's environments.
         actor: Its mean plus the buffer's `deviation` is the Gaussian draw.
-        buffer: Goes on from its `current` and `ended`.
-        hold: Action repeat: a new action is drawn every so many steps of the rollout, and where an episode begins.
+        buffer: The rollout starts from its `current` and `ended`.
+        action_repeat: Steps that an action is repeated for, counted from the rollout's start; fewer at an episode's
+            end.
         first: Index of the buffer's first environment among all.
-        scenes: Gets the top view before each step.
+        scenes: List to which the top view before each step is appended.
 
     Raises:
         FloatingPointError: An observation is not finite.
@@ -200,14 +201,14 @@ def roll_out(
             observation = simulator.reset(ended)
         if scenes is not None:
             scenes.append(simulator.top_view())
-        if t % hold == 0 or begins:
+        if t % action_repeat == 0 or begins:
             mean = actor.mean(observation, first)
             drawn = mean + buffer.deviation[t]
             if not all_finite(drawn):
-                _refuse(simulator.env_id, observation)
-            if t % hold:
-                held = ~ended[:, None]
-                mean, drawn = np.where(held, buffer.mean[t - 1], mean), np.where(held, buffer.pre_tanh[t - 1], drawn)
+                _raise_not_finite(simulator.env_id, observation)
+            if t % action_repeat:
+                kept = ~ended[:, None]
+                mean, drawn = np.where(kept, buffer.mean[t - 1], mean), np.where(kept, buffer.pre_tanh[t - 1], drawn)
         buffer.observation[t], buffer.mean[t], buffer.pre_tanh[t] = observation, mean, drawn
         buffer.action[t] = actor.squash(drawn)
         step = simulator.step(buffer.action[t])
@@ -216,7 +217,7 @@ def roll_out(
     buffer.current[0], buffer.ended[0] = observation, ended
 
 
-def _refuse(env_id: str, observation: np.ndarray) -> NoReturn:
+def _raise_not_finite(env_id: str, observation: np.ndarray) -> NoReturn:
     if not np.isfinite(observation).all():
         raise FloatingPointError(
             f"{env_id}: an observation is not a finite number. Nothing is learned from this rollout."
@@ -225,12 +226,12 @@ def _refuse(env_id: str, observation: np.ndarray) -> NoReturn:
 
 
 def cost_columns(cost_keys: Sequence[str]) -> tuple[str, ...]:
-    """The order of a buffer's costs: the whole cost first, so that columns stay where they are when others appear."""
+    """Names of a buffer's cost columns: the whole cost first, so that columns stay in place when others appear."""
     return (cost_keys[-1], *cost_keys[:-1])
 
 
 def open_memory() -> int:
-    """The file descriptor of memory without a name, which other processes may inherit."""
+    """Open anonymous memory and return its file descriptor, which worker processes may inherit."""
     if sys.platform == "linux":
         return os.memfd_create("rollout")
     with tempfile.TemporaryFile() as file:
@@ -238,7 +239,7 @@ def open_memory() -> int:
 
 
 def _specs(simulator: Simulator, horizon: int, num_envs: int) -> list[tuple[np.dtype[Any], tuple[int, ...]]]:
-    """Type and shape of each array of a buffer, the widest types first, so that all are aligned."""
+    """Return type and shape of each array of a buffer; the widest types come first, so that all are aligned."""
     observation, action = simulator.observation_size, len(simulator.action_low)
     steps, last = (horizon, num_envs), (1, num_envs)
     costs = MOST_COSTS if simulator.late_costs else len(simulator.cost_keys)

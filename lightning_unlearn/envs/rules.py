@@ -1,25 +1,30 @@
 """Rewards, costs and goals of the navigation tasks over E environments at once.
 
-Source: `calculate_reward`, `specific_step` and `goal_achieved` of the tasks of safety_gymnasium 1.0.0.
-Each class below keeps, as arrays, what the original keeps in attributes of E task objects; `read` fetches them from a
-task that has just been reset or has got a new goal. Shapes: E environments.
+Source: `calculate_reward`, `specific_step` and `goal_achieved` of the tasks and `cal_cost` of the objects of
+safety_gymnasium 1.0.0, and `Builder._cost`, which turns every cost into 1 where it is positive.
+Each class of rewards keeps, as arrays, what the original keeps in attributes of E task objects; `read` fetches them
+from a task that has just been reset or has got a new goal. Shapes: E environments.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import reduce
+from functools import partial, reduce
 from typing import Any, Protocol
 
 import mujoco
 import numpy as np
 
 from lightning_unlearn.envs.compat import BaseTask, get_body_xvelp
-from lightning_unlearn.envs.costs import cost_functions, geoms_named
 from lightning_unlearn.envs.physics import Snapshot, distance_xy
+from lightning_unlearn.envs.sensors import object_bodies
+
+Cost = Callable[[Snapshot], np.ndarray]
+"""A cost as a function of the state: True where it is incurred. Shape: (E,), bool."""
 
 
 @dataclass(slots=True)
 class Outcome:
-    """What a step earned. Shape of each array: (E,)."""
+    """Reward, costs and goal of one step. Shape of each array: (E,)."""
 
     reward: np.ndarray
     costs: dict[str, np.ndarray]
@@ -27,15 +32,15 @@ class Outcome:
     goal_met: np.ndarray
 
     def void(self, failed: np.ndarray, reward: float) -> None:
-        """Take back what was earned where the simulator failed, for a reward of its own. Shape: (E,), bool."""
+        """Give this reward, no cost and no goal where the simulator failed. Shape: (E,), bool."""
         self.reward[failed] = reward
         self.goal_met[failed] = False
         for cost in self.costs.values():
             cost[failed] = 0.0
 
 
-class Progress(Protocol):
-    """A task's reward and goal."""
+class RewardRule(Protocol):
+    """Reward and goal of a kind of task."""
 
     kept: tuple[str, ...]
     """Names of the arrays that carry over from step to step. Shape of each: (E,)."""
@@ -56,24 +61,32 @@ class Rules:
         self._clip = task.reward_conf.reward_clip
         self._costs = cost_functions(task, model)
         self._buttons = Buttons(task, model, num_envs) if hasattr(task, "buttons") else None
-        self._progress = self._buttons or _progress(task, model, num_envs)
+        self._reward: RewardRule
+        if self._buttons is not None:
+            self._reward = self._buttons
+        elif hasattr(task, "push_box"):
+            self._reward = Push(task, model, num_envs)
+        elif hasattr(task, "goal"):
+            self._reward = Goal(task, model, num_envs)
+        else:
+            self._reward = Circle(task, model) if hasattr(task, "circle") else Run(task, model, num_envs)
 
     def read(self, row: int, task: BaseTask) -> None:
         """Take over a task's state after a reset or with a new goal."""
-        self._progress.read(row, task)
+        self._reward.read(row, task)
 
     def state_dict(self) -> dict[str, Any]:
-        """What the next step is judged against."""
-        return {name: getattr(self._progress, name).copy() for name in self._progress.kept}
+        """Arrays that the next step's reward is computed from."""
+        return {name: getattr(self._reward, name).copy() for name in self._reward.kept}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what `state_dict` returned."""
         for name, value in state.items():
-            setattr(self._progress, name, value.copy())
+            setattr(self._reward, name, value.copy())
 
     def __call__(self, state: Snapshot, tasks: list[BaseTask]) -> Outcome:
-        """Judge the state after a step; call it exactly once a step."""
-        reward, met = self._progress(state, tasks)
+        """Compute reward, costs and goal of the state after a step; call it exactly once a step."""
+        reward, met = self._reward(state, tasks)
         if self._clip:
             reward = np.minimum(np.maximum(reward, -self._clip), self._clip)  # several times faster than np.clip
         costs = {name: cost(state) for name, cost in self._costs.items()}
@@ -84,21 +97,13 @@ class Rules:
         return Outcome(reward, {name: cost.astype(np.float64) for name, cost in costs.items()}, met)
 
     def hide(self, observation: np.ndarray, layout: dict[str, slice]) -> None:
-        """Blank what the task does not let the agent see at the moment. Shape: (E, O)."""
+        """Blank the lidar of the buttons while they cannot be seen. Shape: (E, O)."""
         if self._buttons is not None:
             observation[self._buttons.timer != 0, layout["buttons_lidar"]] = 0.0
 
 
-def _progress(task: BaseTask, model: mujoco.MjModel, num_envs: int) -> Progress:
-    if hasattr(task, "push_box"):
-        return Push(task, model, num_envs)
-    if hasattr(task, "goal"):
-        return Goal(task, model, num_envs)
-    return Circle(task, model) if hasattr(task, "circle") else Run(task, model, num_envs)
-
-
 class Goal:
-    """Reward: metres that the agent came nearer to the goal, plus a bonus inside it."""
+    """Reward: metres by which the agent came nearer to the goal, plus a bonus inside it."""
 
     kept: tuple[str, ...] = ("_last",)
 
@@ -145,7 +150,7 @@ class Buttons:
         return reward + met * self._conf.reward_goal, met
 
     def costs(self, state: Snapshot) -> dict[str, np.ndarray]:
-        """Whether a wrong button is pressed while that counts. Shape: (E,), bool."""
+        """True where a wrong button is pressed while that counts. Shape: (E,), bool."""
         if not self._conf.is_constrained:
             return {}
         wrong = np.arange(len(self._geoms)) != self._target[:, None]  # (E, buttons)
@@ -157,7 +162,7 @@ class Buttons:
 
 
 class Push:
-    """Reward: metres that the agent came nearer to the box, and the box to the goal, plus a bonus inside it."""
+    """Reward: metres by which the agent came nearer to the box, and the box to the goal, plus a bonus inside it."""
 
     kept: tuple[str, ...] = ("_last_box", "_last_goal")
 
@@ -204,7 +209,7 @@ class Circle:
 
 
 class Run:
-    """Reward: metres, times a factor, that the agent came nearer to a point far away."""
+    """Reward: metres, times a factor, by which the agent came nearer to a point far away."""
 
     kept: tuple[str, ...] = ("_last",)
 
@@ -221,3 +226,56 @@ class Run:
         potential = -distance_xy(state.positions[:, self._agent], self._target) * self._factor
         reward, self._last = potential - self._last, potential
         return reward, np.zeros(len(reward), dtype=bool)
+
+
+def geoms_named(model: mujoco.MjModel, prefix: str) -> np.ndarray:
+    """Ids of the geoms whose name starts with the prefix. Shape: (n,)."""
+    return np.array([g for g in range(model.ngeom) if model.geom(g).name.startswith(prefix)], dtype=np.intp)
+
+
+def cost_functions(task: BaseTask, model: mujoco.MjModel) -> dict[str, Cost]:
+    """Name of each cost of the task → its function; the cost of buttons is missing, since it depends on their timer."""
+    functions: dict[str, Cost] = {}
+    for obstacle in task._obstacles:
+        if obstacle.is_constrained and obstacle.name in _COST_FUNCTIONS:
+            functions |= _COST_FUNCTIONS[obstacle.name](obstacle, model)
+    return functions
+
+
+def _hazards(hazards: Any, model: mujoco.MjModel) -> dict[str, Cost]:
+    bodies = object_bodies(model, "hazards")
+    return {"cost_hazards": lambda state: (state.distance.take(bodies, axis=1) < hazards.size).any(axis=1)}
+
+
+def _touching(name: str, prefix: str, _: Any, model: mujoco.MjModel) -> dict[str, Cost]:
+    geoms = geoms_named(model, prefix)
+    return {name: lambda state: state.touched[:, geoms].any(axis=1)}
+
+
+def _vases(vases: Any, model: mujoco.MjModel) -> dict[str, Cost]:
+    joints = model.body_jntadr[object_bodies(model, "vases")]
+    dofs = model.jnt_dofadr[joints][:, None] + np.arange(3)  # (n, 3)
+
+    def moving(state: Snapshot) -> np.ndarray:
+        speed = np.sqrt(np.sum(np.square(state.qvel[:, dofs]), axis=-1))
+        return (speed >= vases.velocity_threshold).any(axis=1)
+
+    return _touching("cost_vases_contact", "vase", vases, model) | {"cost_vases_velocity": moving}
+
+
+def _boundary(walls: Any, model: mujoco.MjModel) -> dict[str, Cost]:
+    agent, axes = model.body("agent").id, 1 if walls.num == 2 else 2
+
+    def outside(state: Snapshot) -> np.ndarray:
+        return (np.abs(state.positions[:, agent, :axes]) > walls.locate_factor).any(axis=1)
+
+    return {"cost_out_of_boundary": outside}
+
+
+_COST_FUNCTIONS: dict[str, Callable[[Any, mujoco.MjModel], dict[str, Cost]]] = {
+    "hazards": _hazards,
+    "vases": _vases,
+    "pillars": partial(_touching, "cost_pillars", "pillar"),
+    "gremlins": partial(_touching, "cost_gremlins", "gremlin"),
+    "sigwalls": _boundary,
+}

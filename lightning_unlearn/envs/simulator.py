@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class Step:
-    """What one step of E environments returns; the arrays belong to the caller."""
+    """Result of one step of E environments; the arrays belong to the caller."""
 
     observation: np.ndarray
     """Observation after the step and before any reset. Shape: (E, O), float64."""
@@ -35,29 +35,12 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class TopView:
-    """Positions of what a map of the scene shows, in the task's own plane."""
+    """A map of the scene: positions in the task's own plane."""
 
     positions: dict[str, np.ndarray] = field(default_factory=dict)
-    """Kind ("agent", "goal", "hazards", ...) → xy of each object of it. Shape of each: (E, n, 2), float64."""
+    """Kind ("agent", "goal", "hazards", ...) → xy of each of its objects. Shape of each: (E, n, 2), float64."""
     radii: dict[str, float] = field(default_factory=dict)
-    """Kind → radius in metres, for those that are drawn as discs."""
-
-
-class NoPlane:
-    """A simulator whose agents have no place in a plane."""
-
-    env_id: str
-    in_plane = False
-
-    def agent_position(self) -> np.ndarray:
-        """There is none.
-
-        Raises:
-            ValueError: Always.
-        """
-        raise ValueError(f"{self.env_id} has no plane that its agent moves in")
-
-    agent_velocity = agent_position
+    """Kind → radius in metres, for kinds that are drawn as discs."""
 
 
 class Simulator(Protocol):
@@ -75,16 +58,16 @@ class Simulator(Protocol):
     cost_keys: tuple[str, ...]
     """Names in `Step.costs`; `cost_sum` is the step's cost, and the last one."""
     late_costs: bool
-    """Whether `cost_keys` may grow, because costs are known only once a step reports them."""
+    """True if `cost_keys` may grow, because costs are known only once a step reports them."""
     max_episode_steps: int
     in_plane: bool
-    """Whether agents have a place in a plane, and a velocity there."""
+    """True if agents have a position and a velocity in a plane."""
 
     def reset(self, mask: np.ndarray | None = None, seeds: Sequence[int] | None = None) -> np.ndarray:
         """Reset the environments of `mask` (all without one) and return every current observation.
 
         Args:
-            mask: Which environments to reset. Shape: (E,), bool.
+            mask: True for environments to reset. Shape: (E,), bool.
             seeds: One seed per environment, used for those that are reset; without it each
                 environment goes on with its own random stream.
 
@@ -98,27 +81,27 @@ class Simulator(Protocol):
         ...
 
     def rollout_buffer(self, horizon: int) -> "RolloutBuffer":
-        """A buffer for rollouts of so many steps; one made before may no longer be used.
+        """Allocate a buffer for rollouts of `horizon` steps; the one allocated before may no longer be used.
 
         Raises:
-            ValueError: There is not that much memory.
+            ValueError: There is not enough memory.
         """
         ...
 
-    def roll_out(self, actor: "Actor", buffer: "RolloutBuffer", hold: int = 1) -> None:
-        """Fill a buffer of `rollout_buffer`; see `rollout.roll_out`. How many processes take part changes nothing."""
+    def roll_out(self, actor: "Actor", buffer: "RolloutBuffer", action_repeat: int = 1) -> None:
+        """Fill a buffer of `rollout_buffer`; see `rollout.roll_out`. The result does not depend on the workers."""
         ...
 
     def last_failure(self) -> str:
-        """Where and why the simulation failed last; empty if it never did, or nothing is known of it."""
+        """Return step and reason of the simulation's last failure; empty if there was none, or they are unknown."""
         ...
 
     def top_view(self) -> TopView:
-        """Where things are now."""
+        """Return a map of the scene as it is now."""
         ...
 
     def agent_position(self) -> np.ndarray:
-        """Of the agents now, in the task's own plane. Shape: (E, 2), metres.
+        """Return the agents' present position in the task's own plane. Shape: (E, 2), metres.
 
         Raises:
             ValueError: There is no plane.
@@ -126,7 +109,7 @@ class Simulator(Protocol):
         ...
 
     def agent_velocity(self) -> np.ndarray:
-        """Of the agents now, along the axes of the plane. Shape: (E, 2), metres per second.
+        """Return the agents' present velocity along the axes of the plane. Shape: (E, 2), metres per second.
 
         Raises:
             ValueError: There is no plane.
@@ -134,11 +117,14 @@ class Simulator(Protocol):
         ...
 
     def state_dict(self) -> dict[str, Any]:
-        """All that coming steps depend on, random streams included: nested dicts and lists of arrays and numbers."""
+        """Return all that coming steps depend on, random streams included.
+
+        Nested dicts and lists of arrays and numbers; lists have an entry an environment.
+        """
         ...
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on, to the bit, from what `state_dict` of a simulator of the same task and E returned."""
+        """Continue bit-exactly from what `state_dict` of a simulator of the same task and E returned."""
         ...
 
     def close(self) -> None:
@@ -146,8 +132,65 @@ class Simulator(Protocol):
         ...
 
 
+class NoPlane:
+    """Base class of simulators whose agents do not move in a plane."""
+
+    env_id: str
+    in_plane = False
+
+    def agent_position(self) -> np.ndarray:
+        """Refuse, as there is no plane.
+
+        Raises:
+            ValueError: Always.
+        """
+        raise ValueError(f"{self.env_id} has no plane that its agent moves in")
+
+    agent_velocity = agent_position
+
+
+class FailureCount:
+    """Count of each environment's consecutive episodes that a failure of the simulation ended.
+
+    Args:
+        env_id: Named in the error.
+        num_envs: E.
+    """
+
+    MOST_IN_A_ROW = 10
+
+    def __init__(self, env_id: str, num_envs: int) -> None:
+        self._env_id = env_id
+        self.in_a_row = np.zeros(num_envs, dtype=np.int64)  # (E,)
+        self.last = ""
+        """Reason of the last failure, if it is known."""
+
+    def add(self, failed: np.ndarray, ended: np.ndarray, reasons: Sequence[str] | None = None) -> None:
+        """Count the failures of one step.
+
+        Args:
+            failed: True where the simulation failed. Shape: (E,), bool.
+            ended: True where an episode ended. Shape: (E,), bool.
+            reasons: Reason of each environment's failure, if it is known.
+
+        Raises:
+            RuntimeError: An environment failed again and again.
+        """
+        if not np.count_nonzero(ended):  # a failure is an end, too
+            return
+        self.in_a_row[ended & ~failed] = 0
+        self.in_a_row += failed
+        if reasons is not None and failed.any():
+            self.last = reasons[int(failed.nonzero()[0][-1])]
+        if (self.in_a_row > self.MOST_IN_A_ROW).any():
+            row = int(self.in_a_row.argmax())
+            what = f"the simulation of environment {row} failed {self.in_a_row[row]} times in a row"
+            why = f", the last time {reasons[row]}" if reasons is not None else ""
+            raise RuntimeError(f"{self._env_id}: {what}{why}")
+
+
 def require_mask(mask: np.ndarray, num_envs: int) -> np.ndarray:
-    """The mask of a reset, if it has an entry an environment. Shape: (E,), bool.
+    """Return the mask of a reset as bool. Refused if it does not have the shape (E,).
 
     Raises:
         ValueError: It has another shape.
@@ -158,7 +201,7 @@ def require_mask(mask: np.ndarray, num_envs: int) -> np.ndarray:
 
 
 def require_seeds(seeds: Sequence[int], num_envs: int) -> list[int]:
-    """The seeds of a reset, if there is one an environment.
+    """Return the seeds of a reset as integers. Refused if there is not one per environment.
 
     Raises:
         ValueError: There are more or fewer.
@@ -169,12 +212,12 @@ def require_seeds(seeds: Sequence[int], num_envs: int) -> list[int]:
 
 
 def all_finite(numbers: np.ndarray) -> bool:
-    """Whether all are finite; of a few numbers, `np.isfinite(numbers).all()` takes twice as long."""
+    """Return True if all numbers are finite; for a few numbers, `np.isfinite(numbers).all()` takes twice as long."""
     return bool(np.count_nonzero(np.isfinite(numbers)) == np.size(numbers))
 
 
 def require_actions(actions: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    """The actions of a step, if they are finite numbers of the shape (E, A).
+    """Return the actions of a step. Refused if they are not finite numbers of the shape (E, A).
 
     Raises:
         ValueError: They have another shape, or one of them is not finite.

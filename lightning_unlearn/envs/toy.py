@@ -1,8 +1,8 @@
 """A closed-form constrained MDP on a line, for tests and the smoke overlay.
 
-The agent sits at x in [-1, 1] and moves by `STEP`·a. Its reward is its x after the move and it pays a cost of 1 while
-x > `HAZARD`; every episode starts at a uniform x in [-0.5, 0.5] and is truncated after `EPISODE` steps. The best
-unconstrained policy sits at x = 1 and pays at every step there; the best safe one sits at `HAZARD`.
+The agent is at x in [-1, 1] and moves by `STEP`·a. Its reward is its x after the move, and its cost is 1 while
+x > `HAZARD`. Every episode starts at a uniform x in [-0.5, 0.5] and is truncated after `EPISODE` steps. The best
+unconstrained policy stays at x = 1 and pays at every step; the best safe one stays at `HAZARD`.
 """
 
 from collections.abc import Sequence

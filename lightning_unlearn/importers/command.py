@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from lightning_unlearn.collectors.data import RolloutData
-from lightning_unlearn.envs.concept_option import add_concept_option, parse_with_concept
+from lightning_unlearn.envs.concept_config import add_concept_option, parse_with_concept
 from lightning_unlearn.envs.simulator import Simulator
 from lightning_unlearn.importers import cleanrl, omnisafe, rl_zoo, sb3
 from lightning_unlearn.importers.agent import ForeignAgent, as_policy, raw_states

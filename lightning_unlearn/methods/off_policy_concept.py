@@ -11,7 +11,7 @@ from tensordict import TensorDict
 
 from lightning_unlearn import keys
 from lightning_unlearn.collectors.data import Experience, RolloutData
-from lightning_unlearn.collectors.replay import Replay, decisions
+from lightning_unlearn.collectors.replay import ReplayBuffer, macro_transitions
 from lightning_unlearn.envs.batched import BatchedEnv
 from lightning_unlearn.losses.off_policy import CRITICS, ActorLoss, CriticLoss, actor_loss, critic_loss, targets
 from lightning_unlearn.methods.base import require_at_least, require_fraction, require_positive, rollout_metrics
@@ -132,7 +132,7 @@ class OffPolicyConcept(GradientMethod):
         self.target_rate, self.target_noise = target_rate, target_noise
         self.exploration_std, self.noiseless, self.mean_scale = exploration_std, noiseless, mean_scale
         self.critic_sizes = sizes
-        self.replay = Replay(capacity)
+        self.replay = ReplayBuffer(capacity)
         self.cost_weight = 0.0
         self._units: tuple[float, ...] = (1.0, 1.0)
         """What reward and C_forget are multiplied with."""
@@ -156,7 +156,7 @@ class OffPolicyConcept(GradientMethod):
             ValueError: `capacity` or `action_repeat` is not possible.
         """
         super().prepare(data)
-        data.require_holding(self.action_repeat)
+        data.require_whole_actions(self.action_repeat)
         config = self.policy.config
         most = MOST_BYTES // (4 * (2 * config.observation_size + config.action_size + 3))
         if not data.steps_per_update <= self.replay.capacity <= most:
@@ -190,7 +190,7 @@ class OffPolicyConcept(GradientMethod):
 
     def training_step(self, batch: TensorDict, batch_idx: int) -> None:
         """One update: keep the rollout, and learn from what is kept. Batch shape: (E, T)."""
-        self.replay.add(decisions(batch.cpu(), self.action_repeat, self.gamma))
+        self.replay.add(macro_transitions(batch.cpu(), self.action_repeat, self.gamma))
         metrics: dict[str, Any] = {"step": float(self.env_steps), **rollout_metrics(batch)}
         epoch, watched = self.trainer.current_epoch, self.expert_rollouts
         if epoch == 0 and self.mean_scale is None:

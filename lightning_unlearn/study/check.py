@@ -4,10 +4,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from lightning_unlearn.audits import evaluate, latent_shift, probe_commands, probe_fit, relearn, select
-from lightning_unlearn.audits.recorded_concept import RECORDED
 from lightning_unlearn.audits.top_view import has_map
 from lightning_unlearn.envs.batched import BatchedEnv, make_env
-from lightning_unlearn.envs.concept_option import add_concept_option, parse_with_concept
+from lightning_unlearn.envs.concept_config import RECORDED, add_concept_option, parse_with_concept
 from lightning_unlearn.options import CommandParser
 from lightning_unlearn.report import command as report
 from lightning_unlearn.study.steps import Step

@@ -59,9 +59,9 @@ class _WithoutNoise:
     def __getattr__(self, name):
         return getattr(self._simulator, name)
 
-    def roll_out(self, actor, buffer, hold):
+    def roll_out(self, actor, buffer, action_repeat):
         buffer.deviation[:] = 0.0
-        self._simulator.roll_out(actor, buffer, hold)
+        self._simulator.roll_out(actor, buffer, action_repeat)
 
 
 def test_log_prob_is_of_the_action_taken_and_values_follow_the_policy(policy):
@@ -75,7 +75,7 @@ def test_log_prob_is_of_the_action_taken_and_values_follow_the_policy(policy):
 def test_an_action_is_held_until_it_is_time_or_an_episode_begins(policy):
     env = make_env("ToyLine-v0", 3)
     env.set_seed(0)
-    gatherer = RolloutCollector(env, policy, 40, torch.Generator().manual_seed(0), hold=5)
+    gatherer = RolloutCollector(env, policy, 40, torch.Generator().manual_seed(0), action_repeat=5)
     state = env.simulator.state_dict()
     env.simulator.load_state_dict(state | {"steps": np.array([0, 3, 9])})  # of 32 steps in an episode
     batch = gatherer.rollout()
@@ -137,7 +137,7 @@ def test_neither_workers_nor_messages_change_a_bit(env_id, concept, monkeypatch)
         high = env.simulator.action_high.tolist()
         config = PolicyConfig(env.simulator.observation_size, [-x for x in high], high)
         policy = ActorCritic(config, torch.Generator().manual_seed(0))
-        gatherer = RolloutCollector(env, policy, 20, torch.Generator().manual_seed(0), hold=2)
+        gatherer = RolloutCollector(env, policy, 20, torch.Generator().manual_seed(0), action_repeat=2)
         batches = [gatherer.rollout() for _ in range(2)]
         env.close()
         return torch.stack(batches)

@@ -4,7 +4,8 @@ import torch
 from torchrl.envs.utils import check_env_specs
 
 from lightning_unlearn.envs.batched import make_env
-from lightning_unlearn.envs.concepts import InfoKey, chosen
+from lightning_unlearn.envs.concept_config import as_concept
+from lightning_unlearn.envs.concepts import InfoKey
 from lightning_unlearn.seeding import TRAINING_SEED_FLOOR, SeedStreams, evaluation_layouts, training_seeds
 
 
@@ -46,7 +47,7 @@ def test_concept_marks_what_is_asked_for():
     env = make_env("SafetyPointGoal1-v0", 2)
     assert env.concept == "cost_hazards"
     env.close()
-    assert chosen("auto", ("cost_velocity", "cost_sum")) == InfoKey("cost_sum")
+    assert as_concept("auto", ("cost_velocity", "cost_sum")) == InfoKey("cost_sum")
     with pytest.raises(ValueError, match=r"cost_vases.*cost_hazards"):
         make_env("SafetyPointGoal1-v0", 2, concept="cost_vases")
 

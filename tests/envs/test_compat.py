@@ -44,40 +44,24 @@ def test_every_navigation_task_is_listed():
     assert len(navigation_ids()) == 65
 
 
-def test_unknown_id_names_the_nearest():
-    with pytest.raises(ValueError, match=r"'SafetyPointGaol1-v0'.*SafetyPointGoal1-v0"):
-        make_task("SafetyPointGaol1-v0")
+PLAIN = r"is not supported; .*: use SafetyPointGoal1-v0$"
+KINDS = "is not supported; supported are the agents Point"
+INCOMPLETE = ("SafetyPointGoal1", "SafetyPointGoal1-v1", "safetypointgoal1-v0", "PointGoal1-v0")
+VARIANTS = ("Gymnasium", "Debug", "Vision", "VisionGymnasium", "DebugGymnasium")
+OTHERS = ("SafetyCarRace1-v0", "SafetyPointFadingEasy0-v0", "SafetyAntVelocity-v1")
+REFUSED = {
+    "SafetyPointGaol1-v0": "'SafetyPointGaol1-v0'.*SafetyPointGoal1-v0",
+    "toyline-v0": "the nearest are ToyLine-v0,",
+    **{env_id: f"'{env_id}'; the nearest are SafetyPointGoal1-v0," for env_id in INCOMPLETE},
+    **{f"SafetyPointGoal1{variant}-v0": PLAIN for variant in VARIANTS},
+    **{env_id: f"{env_id} {KINDS}" for env_id in OTHERS},
+}
 
 
-@pytest.mark.parametrize("env_id", ["SafetyPointGoal1", "SafetyPointGoal1-v1", "safetypointgoal1-v0", "PointGoal1-v0"])
-def test_an_incomplete_id_names_the_whole_one_first(env_id):
-    with pytest.raises(ValueError, match=f"'{env_id}'; the nearest are SafetyPointGoal1-v0,"):
+@pytest.mark.parametrize(("env_id", "message"), REFUSED.items(), ids=REFUSED)
+def test_other_ids_are_refused_with_the_nearest_or_the_supported_ones(env_id, message):
+    with pytest.raises(ValueError, match=message):
         make_task(env_id)
-
-
-def test_the_toy_is_among_the_nearest():
-    with pytest.raises(ValueError, match=r"the nearest are ToyLine-v0,"):
-        make_task("toyline-v0")
-
-
-@pytest.mark.parametrize("variant", ["Gymnasium", "Debug", "Vision", "VisionGymnasium", "DebugGymnasium"])
-def test_a_variant_of_a_supported_task_names_the_plain_id(variant):
-    with pytest.raises(ValueError, match=r"is not supported; .*: use SafetyPointGoal1-v0$"):
-        make_task(f"SafetyPointGoal1{variant}-v0")
-
-
-@pytest.mark.parametrize(
-    "env_id",
-    ["SafetyPointGoal1Vision-v0", "SafetyPointGoal1Debug-v0", "SafetyCarRace1-v0", "SafetyPointFadingEasy0-v0"],
-)
-def test_other_kinds_are_refused(env_id):
-    with pytest.raises(ValueError, match=rf"{env_id} is not supported; supported are the agents Point"):
-        make_task(env_id)
-
-
-def test_velocity_tasks_are_refused():
-    with pytest.raises(ValueError, match="SafetyAntVelocity-v1 is not supported"):
-        make_task("SafetyAntVelocity-v1")
 
 
 def test_xml_that_mujoco_refuses_names_the_environment():

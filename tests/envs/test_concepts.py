@@ -8,7 +8,7 @@ import pytest
 
 from lightning_unlearn.envs.batched import make_env
 from lightning_unlearn.envs.compat import get_body_xvelp
-from lightning_unlearn.envs.concept import as_data, judged
+from lightning_unlearn.envs.concept_config import concept_to_dict, concept_to_json
 from lightning_unlearn.envs.concepts import (
     ActionBox,
     AnyOf,
@@ -19,7 +19,7 @@ from lightning_unlearn.envs.concepts import (
     Rectangle,
     SpeedAbove,
     Transitions,
-    recorded_as,
+    concept_signal,
 )
 from lightning_unlearn.envs.navigation import NavigationSimulator
 
@@ -65,10 +65,12 @@ BY_HAND = {
 
 @pytest.mark.parametrize(("concept", "expected"), BY_HAND.values(), ids=BY_HAND)
 def test_ready_concepts_by_hand(concept, expected):
-    signal = judged(concept, FOUR, np.zeros(4, dtype=bool))
+    signal = concept_signal(concept, FOUR, np.zeros(4, dtype=bool))
     assert signal.dtype == np.float64
     assert signal.tolist() == expected
-    assert judged(concept, FOUR, np.ones(4, dtype=bool)).sum() == 0  # where the simulator failed, nothing is shown
+    assert (
+        concept_signal(concept, FOUR, np.ones(4, dtype=bool)).sum() == 0
+    )  # where the simulator failed, nothing is shown
 
 
 IMPOSSIBLE = {
@@ -120,7 +122,7 @@ class Reversing(Concept):
 def test_a_class_of_ones_own_may_answer_in_numbers():
     moving = Transitions(FOUR.observation, -np.ones((4, 2)), FOUR.next_observation, FOUR.costs, FourAgents())
     for answer in ("bool", "numbers"):
-        assert judged(Reversing(answer=answer), moving, np.zeros(4, dtype=bool)).tolist() == [0, 0, 1, 1]
+        assert concept_signal(Reversing(answer=answer), moving, np.zeros(4, dtype=bool)).tolist() == [0, 0, 1, 1]
 
 
 WRONG = {
@@ -169,9 +171,9 @@ def test_a_class_that_fails_later_is_named_too():
 
 def test_what_is_recorded_makes_the_same_concept_again():
     concept = AnyOf([InfoKey("cost_a"), Rectangle([0.5, None], [-1.0, 1.0])])
-    assert recorded_as(InfoKey("cost_a")) == "cost_a"
-    assert recorded_as("auto") == "auto"
-    assert as_data(concept) == {
+    assert concept_to_json(InfoKey("cost_a")) == "cost_a"
+    assert concept_to_json("auto") == "auto"
+    assert concept_to_dict(concept) == {
         "class_path": f"{ROOM}.AnyOf",
         "init_args": {
             "concepts": [
@@ -180,7 +182,7 @@ def test_what_is_recorded_makes_the_same_concept_again():
             ]
         },
     }
-    assert as_data(Reversing(0.25))["init_args"] == {"speed": 0.25, "answer": "bool"}
+    assert concept_to_dict(Reversing(0.25))["init_args"] == {"speed": 0.25, "answer": "bool"}
 
 
 def test_a_class_must_keep_its_arguments_for_the_record():

@@ -2,10 +2,9 @@ import mujoco
 import numpy as np
 import pytest
 
-from lightning_unlearn.envs import navigation
+from lightning_unlearn.envs import layouts
 from lightning_unlearn.envs.compat import make_task, safety_gymnasium
 from lightning_unlearn.envs.navigation import NavigationSimulator
-from lightning_unlearn.envs.observation import rotation_matrices
 
 GOAL1 = "SafetyPointGoal1-v0"
 ACTIONS = np.random.default_rng(5).uniform(-1, 1, (60, 4, 2))
@@ -45,14 +44,17 @@ def test_describes_the_task(sim):
     np.testing.assert_array_equal([sim.action_low, sim.action_high], [[-1, -1], [1, 1]])
 
 
-def test_cost_keys_of_other_tasks():
-    assert NavigationSimulator("SafetyPointGoal0-v0", 1).cost_keys == ("cost_sum",)
-    keys = NavigationSimulator("SafetyPointGoal2-v0", 1).cost_keys
-    assert keys == ("cost_hazards", "cost_vases_contact", "cost_vases_velocity", "cost_sum")
-
-
-def test_circle_ends_after_500_steps():
-    assert NavigationSimulator("SafetyPointCircle1-v0", 1).max_episode_steps == 500
+@pytest.mark.parametrize(
+    ("env_id", "cost_keys", "steps"),
+    [
+        ("SafetyPointGoal0-v0", ("cost_sum",), 1000),
+        ("SafetyPointGoal2-v0", ("cost_hazards", "cost_vases_contact", "cost_vases_velocity", "cost_sum"), 1000),
+        ("SafetyPointCircle1-v0", ("cost_out_of_boundary", "cost_sum"), 500),
+    ],
+)
+def test_costs_and_length_of_other_tasks(env_id, cost_keys, steps):
+    other = NavigationSimulator(env_id, 1)
+    assert (other.cost_keys, other.max_episode_steps) == (cost_keys, steps)
 
 
 def test_returned_arrays_belong_to_the_caller(sim):
@@ -93,12 +95,9 @@ def test_wrong_shapes_are_named(sim):
         sim.reset(seeds=[1, 2])
 
 
-def test_the_first_reset_needs_seeds():
+def test_what_is_impossible_is_refused():
     with pytest.raises(ValueError, match="no random stream yet: pass seeds"):
         NavigationSimulator(GOAL1, 1).reset()
-
-
-def test_impossible_numbers_are_refused():
     with pytest.raises(ValueError, match="num_envs must be at least 1, got 0"):
         NavigationSimulator(GOAL1, 0)
 
@@ -115,7 +114,7 @@ def test_top_view(sim):
     np.testing.assert_array_equal(view.positions["hazards"][2], np.array(sim._tasks[2].hazards.pos)[:, :2])
 
 
-def test_a_failed_simulation_truncates_that_environment_only(breakable):
+def test_a_failed_simulation_truncates_that_environment_only_and_a_reset_repairs_it(breakable):
     sim, break_one = breakable
     last = sim.step(ACTIONS[0]).observation
     break_one(2)
@@ -127,14 +126,8 @@ def test_a_failed_simulation_truncates_that_environment_only(breakable):
     assert all(cost[2] == 0.0 for cost in step.costs.values())
     np.testing.assert_array_equal(step.observation[2], last[2])
     assert (step.observation[[0, 1, 3]] != last[[0, 1, 3]]).any(axis=1).all()
-
-
-def test_a_failed_environment_recovers_by_a_reset(breakable):
-    sim, break_one = breakable
-    break_one(1)
-    failed = sim.step(ACTIONS[0]).failed
-    assert np.isfinite(sim.reset(failed)).all()
-    assert not sim.step(ACTIONS[1]).failed.any()
+    assert np.isfinite(sim.reset(step.failed)).all()
+    assert not sim.step(ACTIONS[2]).failed.any()
 
 
 def test_endless_failures_are_an_error(breakable):
@@ -169,7 +162,7 @@ def test_repeated_forwards_need_only_their_last_stages():
     """mj_forward three times against once in full and twice from the acceleration stage on: equal to the bit."""
     task = make_task("SafetyPointGoal2-v0")  # vases: contacts, so that the warm start matters
     task.random_generator.set_random_seed(0)
-    navigation.lay_out(task, navigation.Blueprint())
+    layouts.lay_out(task, layouts.ModelTemplate())
     model, data, other = task.model, task.data, mujoco.MjData(task.model)
     mujoco.mj_resetData(model, other)
     other.qpos[:], other.qacc_warmstart[:] = data.qpos, data.qacc_warmstart
@@ -191,11 +184,3 @@ def test_a_draw_of_frames_takes_one_uniform():
     assert {drawn.binomial(10, 1.0) for _ in range(1000)} == {10}
     caught_up.random_sample(1000)
     assert drawn.uniform() == caught_up.uniform()
-
-
-def test_rotation_matrices_equal_mujoco():
-    quaternions = np.random.default_rng(0).normal(size=(5, 4))
-    expected = np.zeros((5, 9))
-    for row, quaternion in zip(expected, quaternions, strict=True):
-        mujoco.mju_quat2Mat(row, quaternion)
-    np.testing.assert_allclose(rotation_matrices(quaternions), expected, rtol=0, atol=1e-14)

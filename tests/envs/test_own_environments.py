@@ -14,8 +14,8 @@ from lightning_unlearn import cli, keys
 from lightning_unlearn.collectors.collector import RolloutCollector
 from lightning_unlearn.collectors.stock import StockCollector
 from lightning_unlearn.envs.batched import make_env
-from lightning_unlearn.envs.gymnasium_batch import GymnasiumSimulator
-from lightning_unlearn.envs.sharded import is_portable
+from lightning_unlearn.envs.gymnasium_simulator import GymnasiumSimulator
+from lightning_unlearn.envs.parallel import is_portable
 from lightning_unlearn.policies.actor_critic import ActorCritic, PolicyConfig
 from lightning_unlearn.policies.files import ModelCard, load_policy, save_policy
 from lightning_unlearn.tracking import registry

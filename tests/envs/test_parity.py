@@ -7,7 +7,7 @@ import pytest
 
 from lightning_unlearn.envs.compat import safety_gymnasium
 from lightning_unlearn.envs.navigation import NavigationSimulator
-from lightning_unlearn.envs.sharded import ShardedSimulator
+from lightning_unlearn.envs.parallel import ParallelSimulator
 
 TOLERANCE = 1e-9
 # safety_gymnasium turns one-element arrays into numbers.
@@ -33,7 +33,7 @@ class Pair:
     def __init__(self, env_id, num_envs, policy=None):
         self.sims = [
             NavigationSimulator(env_id, num_envs),
-            ShardedSimulator(partial(NavigationSimulator, env_id), num_envs, workers=num_envs),
+            ParallelSimulator(partial(NavigationSimulator, env_id), num_envs, workers=num_envs),
         ]
         self.originals = [safety_gymnasium.make(env_id) for _ in range(num_envs)]
         self.sim, self.num_envs, self.rng = self.sims[0], num_envs, np.random.default_rng(0)

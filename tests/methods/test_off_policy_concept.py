@@ -8,7 +8,7 @@ import lightning_unlearn as lu
 from lightning_unlearn import keys, training
 from lightning_unlearn.audits.policy_suite import evaluate_in
 from lightning_unlearn.collectors.collector import RolloutCollector
-from lightning_unlearn.collectors.replay import decisions
+from lightning_unlearn.collectors.replay import macro_transitions
 from lightning_unlearn.envs.batched import make_env
 from lightning_unlearn.losses.off_policy import actor_loss
 from lightning_unlearn.methods.off_policy_concept import MEAN_SIZE, MOST_BYTES, SIZE, OffPolicyConcept
@@ -29,11 +29,11 @@ def built(**options):
     env.set_seed(0)
     method = OffPolicyConcept("off_policy_concept", EXPERT, **options)
     method.build(env)
-    return method, RolloutCollector(env, method.policy, 64, torch.Generator().manual_seed(0), hold=2).rollout()
+    return method, RolloutCollector(env, method.policy, 64, torch.Generator().manual_seed(0), action_repeat=2).rollout()
 
 
 def minibatch_of(method, batch):
-    method.replay.add(decisions(batch, 2, method.gamma))
+    method.replay.add(macro_transitions(batch, 2, method.gamma))
     return method.replay.draw(50, torch.Generator().manual_seed(1))
 
 
@@ -160,7 +160,7 @@ def test_critics_do_not_pass_over_few_decisions_for_ever(monkeypatch):
     steps = []
     monkeypatch.setattr(OffPolicyConcept, "_fit_critics", lambda method, minibatch: steps.append(1))
     method, batch = built(batch_size=256)
-    method.replay.add(decisions(batch, 2, method.gamma))  # 4 environments of 32
+    method.replay.add(macro_transitions(batch, 2, method.gamma))  # 4 environments of 32
     method._begin()
     assert len(steps) == 160 * 128 // 256
 

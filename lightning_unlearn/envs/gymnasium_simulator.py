@@ -4,6 +4,8 @@ Every environment is the original object; only stepping, resetting and reporting
 Shapes: E environments, O observation size, A action size.
 """
 
+import sys
+import traceback
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,38 +15,39 @@ import numpy as np
 
 from lightning_unlearn.envs.compat import gymnasium, is_navigation, make_original, registered_id
 from lightning_unlearn.envs.concepts import COST_SUM
-from lightning_unlearn.envs.failures import FailureCount, blame, written_at
 from lightning_unlearn.envs.rollout import InOneProcess
-from lightning_unlearn.envs.simulator import NoPlane, Step, TopView, require_actions
+from lightning_unlearn.envs.simulator import FailureCount, NoPlane, Step, TopView, require_actions
 
 _NO_TIME_LIMIT = 1_000_000
 """`max_episode_steps` of an environment that has none of its own."""
 _PROBE, _LONGEST_PROBE = 100, 1000
-"""Random steps that a new environment is tried with, and at most if none of them reports a cost."""
+"""Random steps that a new environment is tried with; at most, while none of them reports a cost."""
 _LARGEST_BOUND, _MOST_ACTIONS, _MOST_OBSERVATIONS = 1e30, 1 << 12, 1 << 16
-"""What a stored policy can describe."""
+"""Limits of what a stored policy can describe."""
+_CALLERS = ("gymnasium", "lightning_unlearn")
+"""Packages that call an environment."""
 
 
-def serves(env_id: str) -> bool:
-    """Whether an id is registered, and none of the navigation tasks, which have a faster simulator."""
+def is_supported(env_id: str) -> bool:
+    """Return True if an id is registered and is no navigation task: those have a faster simulator."""
     return registered_id(env_id) in gymnasium.registry and not is_navigation(env_id)
 
 
 class GymnasiumFactory:
-    """Makes simulators of a registered environment in any process, also where nobody has registered it."""
+    """Make simulators of a registered environment in any process, even if it is not registered there."""
 
     def __init__(self, env_id: str) -> None:
         self._env_id, self._spec = env_id, gymnasium.registry[registered_id(env_id)]
 
     def __call__(self, num_envs: int) -> "GymnasiumSimulator":
-        """A simulator of so many environments."""
+        """Make a simulator of `num_envs` environments."""
         gymnasium.registry.setdefault(registered_id(self._env_id), self._spec)
         return GymnasiumSimulator(self._env_id, num_envs)
 
 
 @dataclass(slots=True)
 class _Outcome:
-    """One environment's step."""
+    """Result of one environment's step."""
 
     observation: np.ndarray
     reward: float
@@ -52,18 +55,18 @@ class _Outcome:
     terminated: bool
     truncated: bool
     failure: str
-    """What failed; empty if nothing did."""
+    """Reason of a failure; empty if nothing failed."""
     goal_met: bool
 
 
 @dataclass(slots=True)
 class _Episode:
-    """How an environment came to where it is: all that can be known of the state of an environment of any kind."""
+    """Start and actions of a running episode: the state of an environment of unknown kind, to be replayed."""
 
     start: int | dict[str, Any] | None = None
-    """The seed of the reset, or the state of the environment's random stream before it; None before the first."""
+    """Seed of the reset, or state of the environment's random stream before it; None before the first reset."""
     actions: list[np.ndarray] = field(default_factory=list)
-    """Taken since. Shape of each: (A,)."""
+    """Actions since the reset. Shape of each: (A,)."""
 
 
 class GymnasiumSimulator(InOneProcess, NoPlane):
@@ -79,7 +82,7 @@ class GymnasiumSimulator(InOneProcess, NoPlane):
         num_envs: E.
 
     Raises:
-        ValueError: the environment is of another kind, reports no cost in its first random steps, or is refused by
+        ValueError: The environment is of another kind, reports no cost in its first random steps, or is refused by
             the installed MuJoCo.
     """
 
@@ -101,14 +104,7 @@ class GymnasiumSimulator(InOneProcess, NoPlane):
         self._observation = np.zeros((num_envs, self.observation_size))
 
     def reset(self, mask: np.ndarray | None = None, seeds: Sequence[int] | None = None) -> np.ndarray:
-        """Reset the environments of `mask` (all without one) and return every current observation.
-
-        Args:
-            mask: Which environments to reset. Shape: (E,), bool.
-            seeds: One seed per environment, used for those that are reset.
-
-        Returns:
-            Observations, a fresh array. Shape: (E, O), float64.
+        """See `Simulator.reset`.
 
         Raises:
             ValueError: An environment was never seeded.
@@ -118,7 +114,7 @@ class GymnasiumSimulator(InOneProcess, NoPlane):
         return self._observation.copy()
 
     def step(self, actions: np.ndarray) -> Step:
-        """Advance every environment by one action, clipped to the bounds. Shape: (E, A).
+        """See `Simulator.step`.
 
         Raises:
             ValueError: The actions have the wrong shape, or an environment returned an observation of another one.
@@ -133,11 +129,11 @@ class GymnasiumSimulator(InOneProcess, NoPlane):
         return self._failures.last
 
     def top_view(self) -> TopView:
-        """Nothing: these environments have no map."""
+        """See `Simulator.top_view`; these environments have no map."""
         return TopView()
 
     def state_dict(self) -> dict[str, Any]:
-        """See `Simulator.state_dict`: how each environment came to where it is."""
+        """See `Simulator.state_dict`: start and actions of each episode."""
         shape = (-1, len(self.action_low))
         return {
             "episodes": [{"start": e.start, "actions": np.reshape(e.actions, shape)} for e in self._episodes],
@@ -147,7 +143,7 @@ class GymnasiumSimulator(InOneProcess, NoPlane):
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """See `Simulator.load_state_dict`; exact where all of an environment's chance comes from its `np_random`."""
+        """See `Simulator.load_state_dict`: replays episodes. Exact if `np_random` is an environment's only chance."""
         for row, episode in enumerate(state["episodes"]):
             self._replay(row, episode["start"], episode["actions"])
         self._failures.in_a_row[:] = state["failures"]
@@ -206,23 +202,25 @@ class GymnasiumSimulator(InOneProcess, NoPlane):
         try:
             observation = env.reset(seed=seed)[0]
         except (Exception, SystemExit) as error:
-            blame(error, env, "reset", f"{self.env_id}: environment {row} raised this in a reset")
+            _add_note(error, env, "reset", f"{self.env_id}: environment {row} raised this in a reset")
             raise
         return self._require_shape(observation, env, "reset", f"the reset of environment {row}")
 
     def _stepped(self, env: gymnasium.Env, action: np.ndarray, row: int, number: int) -> tuple[Any, ...]:
-        """What one environment returns, its observation of the right shape."""
+        """Step one environment and return its results; the observation is checked for its shape."""
         try:
             observation, *rest = env.step(action.astype(self._action_dtype))
         except mujoco.FatalError:
             raise
         except (Exception, SystemExit) as error:
-            blame(error, env, "step", f"{self.env_id}: environment {row} raised this in step {number} of its episode")
+            _add_note(
+                error, env, "step", f"{self.env_id}: environment {row} raised this in step {number} of its episode"
+            )
             raise
         if len(rest) not in (4, 5) or not isinstance(rest[-1], dict):
             raise ValueError(
                 f"{self.env_id}: a step must return observation, reward, terminated, truncated and the dict info: "
-                f"{written_at(env, 'step')}"
+                f"{_written_at(env, 'step')}"
             )
         where = f"step {number} of an episode of environment {row}"
         return self._require_shape(observation, env, "step", where), *rest
@@ -232,12 +230,12 @@ class GymnasiumSimulator(InOneProcess, NoPlane):
         if shape != (self.observation_size,):
             raise ValueError(
                 f"{self.env_id}: {where} returned an observation of shape {shape}, but its observation_space has shape "
-                f"({self.observation_size},): {written_at(env, method)}"
+                f"({self.observation_size},): {_written_at(env, method)}"
             )
         return np.asarray(observation, dtype=np.float64)
 
     def _probe(self, sample: gymnasium.Env) -> None:
-        """Learn the first costs from random steps.
+        """Find the first names of costs by random steps.
 
         Raises:
             ValueError: None of them reports `cost`.
@@ -263,11 +261,11 @@ class GymnasiumSimulator(InOneProcess, NoPlane):
         if not reported:
             raise ValueError(
                 f'{self.env_id} reports no cost: none of {_LONGEST_PROBE} random steps gave info["cost"]. If a cost is '
-                f'rare, report info["cost"] = 0.0 in the other steps: {written_at(sample, "step")}'
+                f'rare, report info["cost"] = 0.0 in the other steps: {_written_at(sample, "step")}'
             )
 
     def _add_cost_keys(self, costs: Iterable[str]) -> None:
-        """Keep names that were not reported before; the whole cost stays last."""
+        """Add names that were not reported before; the whole cost stays last."""
         new = [key for key in costs if key not in self.cost_keys]
         if new:
             self.cost_keys = (*self.cost_keys[:-1], *new, COST_SUM)
@@ -281,7 +279,7 @@ class GymnasiumSimulator(InOneProcess, NoPlane):
         observation, reward, terminated, truncated, costs, info = self._unpacked(result, env)
         for name, numbers in (("observation", observation), ("reward", reward), ("cost", [*costs.values()])):
             if not np.isfinite(numbers).all():
-                return self._failure(row, f"the {name} is not finite: {written_at(env, 'step')}")
+                return self._failure(row, f"the {name} is not finite: {_written_at(env, 'step')}")
         goal_met = bool(info.get("goal_met", False))
         return _Outcome(observation, reward, costs, bool(terminated), bool(truncated), "", goal_met)
 
@@ -292,7 +290,7 @@ class GymnasiumSimulator(InOneProcess, NoPlane):
     def _unpacked(
         self, result: tuple[Any, ...], env: gymnasium.Env
     ) -> tuple[np.ndarray, float, Any, Any, dict[str, float], dict[str, Any]]:
-        """A step of either kind as observation, reward, terminated, truncated, costs by name, and info."""
+        """Return a step of either API as observation, reward, terminated, truncated, costs by name, and info."""
         *before, terminated, truncated, info = result
         observation, reward, cost = before if len(before) == 3 else (*before, info.get("cost", 0.0))
         gained, whole = (self._one_number(name, value, env) for name, value in (("reward", reward), ("cost", cost)))
@@ -303,7 +301,7 @@ class GymnasiumSimulator(InOneProcess, NoPlane):
     def _one_number(self, name: str, value: Any, env: gymnasium.Env) -> float:
         number = _number(value)
         if number is None:
-            raise ValueError(f"{self.env_id}: the {name} must be one number, not {value!r}: {written_at(env, 'step')}")
+            raise ValueError(f"{self.env_id}: the {name} must be one number, not {value!r}: {_written_at(env, 'step')}")
         return number
 
     def _gathered(self, outcomes: list[_Outcome]) -> Step:
@@ -328,13 +326,13 @@ class GymnasiumSimulator(InOneProcess, NoPlane):
 
 
 def _number(value: Any) -> float | None:
-    """A cost as a number, also one in an array; None if it is something else."""
+    """Return a number, also one in an array, as a float; None for anything else."""
     array = np.asarray(value)
     return float(array.reshape(-1)[0]) if array.size == 1 and array.dtype.kind in "biuf" else None
 
 
 def _require_bounds(env_id: str, low: np.ndarray, high: np.ndarray) -> None:
-    """Refuse actions that no stored policy could describe.
+    """Refuse actions that a stored policy cannot describe.
 
     Raises:
         ValueError: They are unbounded, locked, or too many.
@@ -351,10 +349,42 @@ def _require_bounds(env_id: str, low: np.ndarray, high: np.ndarray) -> None:
 
 
 def _require_vector(env_id: str, part: str, space: gymnasium.Space) -> gymnasium.spaces.Box:
-    """The space, if it is one-dimensional and continuous."""
+    """Return the space. Refused if it is not one-dimensional and continuous."""
     if not isinstance(space, gymnasium.spaces.Box) or len(space.shape) != 1 or np.dtype(space.dtype).kind != "f":
         raise ValueError(
             f"{env_id} has the {part} space {space}: only one-dimensional Box spaces of real numbers are supported, "
             "no images, discrete or composite ones"
         )
     return space
+
+
+def _add_note(error: BaseException, env: gymnasium.Env, method: str, what: str) -> None:
+    """Add a note to an exception that an environment raised: what happened, and the environment's line.
+
+    If none of its lines raised it, because its method takes or returns something else than Gymnasium expects, the
+    note names the method.
+
+    Args:
+        error: Raised by the environment or by a wrapper around it.
+        env: The environment with its wrappers.
+        method: Name of the method that was called: reset or step.
+        what: Beginning of the note.
+    """
+    lines, inner = traceback.extract_tb(error.__traceback__), type(env.unwrapped)
+    *_, (last, _) = traceback.walk_tb(error.__traceback__)
+    code = getattr(getattr(inner, method), "__code__", None)
+    files = {vars(sys.modules[inner.__module__]).get("__file__"), code and code.co_filename}
+    own = [line for line in lines if line.filename in files]
+    if not own and str(last.f_globals.get("__name__")).partition(".")[0] in _CALLERS:
+        error.add_note(f"{what}: {_written_at(env, method)}")
+        return
+    line = (own or lines)[-1]
+    error.add_note(f"{what}, at {line.filename}:{line.lineno}, in {line.name}")
+
+
+def _written_at(env: gymnasium.Env, method: str) -> str:
+    """File and line of a method of an environment, below all wrappers, for an error message."""
+    inner = type(env.unwrapped)
+    code = getattr(getattr(inner, method), "__code__", None)
+    place = "" if code is None else f" at {code.co_filename}:{code.co_firstlineno}"
+    return f"see {inner.__qualname__}.{method}{place}"

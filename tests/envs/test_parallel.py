@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from lightning_unlearn.envs.navigation import NavigationSimulator
-from lightning_unlearn.envs.sharded import ShardedSimulator
+from lightning_unlearn.envs.parallel import ParallelSimulator
 
 GOAL1 = "SafetyPointGoal1-v0"
 SEEDS = [2**31 + row for row in range(5)]
@@ -21,7 +21,7 @@ ENDING = np.array([False, True, False, False, True])
 
 @pytest.fixture
 def sim():
-    sim = ShardedSimulator(partial(NavigationSimulator, GOAL1), 5, 2)
+    sim = ParallelSimulator(partial(NavigationSimulator, GOAL1), 5, 2)
     yield sim
     sim.close()
 
@@ -51,7 +51,7 @@ def assert_equal(ours, theirs):
 
 @pytest.mark.parametrize(("env_id", "workers"), [(GOAL1, 2), ("SafetyCarButton2-v0", 3)])
 def test_they_are_those_of_one_process(env_id, workers):
-    one, several = NavigationSimulator(env_id, 5), ShardedSimulator(partial(NavigationSimulator, env_id), 5, workers)
+    one, several = NavigationSimulator(env_id, 5), ParallelSimulator(partial(NavigationSimulator, env_id), 5, workers)
     for name in ("env_id", "num_envs", "observation_size", "observation_layout", "cost_keys", "max_episode_steps"):
         assert getattr(one, name) == getattr(several, name)
     assert_equal([one.action_low, one.action_high], [several.action_low, several.action_high])
@@ -101,11 +101,11 @@ def test_an_exception_there_is_raised_here_and_the_process_works_on(sim):
 
 def test_a_task_that_does_not_exist_is_refused_as_in_one_process():
     with pytest.raises(ValueError, match="SafetyPointNothing1-v0"):
-        ShardedSimulator(partial(NavigationSimulator, "SafetyPointNothing1-v0"), 2, 2)
+        ParallelSimulator(partial(NavigationSimulator, "SafetyPointNothing1-v0"), 2, 2)
 
 
 def process_of(sim):
-    return sim._shards[0]._process
+    return sim._workers[0]._process
 
 
 def test_a_process_that_dies_is_an_error_that_says_so(sim):
@@ -121,7 +121,7 @@ def test_to_close_ends_the_process(sim):
 
 
 def test_a_forgotten_simulator_ends_its_process():
-    sim = ShardedSimulator(partial(NavigationSimulator, GOAL1), 2, 2)
+    sim = ParallelSimulator(partial(NavigationSimulator, GOAL1), 2, 2)
     process = process_of(sim)
     del sim
     assert process.returncode == 0
@@ -130,11 +130,11 @@ def test_a_forgotten_simulator_ends_its_process():
 ENDLESS = """
 from functools import partial
 from lightning_unlearn.envs.navigation import NavigationSimulator
-from lightning_unlearn.envs.sharded import ShardedSimulator
+from lightning_unlearn.envs.parallel import ParallelSimulator
 import numpy as np
-sim = ShardedSimulator(partial(NavigationSimulator, "SafetyPointGoal1-v0"), 2, 2)
+sim = ParallelSimulator(partial(NavigationSimulator, "SafetyPointGoal1-v0"), 2, 2)
 sim.reset(seeds=[1, 2])
-print(sim._shards[0]._process.pid, flush=True)
+print(sim._workers[0]._process.pid, flush=True)
 while True:
     sim.step(np.zeros((2, 2)))
 """
@@ -143,17 +143,17 @@ while True:
 def test_no_process_outlives_one_that_was_killed():
     program = subprocess.Popen([sys.executable, "-c", ENDLESS], stdout=subprocess.PIPE, text=True)
     assert program.stdout is not None
-    shard = int(program.stdout.readline())
-    os.kill(shard, signal.SIGINT)  # as a terminal sends it to both: it is this process that ends the other
-    os.kill(shard, 0)
+    worker = int(program.stdout.readline())
+    os.kill(worker, signal.SIGINT)  # as a terminal sends it to both: it is this process that ends the other
+    os.kill(worker, 0)
     program.kill()
     program.wait()
     program.stdout.close()
     deadline = time.monotonic() + 20
-    while time.monotonic() < deadline and os.path.exists(f"/proc/{shard}"):
+    while time.monotonic() < deadline and os.path.exists(f"/proc/{worker}"):
         time.sleep(0.05)
     with pytest.raises(ProcessLookupError):
-        os.kill(shard, 0)
+        os.kill(worker, 0)
 
 
 class Still:
@@ -176,14 +176,14 @@ class Stumbling(NavigationSimulator):
         self.deadly, self.here = deadly, os.getpid()
 
     def step(self, actions):
-        if self._steps[0] == 19 and num_envs_of_shard(self):
+        if self._steps[0] == 19 and num_envs_of_worker(self):
             if self.deadly:
                 os.kill(os.getpid(), signal.SIGKILL)
             raise ArithmeticError("out of luck")
         return super().step(actions)
 
 
-def num_envs_of_shard(sim):
+def num_envs_of_worker(sim):
     return sim.num_envs == 3  # of five, two are in the process of the test
 
 
@@ -192,7 +192,7 @@ def num_envs_of_shard(sim):
     [(False, ArithmeticError, "out of luck"), (True, RuntimeError, "environments 2 to 4 has died")],
 )
 def test_what_happens_within_a_rollout_is_raised_here(deadly, error, message):
-    sim = ShardedSimulator(partial(Stumbling, deadly), 5, 2)
+    sim = ParallelSimulator(partial(Stumbling, deadly), 5, 2)
     buffer = sim.rollout_buffer(40)
     buffer.current[0], buffer.ended[0], buffer.deviation[:] = sim.reset(seeds=SEEDS), False, 0.0
     with pytest.raises(error, match=message):

@@ -1,16 +1,19 @@
+"""Sensors against the original's, MuJoCo's, and by hand."""
+
+import mujoco
 import numpy as np
 import pytest
 
 from lightning_unlearn.envs.compat import make_task
-from lightning_unlearn.envs.lidar import PseudoLidar, compass, ego_xy
-from lightning_unlearn.envs.world import Blueprint, reset_world
+from lightning_unlearn.envs.layouts import ModelTemplate, reset_world
+from lightning_unlearn.envs.sensors import PseudoLidar, compass, ego_xy, rotation_matrices
 
 
 @pytest.fixture(scope="module")
 def task():
     task = make_task("SafetyAntGoal2-v0")  # an agent that tilts: its frame is not just turned about z
     task.random_generator.set_random_seed(3)
-    reset_world(task, Blueprint())
+    reset_world(task, ModelTemplate())
     data = task.data
     data.qpos[3:7] = np.array([0.9, 0.1, -0.2, 0.4]) / np.linalg.norm([0.9, 0.1, -0.2, 0.4])
     task.build_goal_position()  # ends in mj_forward
@@ -83,3 +86,11 @@ def test_nearest_object_wins_and_out_of_reach_reads_zero():
 def test_direction_that_rounds_to_a_full_turn_stays_in_the_last_bin():
     readings = lidar(np.array([[[1.0, -1e-300]]]), 16, 3.0)
     assert readings[0, 15] == pytest.approx(2 / 3)
+
+
+def test_rotation_matrices_equal_mujoco():
+    quaternions = np.random.default_rng(0).normal(size=(5, 4))
+    expected = np.zeros((5, 9))
+    for row, quaternion in zip(expected, quaternions, strict=True):
+        mujoco.mju_quat2Mat(row, quaternion)
+    np.testing.assert_allclose(rotation_matrices(quaternions), expected, rtol=0, atol=1e-14)

@@ -1,9 +1,11 @@
-"""A simulator in a process of its own, and the program of that process.
+"""A simulator in a worker process: the handle that the main process holds, and the program that the worker runs.
 
-The two talk through a socket: an empty message asks for a step, whose numbers lie in shared memory, or says that it
-is done; any other is a pickled call, or its answer. A rollout is one call, whose numbers lie in shared memory, too. Who
-waits watches a counter in shared memory for a moment before it sleeps, since to be woken takes a tenth of a step; but
-it is the message that counts.
+The two processes talk through a socket. An empty message asks for a step, or answers that it is done; the numbers of a
+step lie in shared memory. Any other message is a pickled method call, or its result. A rollout is one call; its numbers
+lie in shared memory, too.
+
+A process that waits for a message first polls a counter in shared memory for a moment, and only then sleeps: waking a
+process up takes a tenth of a step. The counter is only a hint; the message is what is waited for.
 """
 
 import os
@@ -22,32 +24,31 @@ from typing import Any
 
 from lightning_unlearn.envs.rollout import Actor, RolloutBuffer, open_memory, roll_out
 from lightning_unlearn.envs.simulator import Simulator
-from lightning_unlearn.envs.working_directory import working_directory_importable
-from lightning_unlearn.processes import python_command
+from lightning_unlearn.processes import python_command, working_directory_importable
 
-_WATCH = 0.0005
-"""Seconds that a process watches before it sleeps."""
-_FAREWELL = 5.0
+_POLL_S = 0.0005
+"""Seconds that a process polls before it sleeps."""
+_END_S = 5.0
 """Seconds that a process is given to end."""
 _STEP = _DONE = b""
 _LENGTH = Struct("q")
 
 
-class Shard:
-    """Some of a simulator's environments, in a process that ends with this object or with this process.
+class WorkerProcess:
+    """A process that steps some of the environments; it ends with this object or with this process.
 
     Args:
-        make: Makes the simulator of so many environments; can be pickled.
-        rows: Which of the environments.
-        num_envs: How many there are in all.
-        memory: Descriptor of the memory of all environments' steps.
+        make: Makes the simulator of a given number of environments; can be pickled.
+        rows: The worker's environments among all.
+        num_envs: Number of all environments.
+        memory: Descriptor of the memory that holds all environments' steps.
     """
 
     def __init__(self, make: Callable[[int], Simulator], rows: slice, num_envs: int, memory: int) -> None:
         self.rows, self._asked = rows, False
         self._socket, there = socketpair()
         counters = open_memory()
-        self._line = _Line(self._socket, counters, sends=0)
+        self._channel = _Channel(self._socket, counters, sends=0)
         command = python_command(__name__, str(there.fileno()), str(counters), str(memory))
         environment = os.environ | {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
         self._process = subprocess.Popen(command, env=environment, pass_fds=[there.fileno(), counters, memory])
@@ -57,34 +58,34 @@ class Shard:
         self._send(pickle.dumps((make, rows, num_envs)))
 
     def ask(self, method: str, *arguments: Any) -> None:
-        """Begin a call of a method of the simulator; `answer` waits for it."""
+        """Start a call of a method of the simulator; `answer` waits for its result."""
         self._send(pickle.dumps((method, arguments)))
 
     def ask_for_step(self) -> None:
-        """Begin a step with the actions in shared memory; once `answer` returns, its results are there."""
+        """Start a step with the actions in shared memory; its results are there once `answer` returns."""
         self._send(_STEP)
 
     def answer(self) -> Any:
-        """The result of what was asked for last.
+        """Wait for the result of the last call.
 
         Raises:
             RuntimeError: The process died.
-            Exception: Whatever was raised there, also SystemExit.
+            Exception: The exception that was raised in the process, also SystemExit.
         """
         try:
-            message = self._line.receive()
+            message = self._channel.receive()
         except (EOFError, OSError) as error:
             raise self._died() from error
         self._asked = False
         if message == _DONE:
             return None
-        value, failed = pickle.loads(message)  # of this program's own process
+        value, failed = pickle.loads(message)  # written by a process that this one started
         if failed:
             raise value
         return value
 
     def close(self) -> None:
-        """End the process, at once where it is at work."""
+        """End the process; it is killed if it is still at work."""
         if self._asked:
             self._process.kill()
         _end(self._process, self._socket)
@@ -92,7 +93,7 @@ class Shard:
     def _send(self, message: bytes) -> None:
         self._asked = True
         try:
-            self._line.send(message)
+            self._channel.send(message)
         except OSError as error:
             raise self._died() from error
 
@@ -102,13 +103,13 @@ class Shard:
         return RuntimeError(f"the process of the environments {_span(self.rows)} has died (exit code {code}).")
 
 
-class _Line:
-    """A socket whose ends count their messages where the other end sees it.
+class _Channel:
+    """A socket whose two ends count their messages in shared memory.
 
     Args:
-        end: One end.
-        counters: Descriptor of the memory of both counts.
-        sends: Which of the two counts is this end's: 0 or 1.
+        end: This process's end.
+        counters: Descriptor of the memory of both counters.
+        sends: Index of this end's counter: 0 or 1.
     """
 
     def __init__(self, end: socket, counters: int, sends: int) -> None:
@@ -123,7 +124,7 @@ class _Line:
         self._sent[0] += 1
 
     def receive(self) -> bytes:
-        deadline = time.perf_counter() + _WATCH
+        deadline = time.perf_counter() + _POLL_S
         while self._received[0] == self._seen and time.perf_counter() < deadline:
             os.sched_yield()
         self._seen += 1
@@ -138,75 +139,75 @@ class _Line:
 
 
 def _end(process: "subprocess.Popen[bytes]", end: socket) -> None:
-    end.close()  # which is what it waits for
+    end.close()  # the worker ends when its socket does
     try:
-        process.wait(_FAREWELL)
+        process.wait(_END_S)
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
 
 
 def serve(end: int, counters: int, memory: int) -> None:
-    """Build the simulator that is asked for, and do what is asked of it until the other end closes."""
+    """Build the simulator and answer calls until the main process closes its end of the socket."""
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)  # this process ends with the one that it works for
-    line = _Line(socket(fileno=end), counters, sends=1)
+        signal.signal(number, signal.SIG_IGN)  # the main process decides when this one ends
+    channel = _Channel(socket(fileno=end), counters, sends=1)
     try:
         try:
-            with working_directory_importable():  # as for the process that started this one, whose pickle it is
-                make, rows, num_envs = pickle.loads(line.receive())
-            desk = _Desk(make(rows.stop - rows.start), rows, num_envs, memory)
+            with working_directory_importable():  # the main process may have pickled a class from there
+                make, rows, num_envs = pickle.loads(channel.receive())
+            worker = _Worker(make(rows.stop - rows.start), rows, num_envs, memory)
         except (Exception, SystemExit) as error:
-            line.send(_failure(error))
+            channel.send(_failure(error))
             return
-        line.send(_DONE)
+        channel.send(_DONE)
         while True:
-            line.send(desk.answer(line.receive()))
+            channel.send(worker.answer(channel.receive()))
     except (EOFError, OSError):
         return
 
 
-class _Desk:
-    """Where the simulator's environments are asked for something."""
+class _Worker:
+    """Answers the main process's calls of the simulator's methods."""
 
     def __init__(self, simulator: Simulator, rows: slice, num_envs: int, memory: int) -> None:
         self._simulator, self._rows, self._num_envs, self._memory = simulator, rows, num_envs, memory
 
     def answer(self, message: bytes) -> bytes:
         try:
-            return self._step() if message == _STEP else pickle.dumps((self._called(message), False))
+            return self._step() if message == _STEP else pickle.dumps((self._call(message), False))
         except (Exception, SystemExit) as error:
             error.add_note(f"In the process of the environments {_span(self._rows)}:\n{traceback.format_exc()}")
             return _failure(error)
 
     def share(self, horizon: int) -> None:
-        """Use the shared memory as a buffer of so many steps from here on."""
+        """Use the shared memory as a buffer of `horizon` steps from now on."""
         whole = RolloutBuffer.allocate(self._simulator, horizon, self._memory, self._num_envs)
         self._buffer = whole.rows(self._rows)
 
-    def roll_out(self, actor: Actor, steps: int, hold: int) -> None:
-        roll_out(self._simulator, actor, self._buffer.first(steps), hold, self._rows.start)
+    def roll_out(self, actor: Actor, steps: int, action_repeat: int) -> None:
+        roll_out(self._simulator, actor, self._buffer.first(steps), action_repeat, self._rows.start)
 
     def _step(self) -> bytes:
         self._buffer.write(-1, self._simulator.step(self._buffer.action[-1]), self._simulator)
         return _DONE
 
-    def _called(self, message: bytes) -> Any:
-        method, arguments = pickle.loads(message)  # of the process that started this one
+    def _call(self, message: bytes) -> Any:
+        method, arguments = pickle.loads(message)  # written by the main process
         owner = self if method in ("share", "roll_out") else self._simulator
         return getattr(owner, method)(*arguments)
 
 
 def _failure(error: BaseException) -> bytes:
-    """An exception as an answer; as text, where it cannot be pickled."""
+    """Pickle an exception as an answer; as text, if it cannot be pickled."""
     try:
         message = pickle.dumps((error, True))
         pickle.loads(message)
         return message
     except Exception:
-        told = RuntimeError(f"{type(error).__name__}: {error}")
-        told.__notes__ = [*getattr(error, "__notes__", [])]
-        return pickle.dumps((told, True))
+        as_text = RuntimeError(f"{type(error).__name__}: {error}")
+        as_text.__notes__ = [*getattr(error, "__notes__", [])]
+        return pickle.dumps((as_text, True))
 
 
 def _span(rows: slice) -> str:

@@ -8,8 +8,8 @@ import torch
 from lightning_unlearn.collectors.collector import RolloutCollector
 from lightning_unlearn.envs.batched import make_env
 from lightning_unlearn.envs.compat import safety_gymnasium
-from lightning_unlearn.envs.gymnasium_batch import GymnasiumFactory, GymnasiumSimulator
-from lightning_unlearn.envs.sharded import ShardedSimulator
+from lightning_unlearn.envs.gymnasium_simulator import GymnasiumFactory, GymnasiumSimulator
+from lightning_unlearn.envs.parallel import ParallelSimulator
 from lightning_unlearn.policies.actor_critic import ActorCritic, PolicyConfig
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is out of date:DeprecationWarning")
@@ -75,7 +75,7 @@ def registered():
 )
 def test_velocity_tasks_equal_the_original(env_id):
     rng, seeds = np.random.default_rng(0), [7, 8]
-    sims = [GymnasiumSimulator(env_id, 2), ShardedSimulator(GymnasiumFactory(env_id), 2, 2)]
+    sims = [GymnasiumSimulator(env_id, 2), ParallelSimulator(GymnasiumFactory(env_id), 2, 2)]
     originals = [safety_gymnasium.make(env_id) for _ in seeds]
     firsts = [sim.reset(seeds=seeds) for sim in sims]
     np.testing.assert_array_equal(*firsts)

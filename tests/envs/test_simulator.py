@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from lightning_unlearn.collectors.plain import to_arrays, to_tensors
+from lightning_unlearn.collectors.collector import to_arrays, to_tensors
 from lightning_unlearn.envs.batched import make_env
 from lightning_unlearn.envs.compat import navigation_ids
 
