@@ -87,6 +87,7 @@ def succeed(*args):
 
 
 VOLATILE = (
+    (r"(among the shipped ones: ).*", r"\1<names>"),
     (r"\b[0-9a-f]{64}\b", "<sha256>"),
     (r"\bm?-?[0-9a-f]{32}\b", "<id>"),
     (r"\b(?=[0-9]*[a-f])[0-9a-f]{16}\b", "<digest>"),
