@@ -47,10 +47,12 @@ SMALL = {
         "--model.critic_steps=20",
         "--model.steps=10",
         "--model.batch_size=32",
+        "--pid.limit_share=0.85",
+        "--pid.kp=0.25",
     ),
     "repedit": ("--model.calibration_steps=1000",),
 }
-"""Options that make updates of a method short."""
+"""Options that make updates of a method short, and do not leave to its config what is tuned there."""
 GOAL_METHODS = ("unsafe", "off_policy_concept", "localized_concept")
 LIBRARIES = ("torch", "torchrl", "tensordict", "lightning", "numpy", "scipy", "scikit-learn", "mujoco", "mlflow")
 
