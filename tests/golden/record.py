@@ -205,7 +205,7 @@ def arrays(named):
 
 
 CLOCK = re.compile(
-    r"(^|[_ .])(time|times|sec|seconds|date|created|started|digest|sha256|run|run_id|host|user)($|[_ .])"
+    r"(^|[_ .])(time|times|sec|seconds|date|created|started|digest|sha256|run|run_id|host|user|versions)($|[_ .])"
 )
 """Names of values that no two runs share."""
 
@@ -355,9 +355,15 @@ def published():
         "report": sorted(
             _still_name(p.relative_to("report").as_posix()) for p in Path("report").rglob("*") if p.is_file()
         ),
-        "report.md": lines(Path("report/report.md").read_text(encoding="utf-8")),
+        "report.md": numbers_of(Path("report/report.md").read_text(encoding="utf-8")),
         "models list": run("models", "list"),
     }
+
+
+def numbers_of(report):
+    """Headings and tables of a report in Markdown, without the configs at its end."""
+    shown = lines(report.partition("## Configs")[0])
+    return [line for line in shown if line.startswith(("#", "|"))]
 
 
 def study():
