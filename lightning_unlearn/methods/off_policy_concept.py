@@ -75,7 +75,7 @@ class OffPolicyConcept(GradientMethod):
         warm_up: Share of the updates, the first ones, that only collect; at least one does.
         critic_steps: Minibatches that the critics then learn from alone; fewer, where they are more than `MOST_PASSES`.
         capacity: Decisions that are kept.
-        gamma: Discount per step, of reward and of C_forget.
+        gamma: Discount per step, of reward and of C_forget; below 1.
         target_rate: Share of the way that the target critics go towards the critics after each minibatch.
         target_noise: Standard deviation of the noise on the actions that targets look ahead to, of half their range.
         exploration_std: Standard deviation of the policy's Gaussian before tanh.
@@ -126,7 +126,9 @@ class OffPolicyConcept(GradientMethod):
         if mean_scale is not None:
             require_positive(mean_scale=mean_scale)
         require_positive(target_rate=target_rate)
-        require_fraction(gamma=gamma, target_rate=target_rate, warm_up=warm_up, noiseless=noiseless)
+        require_fraction(target_rate=target_rate, warm_up=warm_up, noiseless=noiseless)
+        if not 0.0 <= gamma < 1.0:  # reward and C_forget are scaled by 1 − γ
+            raise ValueError(f"model.gamma={gamma} is not possible: use a number from 0 up to, not including, 1.")
         self.anneal_lr, self.critic_lr, self.action_repeat, self.steps = anneal_lr, critic_lr, action_repeat, steps
         self.warm_up, self.critic_steps, self.gamma = warm_up, critic_steps, gamma
         self.target_rate, self.target_noise = target_rate, target_noise
@@ -167,8 +169,7 @@ class OffPolicyConcept(GradientMethod):
 
     def experience(self, data: RolloutData) -> Experience:
         """A rollout of the policy, its actions held."""
-        noiseless = round(self.noiseless * data.num_envs)
-        return Experience(data.collector(self.policy, self.action_repeat, noiseless).rollout)
+        return Experience(data.collector(self.policy, self.action_repeat, self._noiseless_envs(data)).rollout)
 
     def configure_optimizers(self) -> list[FlatAdam]:
         """The policy's Adam and the critics'."""
@@ -230,7 +231,7 @@ class OffPolicyConcept(GradientMethod):
     @property
     def released_rows(self) -> slice:
         """Those without noise, if there are any."""
-        count = round(self.noiseless * self.data.num_envs)
+        count = self._noiseless_envs(self.data)
         return slice(-count, None) if count else slice(None)
 
     @property
@@ -241,6 +242,10 @@ class OffPolicyConcept(GradientMethod):
     @property
     def _trained(self) -> list[torch.nn.Parameter]:
         return [*self.policy.trunk.parameters(), *self.policy.action_mean.parameters()]
+
+    def _noiseless_envs(self, data: RolloutData) -> int:
+        """Number of environments, the last ones, that act without noise."""
+        return round(self.noiseless * data.num_envs)
 
     @torch.no_grad()
     def _measured_scale(self, batch: TensorDict) -> float:

@@ -1,5 +1,6 @@
 import copy
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ import lightning_unlearn as lu
 from lightning_unlearn import keys, training
 from lightning_unlearn.audits.policy_suite import evaluate_in
 from lightning_unlearn.collectors.collector import RolloutCollector
+from lightning_unlearn.collectors.data import RolloutData
 from lightning_unlearn.collectors.replay import macro_transitions
 from lightning_unlearn.envs.batched import make_env
 from lightning_unlearn.losses.off_policy import actor_loss
@@ -175,6 +177,18 @@ def test_a_wrapped_network_is_trained_as_it_is():
         lu.repair(lu.wrap(network, TOY, std=1.0, squash="tanh"), TOY, "off_policy_concept", 4, SMALL)
 
 
+@pytest.mark.parametrize("noiseless", [0.0, 0.3, 0.5, 1.0])
+def test_the_environments_that_are_judged_are_those_that_act_without_noise(noiseless):
+    method, _ = built(noiseless=noiseless)
+    data = RolloutData(TOY, num_envs=4, horizon=8)
+    batch = method.experience(data).gather()
+    acts_by_mean = batch[keys.PRE_TANH].isclose(method.policy.mean(batch[keys.OBSERVATION]))[:, 0, 0]
+    method._trainer = SimpleNamespace(datamodule=data)
+    judged = torch.arange(4)[method.released_rows]
+    assert judged.tolist() == (acts_by_mean.nonzero().flatten().tolist() or [0, 1, 2, 3])
+    assert int(acts_by_mean.sum()) == round(4 * noiseless)
+
+
 def test_a_checkpoint_has_room_for_the_networks_beside_the_largest_replay():
     networks = sum(weight.nbytes for weight in built()[0].state_dict().values())
     assert MOST_BYTES + 10 * networks < checkpoints.MAX_BYTES  # weights, and what Adam keeps of each
@@ -193,6 +207,7 @@ def test_a_checkpoint_has_room_for_the_networks_beside_the_largest_replay():
         (["--model.source", "null"], "model.source=null"),
         (["--model.mean_scale", "0"], "model.mean_scale=0"),
         (["--model.target_rate", "2"], "model.target_rate=2"),
+        (["--model.gamma", "1"], "model.gamma=1.0 is not possible: use a number from 0 up to, not including, 1"),
     ],
 )
 def test_what_is_impossible_is_refused_by_name(store, options, message):
