@@ -14,17 +14,16 @@ import numpy as np
 import pandas as pd
 import torch
 
-from lightning_unlearn import training
+from lightning_unlearn import fit
 from lightning_unlearn.audits.policy_suite import evaluate as evaluate_episodes
 from lightning_unlearn.audits.policy_suite import per_episode
 from lightning_unlearn.callbacks.mlflow_run import MLflowRun
-from lightning_unlearn.callbacks.weight_average import released
+from lightning_unlearn.callbacks.weight_average import averaged_policy
 from lightning_unlearn.configuration import shipped_config
 from lightning_unlearn.envs.concepts import Concept
 from lightning_unlearn.global_state import same_process
 from lightning_unlearn.importers.module import wrap as wrap_module
-from lightning_unlearn.methods.base import require_fit
-from lightning_unlearn.methods.gradient import GradientMethod
+from lightning_unlearn.methods.base import GradientMethod, require_fit
 from lightning_unlearn.policies.actor_critic import ActorCritic
 from lightning_unlearn.policies.actor_critic import extrapolate as extrapolate_policies
 from lightning_unlearn.policies.files import ModelCard, require_storable
@@ -156,11 +155,10 @@ def repair(
         cli.save_points.require_names(cli.model.method, env)
     try:
         require_fit(policy, cli.datamodule.env, "the policy")
-        cli.model.policy = deepcopy(policy).requires_grad_(True).train()
         cli.model.source_uri = _IN_MEMORY
         if cli.keep_best is not None:
             cli.keep_best.expert = policy
-        cli.prepare()
+        cli.build(deepcopy(policy).requires_grad_(True).train())
         cli.trainer.fit(cli.model, cli.datamodule)
     except SystemExit as stop:
         if isinstance(stop.__context__, KeyboardInterrupt):
@@ -170,7 +168,7 @@ def repair(
         cli.datamodule.teardown("fit")
     if cli.keep_best is not None and cli.keep_best.verdict is not None:
         print(cli.keep_best.verdict.in_words())
-    return released(cli.trainer, cli.model).eval()
+    return averaged_policy(cli.trainer, cli.model).eval()
 
 
 def _require_effect(options: Sequence[str], without: tuple[str, ...]) -> None:
@@ -182,7 +180,7 @@ def _require_effect(options: Sequence[str], without: tuple[str, ...]) -> None:
             )
 
 
-class _Repair(training.TrainingCLI):
+class _Repair(fit.FitCLI):
     """Builds what `fit` builds; without a store, with a trainer that leaves nothing behind."""
 
     @property

@@ -19,7 +19,7 @@ from lightning_unlearn.tracking.addresses import without_password
 
 COMMANDS = {
     "quickstart": ("lightning_unlearn.quickstart", "repair the shipped unsafe expert and show before and after"),
-    "fit": ("lightning_unlearn.training", "train one method from a chain of config files"),
+    "fit": ("lightning_unlearn.fit", "train one method from a chain of config files"),
     "import": ("lightning_unlearn.importers.command", "take in an agent of Stable-Baselines3, OmniSafe or CleanRL"),
     "probe": ("lightning_unlearn.audits.probe_commands", "probe a latent: collect states, fit, export, evaluate"),
     "export-hazard-direction": ("lightning_unlearn.audits.export_direction", "the same as probe export"),

@@ -1,4 +1,4 @@
-"""Config files and options: where files are found, short names of options, and errors that say what was meant."""
+"""Config files and options of `fit`: where files are found, how options are written, and where a wrong key is."""
 
 import inspect
 import re
@@ -11,45 +11,14 @@ import yaml
 from jsonargparse import ActionConfigFile
 from lightning.pytorch.cli import LightningArgumentParser
 
+from lightning_unlearn.old_names import without_removed_options
 from lightning_unlearn.options import flatten, suggestion, utf8_configs, with_current_names
+from lightning_unlearn.published_options import PUBLISHED, SWITCHES, WITHOUT_EFFECT
 from lightning_unlearn.safe_files import read_bytes
 
-SHORT_NAMES = {
-    "env": "data.env",
-    "seed": "seed_everything",
-    "n_envs": "data.num_envs",
-    "horizon": "data.horizon",
-    "updates": "trainer.max_epochs",
-    "unsafe_updates": "model.unsafe_updates",
-    "lr": "model.lr",
-    "ent_coef": "model.ent_coef",
-    "ppo_epochs": "model.ppo_epochs",
-    "dataset_episodes": "model.dataset_episodes",
-    "decremental_epochs_per_update": "model.decremental_epochs_per_update",
-    "decremental_bc_coef": "model.decremental_bc_coef",
-    "decremental_value_coef": "model.decremental_value_coef",
-    "decremental_ent_coef": "model.decremental_ent_coef",
-    "recollect_every": "model.recollect_every",
-    "batch_size": "model.batch_size",
-    "kp": "pid.kp",
-    "ki": "pid.ki",
-    "kd": "pid.kd",
-    "lambda_init": "pid.lambda_init",
-    "lambda_max": "pid.lambda_max",
-    "integral_max": "pid.integral_max",
-    "target_cost": "pid.target_cost",
-    "cost_limit": "pid.cost_limit",
-    "repedit_artifact": "model.repedit_artifact",
-    "repedit_alpha": "model.repedit_alpha",
-    "repedit_beta": "model.repedit_beta",
-    "repedit_tau": "model.repedit_tau",
-    "repedit_use_artifact_tau": "model.repedit_use_artifact_tau",
-    "repedit_tau_quantile": "model.repedit_tau_quantile",
-}
-"""Options of the published training scripts, by the name they have there."""
-SWITCHES = ("model.repedit_use_artifact_tau",)
-"""Options that stand for `true` where no value follows them."""
 _EITHER = ("--pid.target_cost", "--pid.cost_limit")
+"""Two options for the same thing."""
+_FILE_OPTIONS = ("-c", "--config")
 _MAX_BYTES, _MAX_DEPTH = 1 << 20, 32
 
 
@@ -60,7 +29,7 @@ class ConfigParser(LightningArgumentParser):
         super().__init__(*args, **{"allow_abbrev": False, **kwargs})
 
     def add_config_option(self) -> None:
-        """The option that names config files."""
+        """Add the option that names config files."""
         self.add_argument("-c", "--config", action=ActionConfigFile, help="a YAML file; later ones win")
 
     @utf8_configs()
@@ -68,11 +37,15 @@ class ConfigParser(LightningArgumentParser):
         """Parse options, and the config files among them as UTF-8."""
         return super().parse_args(with_current_names(args), *others, **kwargs)
 
+    def parse_string(self, content: str, *args: Any, **kwargs: Any) -> Any:
+        """Parse the text of a config file, without the options that earlier versions had."""
+        return super().parse_string(without_removed_options(content), *args, **kwargs)
+
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Report a bad option or file.
 
         Raises:
-            ValueError: At the top; the parser's own trials of nested values end as it wants them to.
+            ValueError: At the top level; nested parsers end as jsonargparse expects it.
         """
         if not self.exit_on_error:
             super().error(message, ex)
@@ -87,7 +60,7 @@ class ConfigParser(LightningArgumentParser):
         from lightning_unlearn.methods.repedit import RepEdit
         from lightning_unlearn.methods.trajectory_decremental import TrajectoryDecremental
 
-        keys = [action.dest for action in self._actions] + list(SHORT_NAMES)
+        keys = [action.dest for action in self._actions] + list(PUBLISHED)
         methods = (DualHeadPPO, LocalizedConcept, OffPolicyConcept, TrajectoryDecremental, RepEdit)
         callbacks = (("pid", PIDLagrangian), ("average", WeightAverage))
         for group, cls in (*(("model", method) for method in methods), *callbacks):
@@ -97,21 +70,57 @@ class ConfigParser(LightningArgumentParser):
 
 
 def expand(args: Sequence[str]) -> list[str]:
-    """Options as the parser wants them: short names in full, save points as one list, config files where they are."""
-    expanded: list[str] = []
+    """Write options as the parser takes them: in full, save points as one list, config files by their paths.
+
+    `base.yaml` comes before other config files, unless it is one of them. Published options without effect are left
+    out, with a line that says so.
+    """
+    given: list[str] = []
     values = iter(_split_equals(args))
     for arg in values:
-        if arg in ("-c", "--config"):
-            expanded += [arg, str(find_config(next(values, "")))]
-        elif arg.startswith("--"):
-            expanded.append("--" + SHORT_NAMES.get(arg[2:], arg[2:]))
-        else:
-            expanded.append(arg)
-    return _turn_on(_join_save_points(_leave_out_other(expanded)))
+        given += [arg, str(find_config(next(values, "")))] if arg in _FILE_OPTIONS else [arg]
+    expanded = [f"--{PUBLISHED.get(arg[2:], arg[2:])}" if arg.startswith("--") else arg for arg in _without_idle(given)]
+    return _turn_on(_join_save_points(_leave_out_other(_with_base(expanded))))
+
+
+def _with_base(args: list[str]) -> list[str]:
+    base = str(shipped_config("base.yaml"))
+    return ["--config", base, *args] if {*_FILE_OPTIONS} & {*args} and base not in args else args
+
+
+def _without_idle(args: Sequence[str]) -> list[str]:
+    """Leave out published options without effect on the method, and print a line about them."""
+    method = _method_class(args)
+    idle = [f"--{option}" for option in WITHOUT_EFFECT.get(method, ()) if f"--{option}" in args]
+    if not idle:
+        return [*args]
+    print(f"{', '.join(idle)}: without effect on the method {method}, left out.")
+    return [arg for before, arg in pairwise(["", *args]) if arg not in idle and before not in idle]
+
+
+def _method_class(args: Sequence[str]) -> str:
+    """Name of the method's class, from the last config file or option that names one; empty if none does."""
+    path = ""
+    for option, value in pairwise(args):
+        if option in ("--model", "--model.class_path"):
+            path = value
+        elif option in _FILE_OPTIONS:
+            model = _read_yaml(Path(value)).get("model")
+            path = str(model.get("class_path") or path) if isinstance(model, Mapping) else str(model or path)
+    return path.rpartition(".")[2]
+
+
+def _read_yaml(path: Path) -> Mapping[str, Any]:
+    """Content of a config file; empty if it is no mapping or has a tag, which the parser refuses."""
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError:
+        return {}
+    return content if isinstance(content, Mapping) else {}
 
 
 def shipped_config(name: str) -> Path:
-    """The shipped config file of this name, whatever files the working directory has.
+    """Return the shipped config file of this name, whatever files the working directory has.
 
     Raises:
         ValueError: None is shipped under this name.
@@ -124,7 +133,7 @@ def shipped_config(name: str) -> Path:
 
 
 def find_config(name: str) -> Path:
-    """A config file: on disk, else the one that the package ships under this name.
+    """Return a config file: the one on disk, or else the shipped one of this name.
 
     Raises:
         ValueError: There is no such file, or it is no config.
@@ -145,15 +154,15 @@ _MISSING = "required"
 
 
 def origin(message: str, args: Sequence[str]) -> str:
-    """Which config file has the key that a parser's message complains about; empty if it was given as an option.
+    """Return a sentence on the config file that has a wrong key; empty if the key was given as an option.
 
-    If something required is missing, it is all the files that were read, in order.
+    If a required option is missing, the sentence lists all the files that were read, in order.
 
     Args:
-        message: The parser's, such as `Parser key "data.horizon": …`.
+        message: The parser's message, such as `Parser key "data.horizon": …`.
         args: Options in full, with the config files among them.
     """
-    files = [file for option, file in pairwise(args) if option in ("-c", "--config")]
+    files = [file for option, file in pairwise(args) if option in _FILE_OPTIONS]
     if _MISSING in message and files:
         return (
             "\nThat is in none of the config files read: "
@@ -164,25 +173,20 @@ def origin(message: str, args: Sequence[str]) -> str:
     if any(arg.startswith(f"--{keys[0]}") and arg.endswith(keys[-1]) for arg in args):
         return ""
     for file in reversed(files):
-        try:
-            content = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
-        except yaml.YAMLError:
-            continue  # a tag, which the message is about
-        inside = flatten(content) if isinstance(content, Mapping) else {}
-        if any(key.startswith(keys[0]) and keys[-1] in key.split(".") for key in inside):
+        if any(key.startswith(keys[0]) and keys[-1] in key.split(".") for key in flatten(_read_yaml(Path(file)))):
             return f"\nThe key is in {file}."
     return ""
 
 
 def _stands_in(file: str) -> str:
-    """Say so if a file was found in the working directory, and one is shipped under the same name."""
+    """Return a remark if a file of the working directory has the name of a shipped one."""
     shipped = shipped_configs() / file.removeprefix("configs/")
     other = not Path(file).is_absolute() and shipped.is_file() and not shipped.samefile(file)
     return " (of the working directory, in place of the shipped one)" if other else ""
 
 
 def _require_plain(path: Path) -> None:
-    """Refuse, before it is built, what no config needs: PyYAML crashes on deep nesting, and aliases multiply."""
+    """Refuse deep nesting, on which PyYAML crashes, and aliases, which multiply, before the content is built."""
     depth = keys = 0
     try:
         for event in yaml.parse(read_bytes(path, _MAX_BYTES).decode(), Loader=yaml.CSafeLoader):
@@ -199,7 +203,7 @@ def _require_plain(path: Path) -> None:
 
 
 def shipped_configs() -> Path:
-    """The folder of shipped configs: inside an installed package, beside the package in a clone."""
+    """Return the folder of shipped configs: inside an installed package, beside the package in a clone."""
     package = Path(__file__).parent
     return package / "configs" if (package / "configs").is_dir() else package.parent / "configs"
 
@@ -213,7 +217,7 @@ def _split_equals(args: Sequence[str]) -> Iterator[str]:
 
 
 def _leave_out_other(args: list[str]) -> list[str]:
-    """Of two options that say the same thing, the one that is given replaces the other, which a config file may set."""
+    """Set one of two options for the same thing to null if the other is given: a config file may have set it."""
     given = [option for option in _EITHER if any(arg.partition("=")[0] == option for arg in args)]
     return [
         *args,
@@ -222,7 +226,7 @@ def _leave_out_other(args: list[str]) -> list[str]:
 
 
 def _turn_on(args: list[str]) -> list[str]:
-    """A switch with no value after it → the switch and `true`."""
+    """Add `true` after a switch without a value."""
     result: list[str] = []
     for arg, following in pairwise([*args, "--"]):
         result.append(arg)
@@ -232,7 +236,7 @@ def _turn_on(args: list[str]) -> list[str]:
 
 
 def _join_save_points(args: list[str]) -> list[str]:
-    """`--save_points 50 100` → `--save_points [50,100]`."""
+    """Turn `--save_points 50 100` into `--save_points [50,100]`."""
     if "--save_points" not in args:
         return args
     start = args.index("--save_points") + 1

@@ -7,6 +7,7 @@ table below in the same commit; everything that reads old files looks here:
   lines, a stored run's `config.yaml` and the concept of a model's card are read with today's paths.
 - `CHECKPOINT_KEYS`: a callback whose class was renamed (Lightning stores its state under the class's name), the data
   module, or any other key of a checkpoint. Checkpoints are read with today's keys.
+- `REMOVED_OPTIONS`: an option of a class that a stored config may hold. It is read and ignored.
 
 The loader that stored MLmodel files name, `lightning_unlearn.registry._load_pyfunc`, has no line: it stays where it is,
 because MLflow imports it by itself. `tests/test_old_names.py` checks that every new path exists.
@@ -15,6 +16,8 @@ because MLflow imports it by itself. `tests/test_old_names.py` checks that every
 import re
 from collections.abc import Mapping
 from typing import Any
+
+import yaml
 
 PATHS: dict[str, str] = {}
 """Old path of a module or class → its path today.
@@ -34,6 +37,12 @@ CHECKPOINT_KEYS: dict[str, str] = {
     "RolloutData/learner": "RolloutData/collector",
     "state_dict/policy.value.weight": "state_dict/policy.reward_value.weight",
 """
+
+REMOVED_OPTIONS: dict[str, dict[str, Any]] = {
+    "lightning_unlearn.methods.repedit.RepEdit": {"lr": 3e-4, "ent_coef": 0.03, "ppo_epochs": 6, "batch_size": 256},
+    "lightning_unlearn.methods.trajectory_decremental.TrajectoryDecremental": {"ent_coef": 0.03, "ppo_epochs": 6},
+}
+"""Path of a class, as it is today → options without effect that it once had, and their defaults."""
 
 _OUR_PATH = re.compile(r"\blightning_unlearn(?:\.\w+)+")
 
@@ -68,3 +77,20 @@ def _inside(nested: Any, keys: list[str]) -> Any:
     for key in keys:
         nested = nested.get(key) if isinstance(nested, Mapping) else None
     return nested
+
+
+def without_removed_options(config: str) -> str:
+    """Leave `REMOVED_OPTIONS` out of a config, given as YAML; a config without them stays as it is."""
+    if not any(path in config for path in REMOVED_OPTIONS):
+        return config
+    try:
+        content = yaml.safe_load(config)
+    except (yaml.YAMLError, RecursionError):
+        return config  # the parser reports it
+    model = content.get("model") if isinstance(content, dict) else None
+    options = model.get("init_args") if isinstance(model, dict) else None
+    removed = REMOVED_OPTIONS.get(str(model.get("class_path")), {}) if isinstance(model, dict) else {}
+    if not isinstance(options, dict) or not removed.keys() & options.keys():
+        return config
+    model["init_args"] = {name: value for name, value in options.items() if name not in removed}
+    return str(yaml.safe_dump(content, sort_keys=False, allow_unicode=True))

@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from lightning_unlearn import training
+from lightning_unlearn import fit
 from lightning_unlearn.audits import evaluate
 from lightning_unlearn.audits.places import results_folder
 from lightning_unlearn.audits.suite_files import PER_EPISODE, VIDEOS
@@ -68,7 +68,7 @@ def _parser() -> CommandParser:
 
 def _train(method: str, updates: int, options: Any, further: Sequence[str]) -> str:
     """Train a method from the shipped expert; returns the URI of the save point that was chosen, or of the last."""
-    run = training.train(training_options(method, updates, options.seed, options.tracking_uri, further))
+    run = fit.train(training_options(method, updates, options.seed, options.tracking_uri, further))
     return run.chosen or run.saved[updates]
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from lightning_unlearn import resume, training
+from lightning_unlearn import fit, resume
 from lightning_unlearn.audits.subjects import weights_digest
 from lightning_unlearn.envs.concept_config import custom_classes
 from lightning_unlearn.options import CommandParser
@@ -34,7 +34,7 @@ def main(args: Sequence[str]) -> None:
     _require_known(run, options.concept, options.module)
     weights, metrics = _digests(registry.models_of_run(run.run_id)), _metrics(run)
     with tempfile.TemporaryDirectory() as scratch:
-        again = training.train(_arguments(run, Path(scratch)))
+        again = fit.train(_arguments(run, Path(scratch)))
         found = _digests(again.saved), _metrics(runs.find_run(again.run_id))
     open_store(store)
     differing = _compare("weights after update", weights, found[0])

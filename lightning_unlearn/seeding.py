@@ -1,6 +1,6 @@
-"""Random streams: one `SeedSequence` per run, spawned, so that runs with seeds 0, 1, 2 share no stream.
+"""Random streams of a run, spawned from one `SeedSequence`: runs with seeds 0, 1, 2 share no stream.
 
-Layout seeds below `TRAINING_SEED_FLOOR` are reserved for evaluation; no training environment ever gets one of them.
+Layout seeds below `TRAINING_SEED_FLOOR` are reserved for evaluation; no training environment is seeded with one.
 """
 
 from dataclasses import dataclass, fields
@@ -33,48 +33,48 @@ class SeedStreams:
     minibatches: np.random.SeedSequence
     evaluation: np.random.SeedSequence
     calibration: np.random.SeedSequence
-    """What an edit is fitted on; last, so that the streams before it stay what they were."""
+    """Stream of representation editing; the last one, so that the others do not depend on it."""
 
     @classmethod
     def of(cls, seed: int) -> "SeedStreams":
-        """The streams of a run's seed."""
+        """Spawn the streams from a run's seed."""
         if seed < 0:
             raise ValueError(f"seed={seed} is not possible: use 0 or more.")
         return cls(*np.random.SeedSequence(seed).spawn(len(fields(cls))))
 
     def described(self) -> dict[str, dict[str, Any]]:
-        """What numpy makes each stream from, by its name."""
+        """Entropy and spawn key of each stream, by its name."""
         streams = {field.name: getattr(self, field.name) for field in fields(self)}
         return {name: {"entropy": s.entropy, "spawn_key": list(s.spawn_key)} for name, s in streams.items()}
 
 
 def torch_generator(stream: np.random.SeedSequence) -> torch.Generator:
-    """A CPU generator that draws from one stream."""
+    """Make a CPU generator that draws from one stream."""
     return torch.Generator().manual_seed(int(stream.generate_state(1, np.uint64)[0] >> 1))
 
 
 def child(stream: np.random.SeedSequence, index: int) -> np.random.SeedSequence:
-    """The stream's child of this index, the one that `spawn` gives, whatever was spawned before."""
+    """Return the child that `spawn` gives at this index, whatever was spawned before."""
     return np.random.SeedSequence(stream.entropy, spawn_key=(*stream.spawn_key, index))
 
 
 def training_seeds(stream: np.random.SeedSequence, num_envs: int) -> list[int]:
-    """One seed per environment, each in [2³¹, 2³²): never an evaluation layout's."""
+    """Return one seed per environment, in [2³¹, 2³²): never an evaluation layout's."""
     return [TRAINING_SEED_FLOOR + int(s) % 2**31 for s in stream.generate_state(num_envs)]
 
 
 def evaluation_layouts(episodes: int, first: int = EVALUATION_BANK) -> list[int]:
-    """The fixed bank of layouts that every compared model is evaluated on, one seed an episode."""
+    """Return the layouts that every compared model is evaluated on, one seed an episode."""
     if not 1 <= episodes <= VALIDATION_BANK - EVALUATION_BANK:
         raise ValueError(f"episodes={episodes} is not possible: use 1 to {VALIDATION_BANK - EVALUATION_BANK}.")
     return list(range(first, first + episodes))
 
 
 def validation_layouts(episodes: int, first: int = VALIDATION_BANK) -> list[int]:
-    """Layouts that choices are made on: none that results are reported on, and none that is trained in.
+    """Return layouts for choices: none of evaluation, of verdicts or of training.
 
     Raises:
-        ValueError: There would be one of them.
+        ValueError: One of these banks would be reached.
     """
     if episodes < 1:
         raise ValueError(f"episodes={episodes} is not possible: use at least 1.")
@@ -99,5 +99,5 @@ def validation_layouts(episodes: int, first: int = VALIDATION_BANK) -> list[int]
 
 
 def verdict_layouts() -> list[int]:
-    """Layouts that a repair's verdict is given on."""
+    """Return the layouts that a repair's verdict is given on."""
     return list(range(VERDICT_BANK, VERDICT_BANK + VERDICT_EPISODES))

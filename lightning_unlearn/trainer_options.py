@@ -1,4 +1,4 @@
-"""Options of Lightning's trainer: which ones work here, and why the others are refused."""
+"""Options of Lightning's trainer: refuse those that do not work here, each with its reason."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -73,7 +73,7 @@ _REFUSED: tuple[tuple[str, dict[str, tuple[Any, ...]]], ...] = (
     ),
     ("every run is recorded", {"barebones": (False,)}),
 )
-"""Reason → the options that are refused for it, with the values that are not: Lightning's defaults and their like."""
+"""Reason → the options refused for it, each with the values that are accepted: Lightning's defaults and equals."""
 
 
 def require_possible(trainer: Any) -> None:
@@ -112,7 +112,7 @@ def _require_length(trainer: Any) -> None:
 
 
 def _is_one_device(devices: Any, accelerator: Any) -> bool:
-    """Lightning counts devices by a number, and names those of a GPU by a list or by commas."""
+    """True for one device, given as a number, or as a list or comma-separated indices of GPUs."""
     if isinstance(devices, str) and "," in devices:
         devices = [index for index in devices.split(",") if index]
     if isinstance(devices, list):
@@ -188,7 +188,7 @@ def further_plugins(given: Any) -> list[ClusterEnvironment]:
 
 
 def _listed(given: Any) -> Iterator[Any]:
-    """One thing, several or none, as several."""
+    """Yield the items of a list, a single item, or nothing for None."""
     if isinstance(given, list | tuple):
         yield from given
     elif given is not None:

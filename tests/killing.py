@@ -11,7 +11,7 @@ import mlflow
 import torch
 
 FORKS = multiprocessing.get_context("forkserver")  # its children start with everything imported
-FORKS.set_forkserver_preload(["lightning_unlearn.training", "lightning_unlearn.envs.navigation"])
+FORKS.set_forkserver_preload(["lightning_unlearn.fit", "lightning_unlearn.envs.navigation"])
 WALL_CLOCK = "time/"
 
 
@@ -35,14 +35,14 @@ def train(folder, args, cpu_seconds=None, sabotage=None):
     After so many seconds of work the kernel ends it on the spot, whatever it is doing: the action of SIGPROF is that of
     SIGKILL, and a timer of work, unlike one of the wall clock, means the same on a busy machine.
     """
-    from lightning_unlearn import training
+    from lightning_unlearn import fit
 
     enter(folder)
     if sabotage is not None:
         sabotage()
     if cpu_seconds is not None:
         signal.setitimer(signal.ITIMER_PROF, cpu_seconds)
-    training.train(args)
+    fit.train(args)
     Path("work").write_text(str(time.process_time()), encoding="utf-8")
 
 

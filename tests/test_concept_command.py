@@ -10,9 +10,9 @@ import pytest
 import torch
 import yaml
 
-from lightning_unlearn import cli, training
+from lightning_unlearn import cli, fit
 from lightning_unlearn.audits.probe_data import load_data
-from lightning_unlearn.callbacks import concept_check
+from lightning_unlearn.callbacks import expert
 from lightning_unlearn.safe_files import read_json
 from lightning_unlearn.tracking import registry
 from lightning_unlearn.tracking.store import open_store
@@ -54,8 +54,8 @@ def config(tmp_path, concept):
     return ["-c", str(path)]
 
 
-def fit(method, *more):
-    return training.train([*CHAIN, "-c", f"configs/method/{method}.yaml", *SMOKE, *more])
+def trained(method, *more):
+    return fit.train([*CHAIN, "-c", f"configs/method/{method}.yaml", *SMOKE, *more])
 
 
 def card(run):
@@ -71,7 +71,7 @@ def c_forget_rates(run):
 def test_a_class_in_a_config_drives_every_method_and_is_recorded(store, tmp_path, method):
     quick = {"trajectory_decremental": ["--dataset_episodes", "40"], "repedit": ["--repedit_tau", "0.5"]}
     concept = {"class_path": "ObservationRange", "init_args": {"part": "position", "above": 0.9}}
-    run = fit(method, *config(tmp_path, concept), *quick.get(method, []))
+    run = trained(method, *config(tmp_path, concept), *quick.get(method, []))
     recorded = json.loads(card(run).concept)
     expected = {"part": "position", "above": 0.9, "below": None, "which": "any"}
     assert recorded == {"class_path": LEFT["class_path"], "init_args": expected}
@@ -82,20 +82,22 @@ def test_a_class_in_a_config_drives_every_method_and_is_recorded(store, tmp_path
 
 def test_the_class_of_a_key_trains_what_the_key_trains(store, tmp_path):
     by_class = config(tmp_path, {"class_path": "InfoKey", "init_args": {"key": "cost_hazards"}})
-    runs = [fit("concept", *more) for more in ([], ["--data.concept", "cost_hazards"], by_class)]
+    runs = [trained("concept", *more) for more in ([], ["--data.concept", "cost_hazards"], by_class)]
     assert {card(run).concept for run in runs} == {"cost_hazards"}
     assert len({tuple(c_forget_rates(run)) for run in runs}) == 1
 
 
 def test_arguments_of_a_class_are_options_too(store):
-    run = fit("continued", "--data.concept", "ActionBox", "--data.concept.low", "[0]", "--data.concept.high", "[null]")
+    run = trained(
+        "continued", "--data.concept", "ActionBox", "--data.concept.low", "[0]", "--data.concept.high", "[null]"
+    )
     assert json.loads(card(run).concept)["init_args"] == {"low": [0.0], "high": [None]}
     assert all(0.0 < rate < 1.0 for rate in c_forget_rates(run))
 
 
 def test_ones_own_class_is_found_in_the_working_directory(braking, tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "path", [place for place in sys.path if place not in ("", str(tmp_path))])
-    run = fit("concept", *config(tmp_path, {"class_path": braking, "init_args": {"push": 0.5}}))
+    run = trained("concept", *config(tmp_path, {"class_path": braking, "init_args": {"push": 0.5}}))
     assert json.loads(card(run).concept) == {"class_path": braking, "init_args": {"push": 0.5}}
     assert str(tmp_path) not in sys.path
     cli.main(
@@ -113,14 +115,14 @@ def test_the_readmes_classes_train(store, tmp_path):
     own = ["--data.concept", "mine.Reversing", "--data.concept.speed", "0.1"]
     recorded = []
     for more in (["-c", "shown.yaml"], own):
-        run = training.train([*chain, "--n_envs", "2", *more])
+        run = fit.train([*chain, "--n_envs", "2", *more])
         recorded.append(json.loads(registry.load_policy(run.saved[1]).card.concept))
     assert [len(recorded[0]["init_args"]["concepts"]), recorded[1]["init_args"]] == [2, {"speed": 0.1}]
     sys.modules.pop("mine")
 
 
 def test_loading_a_model_runs_nothing_that_its_card_names(braking, tmp_path, capsys):
-    run = fit("concept", *config(tmp_path, {"class_path": braking}))
+    run = trained("concept", *config(tmp_path, {"class_path": braking}))
     sys.modules.pop("braking")
     capsys.readouterr()
     assert "braking.Braking" in registry.load_policy(run.saved[4]).card.concept
@@ -132,7 +134,7 @@ def test_loading_a_model_runs_nothing_that_its_card_names(braking, tmp_path, cap
 
 
 def test_audits_judge_by_the_same_concept(store, tmp_path):
-    expert = fit("unsafe").saved[4]
+    expert = trained("unsafe").saved[4]
     text = json.dumps(LEFT)
     cli.main(["evaluate", "--env", TOY, "--models", expert, "--episodes", "4", "--out", "e", "--concept", text])
     metadata = read_json(tmp_path / "e/metadata.json", 1 << 20)
@@ -158,7 +160,7 @@ def test_audits_judge_by_the_same_concept(store, tmp_path):
 
 def test_a_run_is_reproduced_with_ones_own_class_only_if_it_is_named_again(braking, tmp_path, capsys):
     both = {"class_path": "AnyOf", "init_args": {"concepts": [LEFT, {"class_path": braking}]}}
-    run = fit("concept", *config(tmp_path, both))
+    run = trained("concept", *config(tmp_path, both))
     sys.modules.pop("braking")
     with pytest.raises(SystemExit):
         cli.main(["reproduce", run.run_id])
@@ -177,25 +179,29 @@ ALWAYS = {"class_path": "ObservationRange", "init_args": {"part": "position", "b
     ("concept", "told"), [(NEVER, r"0 of its first 512 steps \(a rate of 0\)"), (ALWAYS, r"512 of .* \(a rate of 1\)")]
 )
 def test_what_the_expert_never_or_always_shows_is_refused(store, tmp_path, monkeypatch, method, concept, told):
-    monkeypatch.setattr(concept_check, "STEPS", 500)  # two rollouts of 4 x 64
+    monkeypatch.setattr(expert, "STEPS", 500)  # two rollouts of 4 x 64
     with pytest.raises(ValueError, match=rf"zoo:unsafe.ToyLine-v0 shows .*ObservationRange.* in {told}") as refusal:
-        fit(method, *config(tmp_path, concept))
+        trained(method, *config(tmp_path, concept))
     assert not getattr(refusal.value, "__notes__", [])  # no word of resuming what would be refused again
     (run,) = mlflow.search_runs(experiment_names=[TOY], output_format="list")
     assert run.info.status == "FAILED"
     with pytest.raises(ValueError, match="shows"):  # and is, if somebody tries
-        fit(method, *config(tmp_path, concept), "--resume", run.info.run_id)
+        trained(method, *config(tmp_path, concept), "--resume", run.info.run_id)
 
 
 def test_only_repairs_are_checked(store, tmp_path, monkeypatch):
-    monkeypatch.setattr(concept_check, "STEPS", 500)
-    ended = [fit("oracle", *config(tmp_path, NEVER)), fit("continued", *config(tmp_path, NEVER)), fit("concept")]
+    monkeypatch.setattr(expert, "STEPS", 500)
+    ended = [
+        trained("oracle", *config(tmp_path, NEVER)),
+        trained("continued", *config(tmp_path, NEVER)),
+        trained("concept"),
+    ]
     assert [list(run.saved) for run in ended] == [[2, 4]] * 3
 
 
 def test_episodes_that_never_show_it_have_nothing_to_forget(store, tmp_path):
     with pytest.raises(ValueError, match=r"40 episodes were collected with zoo:.*none shows the concept .*above"):
-        fit("trajectory_decremental", *config(tmp_path, NEVER), "--dataset_episodes", "40")
+        trained("trajectory_decremental", *config(tmp_path, NEVER), "--dataset_episodes", "40")
     assert mlflow.search_runs(experiment_names=[TOY], output_format="list") == []
 
 
@@ -236,6 +242,6 @@ def test_bad_concepts_are_refused_before_anything_is_made(store, capsys, command
 @pytest.mark.parametrize(("name", "key"), [("point_goal2", "cost_hazards"), ("point_button1", "cost_gremlins")])
 def test_tasks_with_several_costs_name_the_one_to_forget(name, key):
     chain = ["-c", "configs/base.yaml", "-c", f"configs/env/{name}.yaml", "-c", "configs/method/localized_concept.yaml"]
-    parsed = training.TrainingCLI(chain).config
+    parsed = fit.FitCLI(chain).config
     assert parsed.data.concept == key
-    assert training.TrainingCLI([*chain, *SMOKE]).config.data.concept == "auto"
+    assert fit.FitCLI([*chain, *SMOKE]).config.data.concept == "auto"

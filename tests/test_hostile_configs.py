@@ -5,6 +5,7 @@ from hostile_files import bounded_memory
 
 from lightning_unlearn import cli
 from lightning_unlearn.configuration import expand, find_config, shipped_configs
+from lightning_unlearn.fit import FitCLI
 
 LAUGHS = "\n".join([f"{b}: &{b} [{', '.join([f'*{a}'] * 9)}]" for a, b in zip("abcdefgh", "bcdefghi", strict=True)])
 FILES = {
@@ -50,3 +51,32 @@ def test_a_config_names_no_code_but_methods(tmp_path, monkeypatch, capsys, value
 
 def test_no_options_at_all_are_none():
     assert expand([]) == []
+
+
+def test_the_base_config_comes_first_unless_it_is_named(store):
+    base, method = (str(shipped_configs() / name) for name in ("base.yaml", "method/concept.yaml"))
+    assert expand(["-c", "method/concept.yaml"]) == ["--config", base, "-c", method]
+    assert expand(["-c", "base.yaml", "-c", "method/concept.yaml"]) == ["-c", base, "-c", method]
+    assert FitCLI(["-c", "method/concept.yaml"]).config.trainer.accelerator == "cpu"
+
+
+@pytest.mark.parametrize("last", [[], ["-c", "method/repedit.yaml"], ["--model", "RepEdit"]])
+def test_a_published_option_is_left_out_where_the_method_has_no_use_for_it(capsys, last):
+    args = expand(["-c", "method/concept.yaml", *last, "--lr=1e-3", "--ppo_epochs", "5", "--seed", "1"])
+    assert args[-2:] == ["--seed_everything", "1"]
+    assert ("--model.lr" in args) == (not last)
+    assert ("--lr, --ppo_epochs: without effect on the method RepEdit" in capsys.readouterr().out) == bool(last)
+
+
+OLD = """
+model:
+  class_path: lightning_unlearn.methods.repedit.RepEdit
+  init_args: {lr: 0.1, batch_size: 3, repedit_alpha: 2.5}
+"""
+
+
+def test_options_that_were_removed_are_ignored_in_stored_configs(store, tmp_path):
+    (tmp_path / "old.yaml").write_text(OLD)
+    options = FitCLI(["-c", str(tmp_path / "old.yaml"), "--env", "ToyLine-v0"]).config.model.init_args
+    assert options.repedit_alpha == 2.5
+    assert "lr" not in options

@@ -28,11 +28,12 @@ ROOMS = {
     | {"safe_files"},
     "report": {"audits", "collectors", "tracking", "envs", "policies", "options", "seeding"},
     "callbacks": {"losses", "collectors", "tracking", "processes", "policies", "keys", "seeding"},
-    "configuration": {"methods", "callbacks", "options", "safe_files"},
+    "published_options": set(),
+    "configuration": {"methods", "callbacks", "options", "safe_files", "old_names", "published_options"},
     "resume": {"tracking"},
     "keep_best": {"audits", "callbacks", "collectors", "envs", "policies", "tracking", "seeding"},
     "trainer_options": {"callbacks"},
-    "training": {
+    "fit": {
         "audits",
         "keep_best",
         "methods",
@@ -42,6 +43,7 @@ ROOMS = {
         "collectors",
         "configuration",
         "options",
+        "policies",
         "resume",
         "processes",
         "trainer_options",
@@ -49,7 +51,7 @@ ROOMS = {
     "importers": {"methods", "losses", "collectors", "policies", "tracking", "envs", "options", "keys", "seeding"}
     | {"safe_files"},
     "api": {
-        "training",
+        "fit",
         "audits",
         "callbacks",
         "configuration",
@@ -62,10 +64,10 @@ ROOMS = {
         "seeding",
     },
     "housekeeping": {"audits", "tracking", "processes", "policies", "options", "safe_files"},
-    "reproduce": {"training", "audits", "envs", "tracking", "resume", "policies", "options", "seeding"},
-    "quickstart": {"training", "configuration", "audits", "report", "tracking", "policies", "seeding", "options"},
+    "reproduce": {"fit", "audits", "envs", "tracking", "resume", "policies", "options", "seeding"},
+    "quickstart": {"fit", "configuration", "audits", "report", "tracking", "policies", "seeding", "options"},
     "study": {
-        "training",
+        "fit",
         "trainer_options",
         "configuration",
         "methods",
@@ -81,9 +83,9 @@ ROOMS = {
         "safe_files",
         "envs",
     },
-    "benchmark": {"training", "configuration", "audits", "methods", "collectors", "envs", "policies", "losses"}
+    "benchmark": {"fit", "configuration", "audits", "methods", "collectors", "envs", "policies", "losses"}
     | {"keys", "seeding", "options", "processes", "tracking"},
-    "cli": {"global_state", "quickstart", "training", "tracking"},
+    "cli": {"global_state", "quickstart", "fit", "tracking"},
     "__main__": {"cli"},
 }
 NO_TRAINER_OR_STORE = ("envs", "policies", "losses", "keys", "seeding", "global_state")

@@ -10,7 +10,7 @@ import time
 import mlflow
 import pytest
 
-from lightning_unlearn import training
+from lightning_unlearn import fit
 from lightning_unlearn.envs.parallel import ParallelSimulator
 from lightning_unlearn.tracking.store import open_store
 
@@ -55,7 +55,7 @@ def test_a_failure_in_a_worker_ends_the_run(store, monkeypatch, harm, error, mes
     sims, original = [], ParallelSimulator.roll_out
     monkeypatch.setattr(ParallelSimulator, "roll_out", roll_out)
     with pytest.raises(error, match=message):
-        training.train([*BASE, "--n_envs", "4", "--horizon", "64", "--updates", "3"])
+        fit.train([*BASE, "--n_envs", "4", "--horizon", "64", "--updates", "3"])
     assert only_run(store).info.status == "FAILED"
     assert sims[0]._workers[0]._process.returncode is not None
 

@@ -7,7 +7,7 @@ import mlflow
 import pandas as pd
 import pytest
 
-from lightning_unlearn import cli, training
+from lightning_unlearn import cli, fit
 from lightning_unlearn import keep_best as module
 from lightning_unlearn.audits import verdict
 from lightning_unlearn.callbacks.pid_lagrangian import PIDLagrangian
@@ -63,7 +63,7 @@ def test_a_save_point_is_chosen_and_judged_in_the_last_line(store, capsys):
 def test_the_expert_is_the_one_that_training_started_from(store):
     import lightning_unlearn as lu
 
-    found = training.train([*SMALL, "--cost_limit", "0", "--lr", "1e-9"]).verdict
+    found = fit.train([*SMALL, "--cost_limit", "0", "--lr", "1e-9"]).verdict
     assert found is not None
     assert "above the limit" in found.failures
     own = lu.load_policy(f"zoo:unsafe.{TOY}")
@@ -82,10 +82,10 @@ def test_a_verdict_that_was_interrupted_is_given_when_the_run_is_resumed(store, 
     with monkeypatch.context() as patch:
         patch.setattr(module, "judge", interrupt)
         with pytest.raises(SystemExit):
-            training.train(SMALL)
+            fit.train(SMALL)
     (run,) = mlflow.search_runs(experiment_names=[TOY], output_format="list")
     assert (run.info.status, "repair.verdict" in run.data.tags) == ("KILLED", False)
-    resumed = training.train([*SMALL, "--resume", "last"])
+    resumed = fit.train([*SMALL, "--resume", "last"])
     assert resumed.run_id == run.info.run_id
     assert resumed.verdict is not None
     run = mlflow.get_run(resumed.run_id)
@@ -94,13 +94,13 @@ def test_a_verdict_that_was_interrupted_is_given_when_the_run_is_resumed(store, 
 
 
 def test_a_target_a_step_is_a_limit_of_the_experts_episodes(store):
-    verdict_of = training.train([*SMALL, "--target_cost", "0.25", "--lr", "1e-9"]).verdict
+    verdict_of = fit.train([*SMALL, "--target_cost", "0.25", "--lr", "1e-9"]).verdict
     assert verdict_of is not None
     assert verdict_of.cost_limit == pytest.approx(0.25 * 32)
 
 
 def test_without_it_there_is_no_verdict(store):
-    assert training.train([*SMALL, "--keep_best", "false"]).verdict is None
+    assert fit.train([*SMALL, "--keep_best", "false"]).verdict is None
     (run,) = mlflow.search_runs(experiment_names=[TOY], output_format="list")
     assert not runs.artifact_paths(run.info.run_id, module.PLACE)
 
@@ -117,7 +117,7 @@ REFUSED = {
 @pytest.mark.parametrize(("options", "message"), REFUSED.values(), ids=REFUSED)
 def test_what_cannot_be_judged_is_refused_before_training(store, options, message):
     with pytest.raises(ValueError, match=message):
-        training.train(options)
+        fit.train(options)
     assert mlflow.search_runs(search_all_experiments=True, output_format="list") == []
 
 

@@ -5,7 +5,7 @@ import mlflow
 import pandas as pd
 import pytest
 
-from lightning_unlearn import cli, quickstart, training
+from lightning_unlearn import cli, fit, quickstart
 
 SHORT = ["--model.critic_steps", "20", "--model.steps", "4", "--horizon", "256", "--model.warm_up", "0"]
 
@@ -50,7 +50,7 @@ def test_it_repairs_evaluates_and_reports(printed, tmp_path):
 def test_files_of_the_working_directory_are_not_taken_for_shipped_ones(store, tmp_path):
     (tmp_path / "base.yaml").write_text("lr: 0.001\nhidden: 64\n")
     options = quickstart.training_options(quickstart.REPAIR, 1, 0, None, quickstart.OPTIONS)
-    chain = training.TrainingCLI(options)
+    chain = fit.FitCLI(options)
     assert chain.config.pid is not None
     assert chain.config.tracking_uri is None
 

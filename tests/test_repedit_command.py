@@ -6,9 +6,9 @@ import mlflow
 import pytest
 import torch
 
-from lightning_unlearn import cli, training
+from lightning_unlearn import cli, fit
 from lightning_unlearn.configuration import expand
-from lightning_unlearn.losses.directions import random_direction
+from lightning_unlearn.losses.latent_directions import random_direction
 from lightning_unlearn.policies.latent_editor import Direction, save_direction
 from lightning_unlearn.tracking import registry
 from lightning_unlearn.tracking.store import open_store
@@ -37,17 +37,21 @@ PUBLISHED = {
 @pytest.mark.parametrize(("options", "origin"), PUBLISHED.values(), ids=PUBLISHED)
 def test_the_published_variants_of_tau(artifact, options, origin, capsys):
     given = ["--seed", "0", "--unsafe_updates", "300", "--repedit_artifact", artifact, "--repedit_alpha", "1.5"]
-    run = training.train([*CHAIN, *SMALL, *given, *options, "--repedit_beta", "10.0"])
+    run = fit.train([*CHAIN, *SMALL, *given, *options, "--repedit_beta", "10.0"])
     stored = registry.load_policy(run.saved[1])
     assert stored.policy.config.editor == "gated"
     assert origin in stored.card.note
-    assert stored.card.note in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert stored.card.note in printed
+    assert ("--lr, --ent_coef, --ppo_epochs, --batch_size: without effect on the method RepEdit" in printed) == (
+        options[-1] == "256"
+    )
     assert mlflow.get_run(run.run_id).data.tags["note"] == stored.card.note
     assert mlflow.pyfunc.load_model(run.saved[1]).predict(torch.zeros(2, 2).numpy()).shape == (2, 1)
 
 
 def test_the_registered_model_is_the_experts_weights_and_an_editor(store, capsys):
-    run = training.train([*CHAIN, *SMALL])
+    run = fit.train([*CHAIN, *SMALL])
     assert capsys.readouterr().out.count("Mean score of states, before → after the edit: near ") == 1
     stored = registry.load_policy(run.saved[1]).policy.without_editor().state_dict()
     for name, weight in registry.load_policy("zoo:unsafe.ToyLine-v0").policy.state_dict().items():
@@ -60,7 +64,7 @@ def test_the_registered_model_is_the_experts_weights_and_an_editor(store, capsys
 @pytest.mark.parametrize("control", ["random", "flipped", "mean_difference", "leace"])
 @pytest.mark.filterwarnings("ignore:The edit does next to nothing")
 def test_controls_are_one_option_away(store, control):
-    run = training.train([*CHAIN, *SMALL, "--model.direction", control])
+    run = fit.train([*CHAIN, *SMALL, "--model.direction", control])
     assert run.saved[1] == f"models:/repedit_{control}.ToyLine-v0/1"  # it must not pass for the published edit
     stored = registry.load_policy(run.saved[1])
     assert stored.policy.config.editor == ("affine" if control == "leace" else "gated")
@@ -70,7 +74,7 @@ def test_controls_are_one_option_away(store, control):
 
 def test_an_edit_without_effect_warns_once(store):
     with pytest.warns(UserWarning, match=r"The edit does next to nothing.*lower model\.repedit_tau") as told:
-        training.train([*CHAIN, *SMALL, "--updates", "2", "--repedit_tau", "1000"])
+        fit.train([*CHAIN, *SMALL, "--updates", "2", "--repedit_tau", "1000"])
     assert sum("does next to nothing" in str(warning.message) for warning in told) == 1
 
 

@@ -20,7 +20,7 @@ import torch
 import yaml
 from mlflow.exceptions import MlflowException
 
-from lightning_unlearn import cli, keys, processes, resume, training
+from lightning_unlearn import cli, fit, keys, processes, resume
 from lightning_unlearn.audits.subjects import weights_digest
 from lightning_unlearn.envs.toy import ToySimulator
 from lightning_unlearn.methods.dual_head_ppo import DualHeadPPO
@@ -167,7 +167,7 @@ def broken(store, monkeypatch):
     update = DualHeadPPO.update
     monkeypatch.setattr(DualHeadPPO, "update", fail)
     with pytest.raises(OSError, match="No space"):
-        training.train(toy())
+        fit.train(toy())
     monkeypatch.undo()
     monkeypatch.chdir(Path(mlflow.get_tracking_uri().removeprefix("sqlite:///")).parent.parent)
     return only_run().info.run_id
@@ -175,7 +175,7 @@ def broken(store, monkeypatch):
 
 @pytest.mark.parametrize("by_name", [True, False], ids=["id", "last"])
 def test_a_failed_run_goes_on_in_the_same_run(broken, by_name, capsys):
-    result = training.train(toy("--resume", broken if by_name else "last", "--data.workers", "2"))
+    result = fit.train(toy("--resume", broken if by_name else "last", "--data.workers", "2"))
     assert result.run_id == broken
     assert f"Resuming run {broken} after update 2" in capsys.readouterr().out
     assert only_run().info.status == "FINISHED"
@@ -199,14 +199,14 @@ def test_a_run_from_before_an_option_existed_goes_on_where_the_option_is_off(bro
     client.log_artifact(broken, tmp_path / "config.yaml")
     client.set_tag(broken, resume.CONFIG_DIGEST, resume.config_digest(flatten(config)))
     with pytest.raises(ValueError, match=r"What differs: average.*share=0.5 \(the run: None\)"):
-        training.train(toy("--resume", broken, "--average.share", "0.5"))
-    assert training.train(toy("--resume", broken)).run_id == broken
+        fit.train(toy("--resume", broken, "--average.share", "0.5"))
+    assert fit.train(toy("--resume", broken)).run_id == broken
 
 
 def test_the_checkpoint_that_was_torn_is_passed_over(broken, capsys):
     newest = checkpoints.newest(store_module.checkpoint_folder(broken))
     newest.write_bytes(newest.read_bytes()[:-1])
-    training.train(toy("--resume", broken))
+    fit.train(toy("--resume", broken))
     assert "after update 1" in capsys.readouterr().out
 
 
@@ -231,7 +231,7 @@ def as_before_the_arithmetic_was_counted(state):
 
 def test_a_checkpoint_from_before_the_arithmetic_changed_goes_on_and_says_so(broken, capsys):
     rewrite_newest(broken, as_before_the_arithmetic_was_counted)
-    assert training.train(toy("--resume", broken)).run_id == broken
+    assert fit.train(toy("--resume", broken)).run_id == broken
     told = capsys.readouterr().out
     assert "begun with version 1 of the arithmetic of training, and goes on with version 2" in told
 
@@ -244,11 +244,11 @@ def test_a_resumed_run_keeps_the_threads_that_were_chosen_for_it(broken, monkeyp
     threads = []
     monkeypatch.setattr(torch, "set_num_threads", threads.append)
     with pytest.raises(ValueError, match="average"):
-        training.train(toy("--resume", broken, "--average.share", "0.5"))
-    training.TrainingCLI(toy("--resume", broken, "--torch_threads", "3"))
-    training.TrainingCLI(toy("--resume", broken))
+        fit.train(toy("--resume", broken, "--average.share", "0.5"))
+    fit.FitCLI(toy("--resume", broken, "--torch_threads", "3"))
+    fit.FitCLI(toy("--resume", broken))
     client.delete_tag(broken, resume.THREADS)
-    training.TrainingCLI(toy("--resume", broken))
+    fit.FitCLI(toy("--resume", broken))
     assert threads == [3, 2, 1]
 
 
@@ -257,12 +257,12 @@ def test_a_resumed_run_keeps_the_threads_that_were_chosen_for_it(broken, monkeyp
 )
 def test_as_many_threads_are_chosen_as_a_method_gains_from(store, monkeypatch, method, cores, chosen):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    monkeypatch.setattr(training, "cores", lambda: cores)
+    monkeypatch.setattr(fit, "cores", lambda: cores)
     threads = []
     monkeypatch.setattr(torch, "set_num_threads", threads.append)
-    training.TrainingCLI(killing.options(method, *LEARNS_AT_ONCE.get(method, [])))
+    fit.FitCLI(killing.options(method, *LEARNS_AT_ONCE.get(method, [])))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")  # as a study gives each of the runs that share a machine
-    training.TrainingCLI(killing.options(method, *LEARNS_AT_ONCE.get(method, [])))
+    fit.FitCLI(killing.options(method, *LEARNS_AT_ONCE.get(method, [])))
     assert threads == [chosen, 1]
 
 
@@ -290,14 +290,14 @@ def test_what_a_method_keeps_beside_its_weights_survives(store, monkeypatch, met
 
     own = {**LEARNS_AT_ONCE, "trajectory_decremental": ["--dataset_episodes", "60", "--recollect_every", "2"]}[method]
     args = killing.options(method, *UPDATES, *own)
-    alone = training.train(args)
-    cls = type(training.TrainingCLI(args).model)
+    alone = fit.train(args)
+    cls = type(fit.FitCLI(args).model)
     step = cls.training_step
     monkeypatch.setattr(cls, "training_step", fail)
     with pytest.raises(OSError, match="No space"):
-        training.train(args)
+        fit.train(args)
     monkeypatch.setattr(cls, "training_step", step)
-    again = training.train([*args, "--resume", "last"])
+    again = fit.train([*args, "--resume", "last"])
     alone, again = (registry.load_policy(run.saved[max(run.saved)]) for run in (alone, again))
     assert weights_digest(again.policy) == weights_digest(alone.policy)
     assert again.card == alone.card
@@ -326,14 +326,14 @@ def test_what_names_no_store_is_refused():
 
 def test_what_cannot_be_resumed_is_refused(store):
     with pytest.raises(ValueError, match="there is no such run"):
-        training.train(toy("--resume", "abc"))
-    finished = training.train(toy("--resume", "last"))  # nothing is there to resume: a new run
+        fit.train(toy("--resume", "abc"))
+    finished = fit.train(toy("--resume", "last"))  # nothing is there to resume: a new run
     with pytest.raises(ValueError, match="finished already"):
-        training.train(toy("--resume", finished.run_id))
+        fit.train(toy("--resume", finished.run_id))
 
 
 def test_two_checkpoints_are_kept(store):
-    run = training.train(toy())
+    run = fit.train(toy())
     names = sorted(path.name.split(".")[0] for path in store_module.checkpoint_folder(run.run_id).iterdir())
     assert names == ["update-2", "update-3"]
 
@@ -409,7 +409,7 @@ def test_an_observation_that_is_no_number_is_not_learned_from(store, monkeypatch
 
     monkeypatch.setattr(ToySimulator, "_observation", blind)
     with pytest.raises(FloatingPointError, match="ToyLine-v0: an observation"):
-        training.train(toy())
+        fit.train(toy())
     assert only_run().info.status == "FAILED"
 
 
@@ -432,11 +432,11 @@ def test_a_store_that_gives_out_is_told_with_the_run(store, monkeypatch, capsys,
     assert run.info.status == "FAILED"
     assert str(error) in told
     assert f"--resume {run.info.run_id}" in told
-    assert training.train(toy("--resume", "last")).run_id == run.info.run_id
+    assert fit.train(toy("--resume", "last")).run_id == run.info.run_id
 
 
 def test_a_run_is_made_again_from_what_it_left(store, capsys, monkeypatch):
-    run = training.train(killing.options("concept", *SHORT))
+    run = fit.train(killing.options("concept", *SHORT))
     cli.main(["reproduce", run.run_id])
     told = capsys.readouterr().out
     assert "weights after update 2" in told
@@ -457,7 +457,7 @@ def test_a_run_is_made_again_from_what_it_left(store, capsys, monkeypatch):
 
 def test_workers_do_not_change_a_bit_of_a_run(store):
     def weights(workers):
-        run = training.train(killing.options("concept", *SHORT, *TINY, "--data.workers", workers, env="goal"))
+        run = fit.train(killing.options("concept", *SHORT, *TINY, "--data.workers", workers, env="goal"))
         return killing.plain(registry.load_policy(run.saved[2]).policy.state_dict())
 
     assert weights("1") == weights("2")

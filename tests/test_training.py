@@ -8,7 +8,7 @@ import pytest
 import torch
 import yaml
 
-from lightning_unlearn import cli, training
+from lightning_unlearn import cli, fit
 from lightning_unlearn.callbacks.weight_average import WeightAverage
 from lightning_unlearn.tracking import registry
 from lightning_unlearn.tracking.store import open_store, tracking_uri
@@ -72,25 +72,25 @@ def expected_steps(method):
 
 
 def test_the_recorded_config_makes_the_same_run_again(store, tmp_path):
-    first = training.train(options("oracle", "--pid.kp", "3.5"))
+    first = fit.train(options("oracle", "--pid.kp", "3.5"))
     text = mlflow.artifacts.load_text(f"runs:/{first.run_id}/config.yaml")
     config = yaml.safe_load(text)
     assert config["pid"]["init_args"]["kp"] == 3.5
     (tmp_path / "again.yaml").write_text(text)
-    second = training.train(["-c", str(tmp_path / "again.yaml")])
+    second = fit.train(["-c", str(tmp_path / "again.yaml")])
     weights = [registry.load_policy(run.saved[4]).policy.state_dict() for run in (first, second)]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 
 def test_the_source_is_recorded_by_its_version_whatever_named_it(store):
-    version = training.train(options("unsafe")).saved[4]
-    run = training.train(options("concept", "--model.source", "models:/unsafe.ToyLine-v0@update-4"))
+    version = fit.train(options("unsafe")).saved[4]
+    run = fit.train(options("concept", "--model.source", "models:/unsafe.ToyLine-v0@update-4"))
     assert mlflow.get_run(run.run_id).data.tags["source"] == version
 
 
 @pytest.mark.parametrize(("anneal", "shares"), [("true", [1.0, 0.75, 0.5, 0.25]), ("false", [1.0] * 4)])
 def test_the_step_size_falls_linearly_where_it_is_annealed(store, anneal, shares):
-    run = training.train(options("oracle", "--model.lr", "1e-3", "--model.anneal_lr", anneal))
+    run = fit.train(options("oracle", "--model.lr", "1e-3", "--model.anneal_lr", anneal))
     assert [lr for _, lr in history(run.run_id, "train/lr")] == pytest.approx([1e-3 * share for share in shares])
 
 
@@ -107,17 +107,11 @@ def note_of(run, update):
 
 
 @pytest.mark.parametrize(
-    ("method", "without", "asked"),
-    [("oracle", [], MEAN[2:]), ("concept_tuned", ["--average", "null"], []), ("oracle", [], ["-c", "README"])],
+    ("method", "without", "asked"), [("oracle", [], MEAN[2:]), ("concept_tuned", ["--average", "null"], [])]
 )
-def test_save_points_hold_the_mean_of_the_weights_where_it_is_asked_for(store, tmp_path, method, without, asked):
-    """By an option, by the config of `concept_tuned`, and by the README's."""
-    readme = (Path(__file__).parent.parent / "README.md").read_text()
-    (shown,) = (shown for shown in re.findall(r"```yaml\n(.*?)```", readme, re.DOTALL) if "average:" in shown)
-    (tmp_path / "average.yaml").write_text(shown)
-    asked = [str(tmp_path / "average.yaml") if arg == "README" else arg for arg in asked]
-    run = training.train(options(method, *MEAN[:2], *asked))
-    last, mean = saved_weights(training.train(options(method, *MEAN[:2], *without))), saved_weights(run)
+def test_save_points_hold_the_mean_of_the_weights_if_an_option_or_a_config_says_so(store, method, without, asked):
+    run = fit.train(options(method, *MEAN[:2], *asked))
+    last, mean = saved_weights(fit.train(options(method, *MEAN[:2], *without))), saved_weights(run)
     for name in last[2]:
         assert torch.equal(mean[2][name], last[2][name])  # before the first one that counts
         assert torch.equal(mean[3][name], last[3][name])
@@ -126,61 +120,32 @@ def test_save_points_hold_the_mean_of_the_weights_where_it_is_asked_for(store, t
     assert [note_of(run, update) for update in (2, 4)] == ["", "mean of the weights of 2 updates"]
 
 
-@pytest.mark.parametrize("alpha", [0.5, 1.5])
-def test_what_training_changed_is_carried_on_or_shortened_where_it_is_asked_for(store, alpha):
-    start = training.train(options("unsafe"))
-    source = ["--model.source", start.saved[4]]
-    mean = saved_weights(training.train(options("concept", *source, *MEAN)))
-    run = training.train(options("concept", *source, *MEAN, "--average.alpha", str(alpha)))
-    found, first = saved_weights(run), saved_weights(start)[4]
-    for name, weight in found[4].items():
-        torch.testing.assert_close(weight, first[name] + alpha * (mean[4][name] - first[name]))
-    assert not torch.equal(mean[4]["action_mean.weight"], found[4]["action_mean.weight"])
-    assert note_of(run, 4) == f"mean of the weights of 2 updates, on the line from the start's at {alpha}"
-
-
-@pytest.mark.parametrize(
-    ("share", "alpha", "said"),
-    [
-        (0.0, 1.0, "share=0.0"),
-        (1.5, 1.0, "share=1.5"),
-        (float("nan"), 1.0, "share=nan"),
-        (0.5, 0.0, "alpha=0.0"),
-        (0.5, float("inf"), "alpha=inf"),
-        (0.5, float("nan"), "alpha=nan"),
-    ],
-)
-def test_an_impossible_average_is_refused(share, alpha, said):
-    with pytest.raises(ValueError, match=f"average.{said} is not possible"):
-        WeightAverage(share, alpha)
-
-
 def test_torchrls_own_collector_trains_the_same_policy(store):
-    runs = [training.train(options("oracle", "--data.collector", kind)) for kind in ("lean", "stock")]
+    runs = [fit.train(options("oracle", "--data.collector", kind)) for kind in ("lean", "stock")]
     means = [registry.load_policy(run.saved[4]).policy.action_mean.weight for run in runs]
     torch.testing.assert_close(means[0], means[1], rtol=1e-3, atol=1e-4)
 
 
 def test_the_seed_decides(store):
-    runs = [training.train(options("unsafe", "--seed", str(seed))) for seed in (0, 0, 1)]
+    runs = [fit.train(options("unsafe", "--seed", str(seed))) for seed in (0, 0, 1)]
     means = [registry.load_policy(run.saved[4]).policy.action_mean.weight for run in runs]
     assert torch.equal(means[0], means[1])
     assert not torch.equal(means[0], means[2])
 
 
 def test_a_stage_takes_weights_only_from_its_source(store):
-    expert = training.train(options("unsafe"))
-    chain = training.TrainingCLI(options("concept", "--model.source", expert.saved[4]))
-    chain.prepare()
+    expert = fit.train(options("unsafe"))
+    chain = fit.FitCLI(options("concept", "--model.source", expert.saved[4]))
+    chain.build()
     source = registry.load_policy(expert.saved[4]).policy
     assert torch.equal(chain.model.policy.trunk[0].weight, source.trunk[0].weight)
     assert chain.model.cost_weight == 0.0
     assert chain.trainer.current_epoch == 0
 
 
-def test_names_of_the_published_scripts_are_understood():
+def test_names_of_the_published_scripts_are_understood(store):
     given = ["--n_envs", "2", "--updates=3", "--save_points", "1", "3", "--ent_coef", "0.1", "--target_cost", "0.05"]
-    parsed = training.TrainingCLI([*options("oracle"), *given]).config
+    parsed = fit.FitCLI([*options("oracle"), *given]).config
     assert (parsed.data.num_envs, parsed.trainer.max_epochs, parsed.save_points) == (2, 3, [1, 3])
     assert (parsed.model.init_args.ent_coef, parsed.pid.init_args.target_cost) == (0.1, 0.05)
 
@@ -317,12 +282,12 @@ trainer:
 def test_loggers_plugins_profilers_and_checkpoints_of_lightning_work_beside_ours(store, tmp_path, capsys, monkeypatch):
     """A resumed run, too: what Lightning's own callback keeps is in our checkpoints."""
     (tmp_path / "more.yaml").write_text(WORKING)
-    plain = training.train(options("oracle"))
+    plain = fit.train(options("oracle"))
     with monkeypatch.context() as failing:
         failing.setattr("lightning_unlearn.callbacks.save_points.SavePoints._register", fail_at_the_second)
         with pytest.raises(RuntimeError):
-            training.train(options("oracle", "-c", str(tmp_path / "more.yaml")))
-    run = training.train(options("oracle", "-c", str(tmp_path / "more.yaml"), "--resume", "last"))
+            fit.train(options("oracle", "-c", str(tmp_path / "more.yaml")))
+    run = fit.train(options("oracle", "-c", str(tmp_path / "more.yaml"), "--resume", "last"))
     assert sorted(path.name for path in Path("ckpts").iterdir()) == ["best.ckpt", "last.ckpt"]
     assert torch.load("ckpts/last.ckpt", weights_only=True)["epoch"] == 3
     rows = Path("csv/lightning_logs/version_1/metrics.csv").read_text().splitlines()
@@ -366,7 +331,7 @@ def test_a_config_of_ones_own_names_the_store_whatever_the_variable_says(store, 
     (tmp_path / "own.db").write_bytes(template_store.read_bytes())
     (tmp_path / "own.yaml").write_text(f"tracking_uri: sqlite:///{tmp_path}/own.db\n")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///variable.db")
-    training.train(options("unsafe", "-c", "own.yaml"))
+    fit.train(options("unsafe", "-c", "own.yaml"))
     assert tracking_uri() == f"sqlite:///{tmp_path}/own.db"
     assert not Path("variable.db").exists()
 
@@ -403,7 +368,7 @@ def test_a_run_that_a_callback_ends_registers_its_last_update_and_says_so(store,
 
 
 def test_a_callback_that_stops_at_the_last_update_ends_nothing_early(store, capsys):
-    run = training.train(options("oracle", "--save_points", "[2]", "--trainer.min_epochs", "4", *STOPPING))
+    run = fit.train(options("oracle", "--save_points", "[2]", "--trainer.min_epochs", "4", *STOPPING))
     assert [*run.saved] == [2]
     assert "ended training" not in capsys.readouterr().out
 
@@ -429,7 +394,7 @@ def test_training_is_not_autologged(store, monkeypatch):
     mlflow.pytorch.autolog()
     try:
         with mlflow.start_run(experiment_id=mlflow.create_experiment("mine")) as mine:
-            training.train(options("oracle"))
+            fit.train(options("oracle"))
     finally:
         mlflow.pytorch.autolog(disable=True)
     data = mlflow.get_run(mine.info.run_id).data
@@ -485,7 +450,7 @@ def test_a_run_that_ends_early_says_how(store, monkeypatch, error, status):
     original = DualHeadPPO.update
     monkeypatch.setattr(DualHeadPPO, "update", fail)
     with pytest.raises((RuntimeError, SystemExit)):
-        training.train(options("oracle"))
+        fit.train(options("oracle"))
     (run,) = mlflow.search_runs(experiment_names=["ToyLine-v0"], output_format="list")
     assert run.info.status == status
     assert len(history(run.info.run_id, "rollout/cost_rate")) == 2

@@ -11,7 +11,7 @@ from lightning_unlearn.audits.probe_data import LIDAR_DISTANCE, STEPS_DISTANCE, 
 from lightning_unlearn.collectors.episodes import Episodes, run_episodes
 from lightning_unlearn.envs.batched import BatchedEnv, make_env
 from lightning_unlearn.envs.concepts import COST_SUM, HAZARDS, Concept
-from lightning_unlearn.losses.locality import Locality, gaussian_kl, locality
+from lightning_unlearn.losses.gaussian import Locality, gaussian_kl, locality
 from lightning_unlearn.policies.actor_critic import ActorCritic
 
 HAZARD_LIDAR = "hazards_lidar"

@@ -100,13 +100,13 @@ def relearn(policy: ActorCritic, options: RelearnOptions, env: BatchedEnv, thres
         env: Environments of the evaluation, one an episode.
         thresholds: Cost rates.
     """
-    module = DualHeadPPO("relearn", seed=options.seed)
-    module.policy = policy.without_editor().requires_grad_(True).train()
+    module, start = DualHeadPPO("relearn", seed=options.seed), policy.without_editor().requires_grad_(True).train()
     watch = _Watch(env, options, thresholds)
-    watch.look(module.policy, update=0)
+    watch.look(start, update=0)
     if watch.satisfied:
         return watch.history
     data = RolloutData(options.env, 1, options.horizon, options.concept, workers=1, seed=options.seed)
+    module.build(data, start)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*does not have many workers.*")
         _trainer(options.max_updates, watch).fit(module, data)

@@ -13,7 +13,7 @@ import lightning.pytorch as pl
 import torch
 from tensordict import TensorDict
 
-from lightning_unlearn import keys, training
+from lightning_unlearn import fit, keys
 from lightning_unlearn.benchmark.plan import Measurement, Plan
 from lightning_unlearn.configuration import shipped_config
 from lightning_unlearn.losses.dual_ppo import dual_ppo_loss
@@ -97,8 +97,8 @@ def _each(seconds: float, minibatches: float) -> float:
 
 def _train(options: Sequence[str]) -> tuple[Stopwatch, Any]:
     with tempfile.TemporaryDirectory() as folder:
-        cli = training.TrainingCLI([*options, "--tracking_uri", sqlite_uri(Path(folder) / "mlflow.db")])
-        cli.prepare()
+        cli = fit.FitCLI([*options, "--tracking_uri", sqlite_uri(Path(folder) / "mlflow.db")])
+        cli.build()
         clock = Stopwatch()
         cli.trainer.callbacks.append(clock)  # type: ignore[attr-defined]
         try:

@@ -1,4 +1,4 @@
-"""The PID-Lagrangian: moves the module's one float λ from each rollout's C_forget rate."""
+"""PID-Lagrangian: the controller that moves λ after each rollout, from the rate of C_forget."""
 
 import math
 from dataclasses import replace
@@ -9,45 +9,43 @@ import torch
 from tensordict import TensorDict
 
 from lightning_unlearn import keys
-from lightning_unlearn.callbacks.concept_check import NothingToForgetError
-from lightning_unlearn.losses.pid import Expert, PIDGains, PIDState, PIDTerms, pid_step, room_above
+from lightning_unlearn.callbacks.expert import NothingToForgetError
+from lightning_unlearn.losses.pid import ExpertMeasures, PIDGains, PIDState, pid_step, room_above
 
 ENOUGH_STEPS = 4096
-"""Of the expert, to tell from them that it keeps a limit."""
+"""Fewest steps of the expert that show that it keeps a limit."""
 TARGET_COST = 0.03
-"""Of the published recipes."""
+"""C_forget per step that the published recipes aim at."""
 _RECENT = 0.15
-"""Share of a rollout's episodes in the running mean of returns."""
+"""Weight of a rollout's episodes in the running mean of returns."""
 
 
 class PIDLagrangian(pl.Callback):
-    """Sets `module.cost_weight` before the update that uses it. Every number but `cost_limit` is per step.
+    """Sets `cost_weight` of a `LagrangianMethod` before the update that uses it. All rates are per step.
 
-    It goes by what the environments `module.released_rows` show, in units of `module.cost_unit`: 1 or, where the method
-    measures its expert, the expert's own rate of C_forget. λ stands still while the expert is watched. With a
-    `return_floor`, what the update uses is λ·g with
+    The rate is that of C_forget in the environments `measured_envs`, divided by the method's `cost_unit`. λ does not
+    change before the last of the method's `expert_rollouts`. With a `return_floor`, the update uses λ·g with
 
     g = clip((R̂ − f·R_E)/(m·R_E), 0, 1),
 
-    f the floor, m the margin, R_E the expert's mean return of an episode in training's first rollouts, and R̂ a running
-    mean of those since: the nearer to the floor, the less the cost weighs, and the less λ rises. Where R_E is negative,
-    its size counts: f·R_E is R_E − (1 − f)·|R_E|.
+    f the floor, m the margin, R_E the expert's mean episode return, and R̂ a running mean of episode returns since: near
+    the floor, the cost weighs less and λ rises less. For negative R_E, f·R_E is replaced by R_E − (1 − f)·|R_E|.
 
     Args:
         kp: Proportional gain.
         ki: Integral gain.
         kd: Derivative gain.
-        target_cost: C_forget per step that is aimed at; null: 0.03, or what `cost_limit` makes of it.
-        cost_limit: C_forget per episode that is not to be exceeded, in place of `target_cost`: what is aimed at is
-            `limit_share` of it, divided by the mean length of the expert's episodes.
-        limit_share: Below 1, so that episodes that training has not seen keep the limit, too.
-        return_floor: Share of the expert's return below which the cost does not count; null: none.
-        return_margin: Share of the expert's return above the floor from which on λ counts in full.
-        lambda_init: λ before the first rollout; of the incremental form alone.
-        lambda_max: λ never exceeds this.
-        integral_max: The integral never exceeds this, in either direction.
+        target_cost: C_forget per step to aim at; null: 0.03, or the target that follows from `cost_limit`.
+        cost_limit: Most C_forget per episode, in place of `target_cost`: the target is `limit_share` of it, divided by
+            the mean length of the expert's episodes.
+        limit_share: Share of `cost_limit` to aim at; below 1, new episodes keep the limit, too.
+        return_floor: Share of the expert's return below which the cost has no weight; null: none.
+        return_margin: Share of the expert's return above the floor at which λ has its full weight.
+        lambda_init: λ before the first rollout; only with the incremental form.
+        lambda_max: Upper bound of λ.
+        integral_max: Bound of the integral, in both directions.
         form: `incremental` (gains move λ) or `positional` (gains give λ; Stooke et al. 2020).
-        smoothing: Share of the past in the smoothed error; of the positional form alone.
+        smoothing: Share of the past in the smoothed error; only with the positional form.
     """
 
     def __init__(
@@ -57,16 +55,20 @@ class PIDLagrangian(pl.Callback):
         kd: float,
         target_cost: float | None = None,
         lambda_init: float = 0.0,
-        lambda_max: float = 200.0,
-        integral_max: float = 5.0,
-        form: Literal["incremental", "positional"] = "incremental",
-        smoothing: float = 0.0,
+        lambda_max: float = PIDGains.lambda_max,
+        integral_max: float = PIDGains.integral_max,
+        form: Literal["incremental", "positional"] = PIDGains.form,
+        smoothing: float = PIDGains.smoothing,
         cost_limit: float | None = None,
         limit_share: float = 0.75,
         return_floor: float | None = None,
         return_margin: float = 0.07,
     ) -> None:
-        _require_one_aim(target_cost, cost_limit)
+        if target_cost is not None and cost_limit is not None:
+            raise ValueError(
+                f"pid.cost_limit={cost_limit} and pid.target_cost={target_cost} both say what is aimed at: set one to "
+                "null."
+            )
         _require_at_least_0(kp=kp, ki=ki, kd=kd, lambda_max=lambda_max)
         _require_at_least_0(
             limit_share=limit_share, target_cost=target_cost, cost_limit=cost_limit, return_floor=return_floor
@@ -99,15 +101,15 @@ class PIDLagrangian(pl.Callback):
         return "pid"
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: TensorDict, batch_idx: int) -> None:
-        """Move λ from the rollout that the coming update learns from.
+        """Move λ by the rollout of this update.
 
         Raises:
-            ValueError: A limit or a floor is to be measured against an expert, and there is none.
+            ValueError: A limit or a floor is given, and the method has no expert.
             NothingToForgetError: The expert keeps the limit already.
         """
         if trainer.current_epoch < pl_module.expert_rollouts.stop - 1:
             return
-        following = batch[pl_module.released_rows][keys.NEXT]
+        following = batch[pl_module.measured_envs][keys.NEXT]
         unit, target = pl_module.cost_unit, self.gains.target
         if self.cost_limit is not None:
             self._require_excess(self._expert(pl_module))
@@ -121,16 +123,25 @@ class PIDLagrangian(pl.Callback):
         if (rise := self.state.cost_weight - before) > 0.0:
             self.state = self.state._replace(cost_weight=before + room * rise)
         pl_module.cost_weight = self.state.cost_weight * room
-        pl_module.log_dict(self._metrics(terms, target, room), batch_size=batch.numel())
+        metrics = {
+            "lagrangian/lambda": pl_module.cost_weight,
+            "lagrangian/room": room,
+            "lagrangian/target": target,
+            "lagrangian/violation": terms.error,
+            "lagrangian/proportional": terms.proportional,
+            "lagrangian/integral": terms.integral,
+            "lagrangian/derivative": terms.derivative,
+        }
+        pl_module.log_dict(metrics, batch_size=batch.numel())
 
     def episode_limit(self, pl_module: Any) -> float:
-        """C_forget of an episode that is not to be exceeded: `cost_limit`, or the target times the expert's length."""
+        """Most C_forget per episode: `cost_limit`, or the target times the mean length of the expert's episodes."""
         if self.cost_limit is not None:
             return self.cost_limit
         return self.gains.target * self._expert(pl_module).episode_length
 
     def state_dict(self) -> dict[str, Any]:
-        """The controller's whole memory."""
+        """The state of the controller."""
         return {**self.state._asdict(), "recent_return": self._recent_return}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -146,7 +157,7 @@ class PIDLagrangian(pl.Callback):
         self._recent_return = recent
         return room_above(recent, expert_return, cast(float, self.return_floor), self.return_margin)
 
-    def _require_excess(self, expert: Expert) -> None:
+    def _require_excess(self, expert: ExpertMeasures) -> None:
         limit, shown = cast(float, self.cost_limit), expert.c_forget * expert.episode_length
         if expert.steps >= ENOUGH_STEPS and shown <= limit:
             raise NothingToForgetError(
@@ -154,32 +165,14 @@ class PIDLagrangian(pl.Callback):
                 "so that there is nothing to repair. Use a lower limit."
             )
 
-    def _expert(self, pl_module: Any) -> Expert:
-        expert: Expert | None = pl_module.measured
+    def _expert(self, pl_module: Any) -> ExpertMeasures:
+        expert: ExpertMeasures | None = pl_module.expert_measures
         if expert is None:
             raise ValueError(
                 "pid.cost_limit and pid.return_floor are measured against an expert, and this method has none: "
                 "set them to null and use pid.target_cost, or name a model.source."
             )
         return expert
-
-    def _metrics(self, terms: PIDTerms, target: float, room: float) -> dict[str, float]:
-        return {
-            "lagrangian/lambda": self.state.cost_weight * room,
-            "lagrangian/room": room,
-            "lagrangian/target": target,
-            "lagrangian/violation": terms.error,
-            "lagrangian/proportional": terms.proportional,
-            "lagrangian/integral": terms.integral,
-            "lagrangian/derivative": terms.derivative,
-        }
-
-
-def _require_one_aim(target_cost: float | None, cost_limit: float | None) -> None:
-    if target_cost is not None and cost_limit is not None:
-        raise ValueError(
-            f"pid.cost_limit={cost_limit} and pid.target_cost={target_cost} both say what is aimed at: set one to null."
-        )
 
 
 def _require_at_least_0(**numbers: float | None) -> None:

@@ -1,4 +1,4 @@
-"""Save points: after chosen updates the policy becomes a version of a registered model."""
+"""Save points: after chosen updates the policy, or the mean of its late weights, is registered as a model version."""
 
 from dataclasses import asdict
 from typing import Any
@@ -6,19 +6,18 @@ from typing import Any
 import lightning.pytorch as pl
 
 from lightning_unlearn.callbacks.mlflow_run import MLflowRun
-from lightning_unlearn.callbacks.weight_average import average_of, released
+from lightning_unlearn.callbacks.weight_average import averaged_policy, weight_average_of
 from lightning_unlearn.policies.files import ModelCard
 from lightning_unlearn.tracking import registry
 from lightning_unlearn.tracking.store import patiently
 
 
 class SavePoints(pl.Callback):
-    """Registers the policy after each of some updates.
+    """Registers the policy after chosen updates, and after the last one if another callback ends training early.
 
     Args:
         run: The MLflow run the models belong to.
-        updates: After which updates, counted from 1; None: after the last one. Training that another callback ends
-            early has its last update as a save point, too.
+        updates: Numbers of the updates, counted from 1; None: the last one.
     """
 
     def __init__(self, run: MLflowRun, updates: list[int] | None = None) -> None:
@@ -43,10 +42,10 @@ class SavePoints(pl.Callback):
             )
 
     def require_names(self, method: str, env_id: str) -> None:
-        """Refuse a method or an environment that no model can be named after.
+        """Refuse a method or an environment whose name cannot be part of a model's name.
 
         Raises:
-            ValueError: There is a letter in its name that is not possible.
+            ValueError: It has a character that is not possible there.
         """
         try:
             ModelCard(method, env_id)
@@ -57,29 +56,38 @@ class SavePoints(pl.Callback):
             ) from error
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, *_: Any) -> None:
-        """Note what has to be registered, so that the update's checkpoint knows it too."""
-        update = trainer.current_epoch + 1
-        self._latest = _card(trainer, pl_module, update)
+        """Note what has to be registered, so that the update's checkpoint holds it."""
+        update, average = trainer.current_epoch + 1, weight_average_of(trainer)
+        notes = (pl_module.note, average.note if average else "")
+        self._latest = ModelCard(
+            pl_module.method,
+            pl_module.data.env_id,
+            pl_module.data.env.concept,
+            pl_module.seed,
+            update,
+            pl_module.env_steps,
+            note="; ".join(note for note in notes if note),
+        )
         if update in self.updates if self.updates else update == trainer.max_epochs:
             self._due = self._latest
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """Register, if this update is a save point."""
+        """Register the policy if this update is a save point."""
         self._register(trainer, pl_module)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """Register the last update of a run that another callback ended early, whichever save points it had."""
+        """Register the last update of a run that another callback ended early."""
         updates = trainer.max_epochs or 0
         if self._latest is not None and self._latest.update < updates and self._latest.update not in self.saved:
             self._due = self._latest
             self._register(trainer, pl_module)
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """Register what a run that is resumed was about to."""
+        """Register what a resumed run had not yet registered."""
         self._register(trainer, pl_module)
 
     def state_dict(self) -> dict[str, Any]:
-        """What was registered, and what is about to be."""
+        """Registered models, and the one that is still to be registered."""
         return {"saved": self.saved, "due": None if self._due is None else asdict(self._due)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -90,15 +98,8 @@ class SavePoints(pl.Callback):
     def _register(self, trainer: pl.Trainer, pl_module: Any) -> None:
         if self._due is None:
             return
-        policy = released(trainer, pl_module)
+        policy = averaged_policy(trainer, pl_module)
         due, run_id = self._due, str(self.run.run_id)
         version = patiently(lambda: registry.register_policy(policy, due, run_id), f"update {due.update}")
         self.saved[self._due.update] = f"models:/{registry.model_name(self._due.method, self._due.env)}/{version}"
         self._due = None
-
-
-def _card(trainer: pl.Trainer, module: Any, update: int) -> ModelCard:
-    data, average = module.data, average_of(trainer)
-    notes = (module.note, average.note if average else "")
-    origin = (module.method, data.env_id, data.env.concept, module.seed, update, module.env_steps)
-    return ModelCard(*origin, note="; ".join(note for note in notes if note))

@@ -74,6 +74,8 @@ class RolloutData(pl.LightningDataModule):
         self._kind: CollectorName = collector
         self._collector: AnyCollector | None = None
         self._restored: dict[str, Any] | None = None
+        self.make_experience: Callable[[], Experience] | None = None
+        """Makes the dataset of training; the method sets it."""
 
     @property
     def env(self) -> BatchedEnv:
@@ -126,8 +128,10 @@ class RolloutData(pl.LightningDataModule):
         return make_env(self.env_id, num_envs, self.concept, min(self.workers, num_envs))
 
     def train_dataloader(self) -> Experience:
-        """What the method under training learns from."""
-        return self.trainer.lightning_module.experience(self)  # type: ignore[union-attr, operator]
+        """The dataset that the method learns from."""
+        if self.make_experience is None:
+            raise ValueError("these environments belong to no method yet: call `build` of the method first.")
+        return self.make_experience()
 
     def state_dict(self) -> dict[str, Any]:
         """Environments and collector, where the method has one."""

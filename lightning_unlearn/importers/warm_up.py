@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 
 from lightning_unlearn import keys
 from lightning_unlearn.collectors.data import RolloutData
-from lightning_unlearn.losses.advantages import deviation
+from lightning_unlearn.losses.gae import deviation
 from lightning_unlearn.methods.dual_head_ppo import DualHeadPPO
 from lightning_unlearn.policies.actor_critic import ActorCritic
 

@@ -6,7 +6,7 @@ from typing import Literal, NamedTuple
 
 @dataclass(frozen=True)
 class PIDGains:
-    """Gains and limits, in units of C_forget per step."""
+    """Gains and limits of the controller; errors are in C_forget per step."""
 
     kp: float
     ki: float
@@ -20,7 +20,7 @@ class PIDGains:
 
 
 class PIDState(NamedTuple):
-    """Everything the controller remembers."""
+    """State of the controller between rollouts."""
 
     cost_weight: float
     """λ."""
@@ -29,34 +29,35 @@ class PIDState(NamedTuple):
 
 
 class PIDTerms(NamedTuple):
-    """What one step was made of, each already times its gain."""
+    """Terms of one step, each times its gain."""
 
     error: float
+    """Rate less target."""
     proportional: float
     integral: float
     derivative: float
 
 
-class Expert(NamedTuple):
-    """What the expert does before anything is learnt, means over its rollouts: what a repair is measured by.
+class ExpertMeasures(NamedTuple):
+    """Means over the expert's rollouts before training: the reference of a repair.
 
-    Where no episode ended in them, one is taken to be as long as the task lets it, and to go on as it began; C_forget
-    and |reward| that were never seen are taken to come once in as many steps, the reward as 1.
+    If no episode ended in them, one is assumed to have the task's maximum length and the same reward per step. A sum
+    of C_forget or of |reward| that is 0 is replaced by 1.
     """
 
     steps: int
-    """How many there were."""
+    """Environment steps that the means are over."""
     reward_size: float
-    """Of |reward|, per step."""
+    """|reward| per step."""
     c_forget: float
-    """Per step."""
+    """C_forget per step."""
     episode_return: float
     episode_length: float
-    """Steps."""
+    """In steps."""
 
 
 def pid_step(gains: PIDGains, state: PIDState, rate: float) -> tuple[PIDState, PIDTerms]:
-    """Move λ after a rollout with mean C_forget `rate`.
+    """Update λ after a rollout with mean C_forget `rate`.
 
     e = rate − target. `incremental`: I ← clip(I + e, ±integral_max),
     λ ← clip(λ + Kp·e + Ki·I + Kd·(e − e_prev), 0, λ_max). `positional` (Stooke et al. 2020, algorithm 1):
@@ -77,13 +78,13 @@ def pid_step(gains: PIDGains, state: PIDState, rate: float) -> tuple[PIDState, P
 
 
 def room_above(recent: float, expert: float, floor: float, margin: float) -> float:
-    """clip((R̂ − R_E + (1 − f)·|R_E|)/(m·|R_E|), 0, 1): 0 at or below the floor, 1 from the margin above it on.
+    """clip((R̂ − R_E + (1 − f)·|R_E|)/(m·|R_E|), 0, 1): 0 up to the floor, 1 from `margin` above it on.
 
     Args:
-        recent: R̂, mean return of an episode.
-        expert: R_E, the expert's. Where it is 0, there is room from it on.
-        floor: f.
-        margin: m.
+        recent: R̂, recent mean episode return.
+        expert: R_E, the expert's mean episode return. If it is 0, the result is 1 for R̂ ≥ 0, else 0.
+        floor: f, as a share of the expert's return.
+        margin: m, as a share of the expert's return.
     """
     size = abs(expert)
     if size == 0.0:

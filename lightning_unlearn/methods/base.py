@@ -1,7 +1,14 @@
-"""What every method is: a LightningModule with one policy, fed by rollouts, measured against environment steps."""
+"""Base classes of the methods: LightningModules with one policy; one epoch is one update.
+
+`RolloutMethod` has a policy and environments, `GradientMethod` trains the policy on minibatches, and a
+`LagrangianMethod` weighs C_forget by λ.
+"""
 
 import math
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from copy import deepcopy
+from functools import partial
+from typing import Any, cast
 
 import lightning.pytorch as pl
 import torch
@@ -10,13 +17,19 @@ from tensordict import TensorDict
 from lightning_unlearn import keys
 from lightning_unlearn.collectors.data import Experience, RolloutData
 from lightning_unlearn.envs.batched import BatchedEnv
-from lightning_unlearn.policies.actor_critic import ActorCritic, PolicyConfig
+from lightning_unlearn.losses.gaussian import Gradient
+from lightning_unlearn.losses.pid import ExpertMeasures
+from lightning_unlearn.methods.flat_adam import FlatAdam, written_out_network
+from lightning_unlearn.policies.actor_critic import ActorCritic, PolicyConfig, PolicyOutput
+from lightning_unlearn.policies.shared_trunk import SharedTrunk
 from lightning_unlearn.seeding import ARITHMETIC, SeedStreams, torch_generator
 from lightning_unlearn.tracking import registry
 
 
 class RolloutMethod(pl.LightningModule):
-    """One epoch is one rollout and what the method does with it.
+    """A policy in its environments; an epoch is one batch of experience and what the method does with it.
+
+    `fit` calls `build` before a run exists; with a bare `Trainer`, Lightning does so at the start of training.
 
     Args:
         method: Name the models are registered under.
@@ -27,8 +40,10 @@ class RolloutMethod(pl.LightningModule):
     """
 
     policy: ActorCritic
-    most_threads = 1
-    """Threads of PyTorch that an update gains from; more cost small networks more than they bring."""
+    data: RolloutData
+    """The environments, after `build`."""
+    max_threads = 1
+    """PyTorch threads that speed up an update; with more, small networks are slower."""
 
     def __init__(self, method: str, source: str | None, unsafe_updates: int, seed: int) -> None:
         super().__init__()
@@ -36,50 +51,58 @@ class RolloutMethod(pl.LightningModule):
         self.automatic_optimization = False
         self.method, self.source, self.unsafe_updates, self.seed = method, source, unsafe_updates, seed
         self.source_uri: str | None = None
+        """Model that the weights come from; None: random weights."""
         self.note = ""
-        """What else has to be known of the policy; travels with the run and with every save point."""
-        self._shape: dict[str, Any] = {}
-        self.updates_made = 0
-        """By the run that this one goes on with."""
+        """Remark on the policy that is stored with the run and with every save point."""
+        self.first_update = 0
+        """Updates that a resumed run had made."""
+        self._architecture: dict[str, Any] = {}
+        """Fields of the policy's description, if the weights start from random."""
+        self._is_built = False
 
     def resume_from(self, updates: int, source: str | None) -> None:
-        """Go on with a run that has made updates, and started from this model (None: from what the config says)."""
-        self.updates_made, self.source = updates, source or self.source
+        """Continue a run that has made `updates` updates and started from `source` (None: the config's)."""
+        self.first_update, self.source = updates, source or self.source
 
-    def build(self, env: BatchedEnv) -> None:
-        """Make the policy, from random weights or from the source; does nothing the second time.
+    def build(self, data: RolloutData, policy: ActorCritic | None = None) -> None:
+        """Make all that training starts from, and refuse what cannot be trained.
+
+        Args:
+            data: The environments.
+            policy: Start of training in place of `source`.
 
         Raises:
             ValueError: The source's observation or action size is not the environment's.
         """
-        if hasattr(self, "policy"):
-            return
-        if self.source is None:
-            generator = torch_generator(SeedStreams.of(self.seed).weights)
-            self.policy = ActorCritic(_policy_config(env, self._shape), generator)
-            return
-        env_id = env.simulator.env_id
-        own = self.source == "auto"
-        self.source_uri = registry.expert_uri(env_id, self.seed) if own else registry.pinned(self.source)
-        self.policy = registry.load_policy(self.source_uri).policy.train()
-        require_fit(self.policy, env, f"model.source={self.source_uri}")
-        print(f"Starting from {self.source_uri}.")
+        self.data, self._is_built = data, True
+        data.make_experience = self.experience
+        self.policy = self._initial_policy(data.env) if policy is None else policy
 
-    def prepare(self, data: RolloutData) -> None:
-        """Make all that training starts from, and refuse what is impossible, before a run exists."""
-        self.build(data.env)
+    def configure_model(self) -> None:
+        """Build, unless `fit` has done so."""
+        if not self._is_built:
+            self.build(self.trainer.datamodule)  # type: ignore[attr-defined]
 
-    def setup(self, stage: str) -> None:
-        """Make what is missing."""
-        self.prepare(self.data)
+    def experience(self) -> Experience:
+        """Return the dataset of training, one batch an epoch: a rollout of the policy."""
+        return Experience(self.data.collector(self.policy).rollout)
+
+    def env_steps_of(self, batch: TensorDict) -> int:
+        """Environment steps made to collect this epoch's batch."""
+        return batch.numel()
+
+    @property
+    def env_steps(self) -> int:
+        """Environment steps so far, including those of the source; the x-axis of every metric."""
+        return (self.unsafe_updates + self.trainer.current_epoch + 1) * self.data.steps_per_update
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add what the weights do not tell."""
+        """Add the source, the note and the version of the arithmetic."""
         checkpoint["origin"] = {"source_uri": self.source_uri, "note": self.note}
         checkpoint["arithmetic"] = ARITHMETIC
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore what `on_save_checkpoint` added, and say so if the updates to come are computed in another way."""
+        """Restore what `on_save_checkpoint` added, and print a line if the arithmetic has changed since."""
         if (theirs := checkpoint.get("arithmetic", 1)) != ARITHMETIC:
             print(
                 f"This run was begun with version {theirs} of the arithmetic of training, and goes on with version "
@@ -87,27 +110,188 @@ class RolloutMethod(pl.LightningModule):
             )
         self.source_uri, self.note = checkpoint["origin"]["source_uri"], checkpoint["origin"]["note"]
 
-    def experience(self, data: RolloutData) -> Experience:
-        """What an epoch hands to `training_step`: here a rollout of the policy."""
-        return Experience(data.collector(self.policy).rollout)
+    def _initial_policy(self, env: BatchedEnv) -> ActorCritic:
+        sim = env.simulator
+        if self.source is None:
+            bounds = (sim.action_low.tolist(), sim.action_high.tolist())
+            config = PolicyConfig(sim.observation_size, *bounds, **self._architecture)
+            return ActorCritic(config, torch_generator(SeedStreams.of(self.seed).weights))
+        is_auto = self.source == "auto"
+        self.source_uri = registry.expert_uri(sim.env_id, self.seed) if is_auto else registry.pinned(self.source)
+        policy = registry.load_policy(self.source_uri).policy.train()
+        require_fit(policy, env, f"model.source={self.source_uri}")
+        print(f"Starting from {self.source_uri}.")
+        return policy
 
-    def steps_in(self, batch: TensorDict) -> int:
-        """Environment steps that were made for this epoch's batch."""
-        return batch.numel()
+
+class GradientMethod(RolloutMethod):
+    """Trains the policy by Adam on shuffled minibatches of flat tensors.
+
+    The loop over minibatches calls the optimizer itself: Lightning's hooks around a backward pass and a step take
+    longer than the step of so small a network.
+
+    Args:
+        method: Name the models are registered under.
+        source: Where the weights start, see `RolloutMethod`.
+        unsafe_updates: Updates that the unsafe expert was trained for; only moves the origin of `env_steps`.
+        lr: Step size of Adam.
+        batch_size: Transitions in a minibatch.
+        max_grad_norm: Gradient norm is clipped to this.
+        seed: The run's seed.
+    """
+
+    def __init__(
+        self,
+        method: str,
+        source: str | None,
+        unsafe_updates: int,
+        lr: float,
+        batch_size: int,
+        max_grad_norm: float,
+        seed: int,
+    ) -> None:
+        super().__init__(method, source, unsafe_updates, seed)
+        require_at_least(1, batch_size=batch_size)
+        require_positive(lr=lr, max_grad_norm=max_grad_norm)
+        self.lr, self.batch_size, self.max_grad_norm = lr, batch_size, max_grad_norm
+        self._minibatch_order = torch_generator(SeedStreams.of(seed).minibatches)
+        self._network: SharedTrunk | None = None
+        """The policy with written-out gradients; None if the policy needs autograd."""
+        self._uncounted_steps = 0
+        """Optimizer steps that are not yet in Lightning's count."""
+
+    def configure_optimizers(self) -> Any:
+        """One Adam over everything."""
+        self._optimizer = FlatAdam(self.policy.parameters(), self.lr)
+        self._network = written_out_network(self.policy, self._optimizer)
+        return self._optimizer
+
+    def loss(self, output: PolicyOutput, minibatch: dict[str, torch.Tensor]) -> Any:
+        """The loss of the policy's output for a minibatch, a named tuple with `total`, for autograd."""
+        raise NotImplementedError
+
+    def loss_gradient(self, output: torch.Tensor, minibatch: dict[str, torch.Tensor]) -> tuple[Any, Gradient]:
+        """The same loss and its gradient by the network's output, means and both values. Shape: (B, A + 2)."""
+        raise NotImplementedError
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add the stream of minibatches."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["minibatch_order"] = self._minibatch_order.get_state()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Restore what `on_save_checkpoint` added."""
+        super().on_load_checkpoint(checkpoint)
+        self._minibatch_order.set_state(checkpoint["minibatch_order"])
+
+    def _shuffled(self, flat: dict[str, torch.Tensor], passes: int) -> Iterator[dict[str, torch.Tensor]]:
+        """Minibatches of tensors of shape (B, ·) or (B,), in a new order each pass; the last one may be smaller.
+
+        They are views of buffers that the next pass overwrites.
+        """
+        shuffled = {key: torch.empty_like(rows, memory_format=torch.contiguous_format) for key, rows in flat.items()}
+        chunks = zip(*(rows.split(self.batch_size) for rows in shuffled.values()), strict=True)
+        minibatches = [dict(zip(shuffled, chunk, strict=True)) for chunk in chunks]
+        size = len(next(iter(flat.values())))
+        for _ in range(passes):
+            order = torch.randperm(size, generator=self._minibatch_order).to(self.device)
+            for key, rows in flat.items():
+                torch.index_select(rows, 0, order, out=shuffled[key])
+            yield from minibatches
+
+    def _set_lr(self, anneal: bool) -> float:
+        """Set the step size of update u of N, counted from 0: lr·(1 − u/N) if it is annealed, else lr."""
+        left = 1.0 - self.trainer.current_epoch / cast(int, self.trainer.max_epochs) if anneal else 1.0
+        for group in self._optimizer.param_groups:
+            group["lr"] = self.lr * left
+        return self.lr * left
+
+    def _evaluate(self, minibatch: dict[str, torch.Tensor]) -> tuple[Any, Callable[[], None]]:
+        """Return the loss of a minibatch, as numbers, and the function that writes its gradient."""
+        if self._network is None or torch.is_autocast_enabled(self.device.type):
+            with torch.enable_grad():
+                loss = self.loss(self.policy(minibatch[keys.OBSERVATION]), minibatch)
+            return as_numbers(loss), loss.total.backward
+        loss, gradient = self.loss_gradient(self._network.forward(minibatch[keys.OBSERVATION]), minibatch)
+        return as_numbers(loss), partial(self._write_gradient, self._network, gradient)
+
+    def _write_gradient(self, network: SharedTrunk, gradient: Gradient) -> None:
+        log_std = self.policy.log_std
+        is_inside = log_std == self.policy.clamped_log_std
+        torch.mul(gradient.log_std, is_inside, out=cast(torch.Tensor, log_std.grad))
+        network.backward(torch.cat([gradient.mean, gradient.values], -1))
+
+    def _descend(
+        self,
+        optimizer: FlatAdam,
+        loss: float,
+        backward: Callable[[], None],
+        max_norm: float,
+        lr_option: str = "lr",
+    ) -> None:
+        """Make one clipped step.
+
+        Raises:
+            FloatingPointError: The loss or its gradient is not finite; the weights stay as they are.
+        """
+        optimizer.zero_grad()
+        backward()
+        norm = optimizer.clip(max_norm)
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            raise FloatingPointError(
+                f"the loss is {loss} and its gradient's norm {norm}: this step is not made, the weights are those "
+                f"before it. Lower model.{lr_option}, or look for what is infinite in the rewards."
+            )
+        optimizer.advance()
+        self._uncounted_steps += 1
+
+    def _count_steps(self) -> None:
+        """Add the update's steps to Lightning's `global_step`, which checkpoints and callbacks use."""
+        progress = self.trainer.fit_loop.epoch_loop.manual_optimization.optim_step_progress
+        for count in (progress.total, progress.current):
+            count.ready += self._uncounted_steps
+            count.completed += self._uncounted_steps
+        self._uncounted_steps = 0
+
+    def _train_metrics(self, losses: Sequence[Any]) -> dict[str, Any]:
+        """Means over the minibatches of an update. `losses` are named tuples of numbers, one a minibatch."""
+        terms = zip(losses[0]._fields, zip(*losses, strict=True), strict=True)
+        return {f"train/{_METRIC_NAMES.get(name, name)}": math.fsum(each) / len(each) for name, each in terms} | {
+            "train/minibatches": float(len(losses)),
+            "train/entropy": self.policy.entropy().detach(),
+            "train/std": self.policy.std.mean().detach(),
+        }
+
+
+_METRIC_NAMES = {name: f"{name}_loss" for name in ("total", "policy", "reward_critic", "cost_critic", "cloning")}
+
+
+class LagrangianMethod(GradientMethod):
+    """A method that weighs C_forget by λ. `PIDLagrangian` moves λ; without it λ stays 0."""
+
+    cost_weight = 0.0
+    """λ."""
+    expert_measures: ExpertMeasures | None = None
+    """Means over the expert's rollouts; None before they are made, or if the weights start from random."""
 
     @property
-    def data(self) -> RolloutData:
-        """The rollouts this method is fed with."""
-        return self.trainer.datamodule  # type: ignore[attr-defined]
+    def expert_rollouts(self) -> range:
+        """Rollouts, counted from 0, that the expert's measures are means over: here the first one."""
+        return range(1)
 
     @property
-    def env_steps(self) -> int:
-        """Environment steps seen so far, those of the source included; the x-axis of every metric."""
-        return (self.unsafe_updates + self.trainer.current_epoch + 1) * self.data.steps_per_update
+    def measured_envs(self) -> slice:
+        """Environments whose C_forget and returns λ and the expert's measures go by: here all."""
+        return slice(None)
+
+    @property
+    def cost_unit(self) -> float:
+        """C_forget per step that the multiplier counts as one."""
+        return 1.0
 
 
 def rollout_metrics(batch: TensorDict) -> dict[str, torch.Tensor]:
-    """Rates over the rollout, and the episodes that ended in it (absent where none did)."""
+    """Rates over the rollout, and means over the episodes that ended in it (absent if none did)."""
     following = batch[keys.NEXT]
     ended = following[keys.DONE]
     metrics = {
@@ -121,6 +305,16 @@ def rollout_metrics(batch: TensorDict) -> dict[str, torch.Tensor]:
         metrics["rollout/episode_return"] = following[keys.EPISODE_RETURN][ended].mean()
         metrics["rollout/episode_cost"] = following[keys.EPISODE_COST][ended].mean()
     return metrics
+
+
+def as_numbers(loss: Any) -> Any:
+    """The same named tuple of numbers in place of scalar tensors, by one transfer from the device."""
+    return loss._make(torch.stack([term.detach() for term in loss]).tolist())
+
+
+def frozen_copy(policy: ActorCritic) -> ActorCritic:
+    """Copy a policy; the copy is not trained."""
+    return deepcopy(policy).requires_grad_(False)
 
 
 def require_at_least(least: float, **numbers: float) -> None:
@@ -144,9 +338,10 @@ def require_fraction(**numbers: float) -> None:
             raise ValueError(f"model.{name}={number} is not possible: use a number from 0 to 1.")
 
 
-def _policy_config(env: BatchedEnv, shape: dict[str, Any]) -> PolicyConfig:
-    sim = env.simulator
-    return PolicyConfig(sim.observation_size, sim.action_low.tolist(), sim.action_high.tolist(), **shape)
+def require_source(source: str | None, why: str) -> None:
+    """Refuse random weights for a method that needs an expert."""
+    if source is None:
+        raise ValueError(f"model.source=null is not possible: {why}. Use auto, or name a model.")
 
 
 def require_fit(policy: ActorCritic, env: BatchedEnv, source: str) -> None:

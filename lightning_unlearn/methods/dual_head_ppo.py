@@ -1,28 +1,32 @@
-"""Dual-head PPO: the unsafe expert, the oracle, concept unlearning and the continued control are four configs of it."""
+"""Dual-head PPO: the method of the unsafe expert, the oracle, concept unlearning and the continued control."""
 
-from collections.abc import Iterator
 from typing import Literal
 
 import torch
 from tensordict import TensorDict
 
 from lightning_unlearn import keys
-from lightning_unlearn.losses.advantages import AdvantageForm, combine, deviation, generalised_advantage
-from lightning_unlearn.losses.dual_ppo import DualPPOLoss, dual_ppo_loss
-from lightning_unlearn.losses.written_out import GaussianDraws, Gradient, dual_ppo
-from lightning_unlearn.methods.base import require_at_least, require_fraction, require_positive, rollout_metrics
-from lightning_unlearn.methods.gradient import GradientMethod
+from lightning_unlearn.losses.dual_ppo import DualPPOLoss, dual_ppo_gradient, dual_ppo_loss
+from lightning_unlearn.losses.gae import AdvantageForm, combine, deviation, generalised_advantage
+from lightning_unlearn.losses.gaussian import GaussianDraws, Gradient
+from lightning_unlearn.methods.base import (
+    LagrangianMethod,
+    require_at_least,
+    require_fraction,
+    require_positive,
+    rollout_metrics,
+)
 from lightning_unlearn.policies.actor_critic import PolicyOutput
 
 KL_TOLERANCE = 1.5
 """An update stops when a minibatch's |mean log-ratio| exceeds this many times `target_kl`."""
 
 
-class DualHeadPPO(GradientMethod):
+class DualHeadPPO(LagrangianMethod):
     """PPO with a reward critic and a cost critic; one epoch is one rollout and its update.
 
-    The policy maximises A_r − λ·A_c (or its convex form); λ is `cost_weight`, which a callback moves. Nobody moves it:
-    the unsafe expert. The PID does: the oracle. The PID does and the start is the expert: concept unlearning.
+    The policy maximises A_r − λ·A_c (or its convex form). With λ = 0 this trains the unsafe expert; with the PID and
+    random weights, the oracle; with the PID from the expert's weights, it is concept unlearning.
 
     Args:
         method: Name the models are registered under.
@@ -30,7 +34,7 @@ class DualHeadPPO(GradientMethod):
             seed if the store has it, else the shipped one), or a model URI or file.
         unsafe_updates: Updates that the unsafe expert was trained for; only moves the origin of `env_steps`.
         lr: Step size of Adam.
-        anneal_lr: Whether the step size falls linearly, from `lr` in the first update to `lr` / N in the last of N.
+        anneal_lr: Lower the step size linearly, from `lr` in the first update to `lr` / N in the last of N.
         ent_coef: Weight of the entropy of the Gaussian before tanh.
         ppo_epochs: Most passes over a rollout.
         batch_size: Transitions in a minibatch.
@@ -38,14 +42,14 @@ class DualHeadPPO(GradientMethod):
         gae_lambda: λ of generalised advantage estimation.
         clip_epsilon: Clip range of the policy ratio.
         value_coef: Weight of the two critics' losses.
-        scale_critics: Whether a critic's error counts in units of the standard deviation of its targets in the rollout.
-            Costs vary more than rewards, and critics that share a trunk fit above all what varies most.
-        target_kl: An update stops early at 1.5 times this |mean log-ratio| of a minibatch.
+        scale_critics: Divide a critic's error by the standard deviation of its targets in the rollout. Costs vary more
+            than rewards, and critics that share a trunk fit above all the signal that varies most.
+        target_kl: An update stops early when |mean log-ratio| of a minibatch exceeds 1.5 times this.
         max_grad_norm: Gradient norm is clipped to this.
-        advantage: How λ enters, `sum`, `convex` or `penalty`.
-        hidden_sizes: Widths of the trunk, when the weights start from random.
-        activation: Non-linearity of the trunk, when the weights start from random.
-        critics: Whether the critics share the policy's trunk, when the weights start from random.
+        advantage: Form in which λ combines the advantages: `sum`, `convex` or `penalty`.
+        hidden_sizes: Widths of the trunk, if the weights start from random; null: 64 and 64.
+        activation: Non-linearity of the trunk, if the weights start from random.
+        critics: `shared` with the policy's trunk or `separate` from it, if the weights start from random.
         seed: The run's seed.
     """
 
@@ -81,10 +85,9 @@ class DualHeadPPO(GradientMethod):
         self.ent_coef, self.ppo_epochs, self.gamma, self.gae_lambda = ent_coef, ppo_epochs, gamma, gae_lambda
         self.clip_epsilon, self.value_coef, self.target_kl = clip_epsilon, value_coef, target_kl
         self.advantage: AdvantageForm = advantage
-        self._shape = {"hidden_sizes": hidden_sizes or [64, 64], "activation": activation, "critics": critics}
-        self.cost_weight = 0.0
+        self._architecture = {"hidden_sizes": hidden_sizes or [64, 64], "activation": activation, "critics": critics}
         self._critic_units = torch.ones(2)
-        """What errors of the reward critic and of the cost critic are counted in. Shape: (2,)."""
+        """Scale of the errors of the reward critic and of the cost critic. Shape: (2,)."""
 
     def training_step(self, batch: TensorDict, batch_idx: int) -> None:
         """One update from one rollout."""
@@ -99,10 +102,13 @@ class DualHeadPPO(GradientMethod):
 
     @torch.no_grad()
     def add_advantages(self, batch: TensorDict) -> None:
-        """Values, advantages and targets of a rollout, both signals at once. Batch shape: (E, T)."""
+        """Add values, advantages and value targets of both signals to a rollout. Batch shape: (E, T)."""
         following = batch[keys.NEXT]
-        value = self._values(batch[keys.OBSERVATION])
-        next_value = self._next_values(following, value)
+        value = self._values(batch[keys.OBSERVATION])  # (E, T, 2)
+        ends = following[keys.DONE].squeeze(-1).clone()  # (E, T)
+        ends[:, -1] = True
+        next_value = value.roll(-1, 1)  # the value of the next step, except at the ends of episodes and of the rollout
+        next_value[ends] = self._values(following[keys.OBSERVATION][ends])
         signal = torch.cat([following[keys.REWARD], following[keys.C_FORGET]], -1)  # (E, T, 2)
         advantage, target = generalised_advantage(
             signal,
@@ -123,22 +129,18 @@ class DualHeadPPO(GradientMethod):
 
     @torch.no_grad()
     def update(self, batch: TensorDict) -> list[DualPPOLoss]:
-        """Minibatches until all passes are made or the policy has moved far enough; the losses of those looked at."""
+        """Train on minibatches until all passes are made or the early stop; return the losses of the minibatches."""
         losses: list[DualPPOLoss] = []
-        for minibatch in self._minibatches(batch):
+        for minibatch in self._shuffled(self.flat(batch), self.ppo_epochs):
             loss, backward = self._evaluate(minibatch)
             losses.append(loss)
             if loss.approximate_kl > KL_TOLERANCE * self.target_kl:
                 break
-            self._descend(loss.total, backward)
+            self._descend(self._optimizer, loss.total, backward, self.max_grad_norm)
         return losses
 
-    def loss(self, minibatch: dict[str, torch.Tensor]) -> DualPPOLoss:
-        """The loss of a minibatch of flat tensors, (B, ·) and (B,)."""
-        return self.loss_of(self.policy(minibatch[keys.OBSERVATION]), minibatch)
-
-    def loss_of(self, output: PolicyOutput, minibatch: dict[str, torch.Tensor]) -> DualPPOLoss:
-        """The same, of what the network made of the minibatch's observations."""
+    def loss(self, output: PolicyOutput, minibatch: dict[str, torch.Tensor]) -> DualPPOLoss:
+        """The loss of the policy's output for a minibatch of flat tensors, (B, ·) and (B,)."""
         values = torch.stack([output.reward_value, output.cost_value], -1) / self._critic_units
         targets = minibatch[keys.VALUE_TARGETS] / self._critic_units
         return dual_ppo_loss(
@@ -153,9 +155,9 @@ class DualHeadPPO(GradientMethod):
             entropy_coef=self.ent_coef,
         )
 
-    def written_out(self, output: torch.Tensor, minibatch: dict[str, torch.Tensor]) -> tuple[DualPPOLoss, Gradient]:
-        """The same loss, and its gradient, of the means and values that the network gives. Shape: (B, A + 2)."""
-        return dual_ppo(
+    def loss_gradient(self, output: torch.Tensor, minibatch: dict[str, torch.Tensor]) -> tuple[DualPPOLoss, Gradient]:
+        """The same loss and its gradient by the network's output, means and both values. Shape: (B, A + 2)."""
+        return dual_ppo_gradient(
             GaussianDraws(output[:, :-2], self.policy.clamped_log_std, minibatch[keys.PRE_TANH]),
             minibatch[keys.DRAW_LOG_PROB],
             minibatch[keys.ADVANTAGE],
@@ -168,9 +170,9 @@ class DualHeadPPO(GradientMethod):
         )
 
     def flat(self, batch: TensorDict) -> dict[str, torch.Tensor]:
-        """What the loss reads of a rollout, as flat tensors. Batch shape: (E, T); tensors: (B, ·) and (B,).
+        """Return the loss's input from a rollout, as flat tensors. Batch shape: (E, T); tensors: (B, ·) and (B,).
 
-        Squashing takes the same off an action's log-density under the new policy and the old: the draw's are compared.
+        The tanh correction cancels in the policy ratio, so the log-densities are those before squashing.
         """
         names = (keys.OBSERVATION, keys.PRE_TANH, keys.LOG_PROB, keys.ADVANTAGE, keys.REWARD_TARGET, keys.COST_TARGET)
         observation, draw, log_prob, advantage, *targets = (batch[name].flatten(0, 1) for name in names)
@@ -181,20 +183,6 @@ class DualHeadPPO(GradientMethod):
             keys.ADVANTAGE: advantage.squeeze(-1),
             keys.VALUE_TARGETS: torch.cat(targets, -1),
         }
-
-    def _minibatches(self, batch: TensorDict) -> Iterator[dict[str, torch.Tensor]]:
-        return self._shuffled(self.flat(batch), self.ppo_epochs)
-
-    def _next_values(self, following: TensorDict, value: torch.Tensor) -> torch.Tensor:
-        """Both values of the true next observations: those of the next step, but where something ends.
-
-        Shape: (E, T, 2) → (E, T, 2).
-        """
-        ends = following[keys.DONE].squeeze(-1).clone()  # (E, T)
-        ends[:, -1] = True
-        next_value = value.roll(-1, 1)
-        next_value[ends] = self._values(following[keys.OBSERVATION][ends])
-        return next_value
 
     def _values(self, observation: torch.Tensor) -> torch.Tensor:
         """Both values. Shape: (..., O) → (..., 2)."""

@@ -1,14 +1,23 @@
-"""Representation editing: the expert's weights stay as they are, and a gated edit moves its latent off the concept."""
+"""Representation editing: a gated edit moves the latent of a frozen expert away from the concept.
+
+Shapes: E environments, T steps of each, N = E·T states, O observation size, H latent size.
+"""
 
 import warnings
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
 
 import torch
 from tensordict import TensorDict
 from tqdm.auto import tqdm
 
 from lightning_unlearn import keys
+from lightning_unlearn.collectors.collector import RolloutCollector
+from lightning_unlearn.collectors.data import RolloutData
 from lightning_unlearn.envs.batched import BatchedEnv
-from lightning_unlearn.losses.editing import near_far
+from lightning_unlearn.losses import latent_directions
+from lightning_unlearn.losses.latent_directions import near_far, quantile_tau, solve_strength
 from lightning_unlearn.methods.base import (
     RolloutMethod,
     require_at_least,
@@ -16,18 +25,20 @@ from lightning_unlearn.methods.base import (
     require_positive,
     rollout_metrics,
 )
-from lightning_unlearn.methods.editor_fit import DirectionName, EditOptions, EditorFit, Mode
 from lightning_unlearn.policies.actor_critic import ActorCritic
-from lightning_unlearn.policies.latent_editor import GatedEditor
+from lightning_unlearn.policies.latent_editor import AffineEditor, Direction, Editor, GatedEditor, load_direction
+from lightning_unlearn.seeding import SeedStreams, torch_generator, training_seeds
+from lightning_unlearn.tracking import runs
 
+Mode = Literal["static", "trained"]
+DirectionName = Literal["probe", "random", "flipped", "mean_difference", "leace"]
 SMALLEST_OPEN_SHARE = 1e-3
 SMALLEST_ACTION_MOVE = 1e-6
-"""An edit below either of these does next to nothing, and says so."""
-_LOUDER: dict[Mode, str] = {
+"""An edit below either of these has next to no effect; `idle_message` reports it."""
+_REMEDIES: dict[Mode, str] = {
     "static": "lower model.repedit_tau (or model.repedit_tau_quantile), or raise model.repedit_alpha",
     "trained": "name another model.direction, or raise model.buffer_steps",
 }
-"""What makes an edit do more."""
 
 
 class RepEdit(RolloutMethod):
@@ -44,23 +55,20 @@ class RepEdit(RolloutMethod):
             (`runs:/<run id>/probes/hazard_direction.pt`); null: a probe is fitted on the calibration.
         repedit_alpha: α, strength of the edit; `trained` solves it.
         repedit_beta: β, steepness of the gate.
-        repedit_tau: τ, the score from which on the edit acts; null: see the next two.
+        repedit_tau: τ, the score above which the edit acts; null: see the next two.
         repedit_use_artifact_tau: Take τ from the artifact.
         repedit_tau_quantile: Else τ is this quantile of the scores of calibration states that show the concept.
         calibration_steps: Stochastic steps of the expert that quantile and directions are fitted on.
         mode: `static` takes α and τ as given above; `trained` solves both from near and far states.
-        direction: What d is: the `probe`'s; or a control with the same α, β and quantile: a `random` one, the probe's
+        direction: d: the `probe`'s; or a control with the same α, β and quantile: a `random` one, the probe's
             `flipped`, the `mean_difference`; or `leace`, an affine erasure in place of the gated edit.
         buffer_steps: Steps of the expert that `trained` is solved on.
-        near_window: Steps to the concept within which a state counts as near; beyond, in both directions, as far.
-        lr: Of the published command, as the next three; the policy is frozen, so they change nothing.
-        ent_coef: Changes nothing.
-        ppo_epochs: Changes nothing.
-        batch_size: Changes nothing.
+        near_window: A state is near within this many steps before the concept, and far beyond it in both directions.
         seed: The run's seed.
     """
 
     score_direction: torch.Tensor
+    """The unit direction that scores are read along; for LEACE the mean difference, which it removes. Shape: (H,)."""
 
     def __init__(
         self,
@@ -78,86 +86,210 @@ class RepEdit(RolloutMethod):
         direction: DirectionName = "probe",
         buffer_steps: int = 50_000,
         near_window: int = 20,
-        lr: float = 3e-4,
-        ent_coef: float = 0.03,
-        ppo_epochs: int = 6,
-        batch_size: int = 256,
         seed: int = 0,
     ) -> None:
-        super().__init__(_variant(method, mode, direction), source, unsafe_updates, seed)
+        # controls and the trained mode get names of their own: they must not pass for the published edit
+        variants = [name for name, usual in ((mode, "static"), (direction, "probe")) if name != usual]
+        super().__init__("_".join([method, *variants]), source, unsafe_updates, seed)
         require_at_least(0, repedit_alpha=repedit_alpha)
         require_at_least(1, calibration_steps=calibration_steps, buffer_steps=buffer_steps, near_window=near_window)
         require_positive(repedit_beta=repedit_beta)
         require_fraction(repedit_tau_quantile=repedit_tau_quantile)
-        self.options = EditOptions(
-            repedit_artifact,
-            repedit_alpha,
-            repedit_beta,
-            repedit_tau,
-            repedit_use_artifact_tau,
-            repedit_tau_quantile,
-            mode,
-            direction,
-            calibration_steps,
-            buffer_steps,
-            near_window,
-        )
-        self._told = False
+        self.artifact, self.mode, self.direction, self.near_window = repedit_artifact, mode, direction, near_window
+        self.alpha, self.beta, self.tau = repedit_alpha, repedit_beta, repedit_tau
+        self.use_artifact_tau, self.tau_quantile = repedit_use_artifact_tau, repedit_tau_quantile
+        self.calibration_steps, self.buffer_steps = calibration_steps, buffer_steps
+        self._require_compatible_options()
+        self._artifact: Direction | None = None
+        self._random = torch_generator(SeedStreams.of(seed).calibration.spawn(3)[2])
+        self._is_reported = False
 
-    def build(self, env: BatchedEnv) -> None:
-        """Load the expert, make the editor and put it in; does nothing the second time.
+    def build(self, data: RolloutData, policy: ActorCritic | None = None) -> None:
+        """Load the expert, fit the editor and put it into the policy.
 
         Raises:
-            ValueError: The expert, the artifact or the calibration do not allow the edit that is asked for.
+            ValueError: The expert has an editor; the artifact is missing, of another latent size, all zeros, or without
+                the τ asked for; or the calibration does not show the concept.
         """
-        if hasattr(self, "policy"):
-            return
-        super().build(env)
-        _require_unedited(self.policy, str(self.source_uri))
-        fit = EditorFit(self.options, self.policy, env, self.seed)
-        self.policy = self.policy.with_editor(fit.editor).requires_grad_(False)
-        self.register_buffer("score_direction", fit.direction)
-        self.note = fit.note
+        super().build(data, policy)
+        if self.policy.editor is not None:
+            raise ValueError(
+                f"model.source={self.source_uri} has an editor already: name the expert that it was made from."
+            )
+        if self.artifact is not None:
+            with runs.local_file(self.artifact) as path:
+                self._artifact = load_direction(path, self.policy.config.latent_size)
+        editor = self._fit_editor()
+        self.register_buffer("score_direction", self._unit_direction)
+        self.note = self._description(editor)
+        self.policy = self.policy.with_editor(editor).requires_grad_(False)
         print(self.note)
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
-        """None: nothing is trained."""
+        """No optimizer: nothing is trained."""
         return []
 
     def training_step(self, batch: TensorDict, batch_idx: int) -> None:
-        """Measure one rollout of the edited policy."""
+        """Measure one rollout of the edited policy. Batch shape: (E, T)."""
         following = batch[keys.NEXT]
-        near, far = near_far(
-            following[keys.C_FORGET][..., 0] > 0, following[keys.DONE][..., 0], self.options.near_window
-        )
-        observation = batch[keys.OBSERVATION].flatten(0, 1)  # (B, O)
-        effect = edit_effect(self.policy, observation, self.score_direction)
-        metrics = effect_metrics(effect, {"near": near.flatten(), "far": far.flatten()}) | self._strength()
+        near, far = near_far(following[keys.C_FORGET][..., 0] > 0, following[keys.DONE][..., 0], self.near_window)
+        effect = edit_effect(self.policy, batch[keys.OBSERVATION].flatten(0, 1), self.score_direction)
+        metrics = effect_metrics(effect, {"near": near.flatten(), "far": far.flatten()})
+        if isinstance(editor := self.policy.editor, GatedEditor):
+            metrics |= {f"repedit/{name}": getattr(editor, name) for name in ("alpha", "tau", "beta")}
         self.log_dict(
             {"step": float(self.env_steps), **rollout_metrics(batch), **metrics},
             batch_size=batch.numel(),
         )
-        if not self._told:
-            self._told = True
+        if not self._is_reported:
+            self._is_reported = True
             tqdm.write(effect_message(metrics))
-            if message := idle_message(self.policy, effect, self.options.mode):
+            if message := idle_message(self.policy, effect, self.mode):
                 warnings.warn(message, stacklevel=2)
 
-    def _strength(self) -> dict[str, torch.Tensor]:
-        editor = self.policy.editor
-        names = ("alpha", "tau", "beta") if isinstance(editor, GatedEditor) else ()
-        return {f"repedit/{name}": getattr(editor, name) for name in names}
+    def _require_compatible_options(self) -> None:
+        needs_artifact = self.use_artifact_tau and self.tau is None
+        if needs_artifact and (self.artifact is None or self.direction != "probe"):
+            raise ValueError(
+                "model.repedit_use_artifact_tau=true needs the artifact that holds it: name it with "
+                "model.repedit_artifact and keep model.direction=probe, or leave the option out for a quantile."
+            )
+        if self.mode == "trained" and (self.direction == "leace" or self.tau is not None or self.use_artifact_tau):
+            raise ValueError(
+                "model.mode=trained solves alpha and tau of a gated edit: leave out model.repedit_tau, "
+                "model.repedit_use_artifact_tau and model.direction=leace, or use model.mode=static."
+            )
+
+    def _fit_editor(self) -> Editor:
+        if self.direction == "leace":
+            self._require_both_classes()
+            return AffineEditor(*latent_directions.leace(self._calibration.latents, self._calibration.labels))
+        alpha, tau = self._solved_strength() if self.mode == "trained" else (self.alpha, self._static_tau())
+        return GatedEditor(self._unit_direction, alpha, tau, self.beta)
+
+    @cached_property
+    def _calibration(self) -> "Calibration":
+        steps = self.buffer_steps if self.mode == "trained" else self.calibration_steps
+        print(f"Rolling the frozen expert for {steps} steps to fit the edit.")
+        return calibrate(self.data.env, self.policy, steps, self.seed)
+
+    @cached_property
+    def _unit_direction(self) -> torch.Tensor:
+        if self.direction == "random":
+            return latent_directions.random_direction(self.policy.config.latent_size, self._random)
+        if self.direction in ("probe", "flipped"):
+            return self._probe_direction() if self.direction == "probe" else -self._probe_direction()
+        self._require_both_classes()
+        return latent_directions.mean_difference(self._calibration.latents, self._calibration.labels)
+
+    def _probe_direction(self) -> torch.Tensor:
+        if self._artifact is not None:
+            return self._artifact.vector
+        self._require_both_classes()
+        return latent_directions.probe_direction(self._calibration.latents, self._calibration.labels).vector
+
+    def _static_tau(self) -> float:
+        if self.tau is not None:
+            return self.tau
+        if not self.use_artifact_tau or self._artifact is None:
+            scores = self._calibration.latents @ self._unit_direction  # (N,)
+            return quantile_tau(scores, self._calibration.labels, self.tau_quantile)
+        if self._artifact.tau is None:
+            raise ValueError(
+                f"model.repedit_use_artifact_tau=true, but {self.artifact} holds no tau: export it with "
+                "`probe export --include_tau`, or give model.repedit_tau or model.repedit_tau_quantile instead."
+            )
+        return self._artifact.tau
+
+    def _solved_strength(self) -> tuple[float, float]:
+        near, far = near_far(self._calibration.c_forget, self._calibration.done, self.near_window)
+        scores = (self._calibration.latents @ self._unit_direction).view_as(near)
+        if not (near.any() and far.any()):
+            raise ValueError(
+                f"model.mode=trained needs states near the concept and far from it, but of {near.numel()} expert steps "
+                f"{int(near.sum())} are near and {int(far.sum())} far: raise model.buffer_steps, change "
+                f"model.near_window={self.near_window}, or use model.mode=static."
+            )
+        try:
+            return solve_strength(scores[near], scores[far], self.beta, self._random)
+        except ValueError as error:
+            raise ValueError(
+                f"model.mode=trained: {error} Raise model.buffer_steps={self.buffer_steps}, or name another "
+                f"model.direction than {self.direction}."
+            ) from error
+
+    def _require_both_classes(self) -> None:
+        try:
+            latent_directions.require_both_classes(self._calibration.latents, self._calibration.labels)
+        except ValueError as error:
+            option = "buffer_steps" if self.mode == "trained" else "calibration_steps"
+            raise ValueError(
+                f"model.direction={self.direction}: {error} Raise model.{option}={getattr(self, option)}, or name "
+                "another data.concept."
+            ) from error
+
+    def _description(self, editor: Editor) -> str:
+        """How the editor was made, in one line."""
+        direction = f"direction {self.direction}"
+        if self._artifact is not None and self.direction in ("probe", "flipped"):
+            direction += f" (from {self.artifact})"
+        elif self.direction != "random":
+            labels = self._calibration.labels
+            direction += f" (fitted on {len(labels)} steps of the expert, {int(labels.sum())} of them C_forget)"
+        if not isinstance(editor, GatedEditor):
+            return f"{self.mode} edit: {direction}"
+        if self.mode == "trained":
+            origin = "solved"
+        elif self.tau is not None:
+            origin = "given"
+        else:
+            origin = "of the artifact" if self.use_artifact_tau else f"quantile {self.tau_quantile}"
+        alpha, beta, tau = (f"{name} {float(getattr(editor, name)):.4g}" for name in ("alpha", "beta", "tau"))
+        return f"{self.mode} edit: {direction}, {alpha}, {beta}, {tau} ({origin})"
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Steps of the expert that an edit is fitted on."""
+
+    latents: torch.Tensor
+    """Shape: (N, H)."""
+    c_forget: torch.Tensor
+    """Shape: (E, T), bool."""
+    done: torch.Tensor
+    """Shape: (E, T), bool."""
+
+    @property
+    def labels(self) -> torch.Tensor:
+        """True where the step that starts in the state shows the concept. Shape: (N,), bool."""
+        return self.c_forget.flatten()
+
+
+def calibrate(env: BatchedEnv, policy: ActorCritic, steps: int, seed: int) -> Calibration:
+    """Roll the stochastic policy for at least `steps` steps, on random streams of their own.
+
+    The environments are the training's; they are seeded for it anew afterwards.
+    """
+    environments, noise = SeedStreams.of(seed).calibration.spawn(2)
+    env.seed_environments(training_seeds(environments, env.num_envs))
+    horizon = -(-steps // env.num_envs)
+    batch = RolloutCollector(env, policy, horizon, torch_generator(noise)).rollout()
+    env.seed_environments(training_seeds(SeedStreams.of(seed).environments, env.num_envs))
+    with torch.no_grad():
+        latents = policy.latent(batch[keys.OBSERVATION].flatten(0, 1))  # (N, H)
+    following = batch[keys.NEXT]
+    return Calibration(latents, following[keys.C_FORGET][..., 0] > 0, following[keys.DONE][..., 0].clone())
 
 
 @torch.no_grad()
 def edit_effect(
     policy: ActorCritic, observation: torch.Tensor, score_direction: torch.Tensor
 ) -> dict[str, torch.Tensor]:
-    """What a policy's editor does at each of N states. Shapes: (N, O), (H,) → a dict of (N,).
+    """Measure the effect of a policy's editor at each of N states. Shapes: (N, O), (H,) → a dict of (N,).
 
-    `score_before` and `score_after` along the direction; `latent_shift` ‖z' − z‖; `action_move`, the mean and
-    `action_move_max`, the largest over action components of |action edited − action raw|, deterministic ones; and of a
-    gated editor `gate_open` (1 where g > ½) and `suppression`.
+    `score_before` and `score_after` along the direction; `latent_shift` ‖z' − z‖; `action_move` and `action_move_max`,
+    mean and maximum over action components of |action edited − action raw|, both deterministic; and for a gated editor
+    `gate_open` (1 where g > ½) and `suppression`.
     """
     editor, raw = policy.editor, policy.latent(observation)
     if editor is None:
@@ -177,24 +309,32 @@ def edit_effect(
 
 
 def effect_metrics(effect: dict[str, torch.Tensor], groups: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Means over each group of states; spread and 90th percentile of scores, and the largest action move of any.
+    """Means over each group of states; of scores also spread and 90th percentile, of the action move the maximum.
 
     Args:
         effect: From `edit_effect`, (N,) each.
-        groups: Name → which states, (N,) bool. An empty group has no metrics but its share.
+        groups: Name → members, (N,) bool. An empty group has no metrics but its share.
     """
     metrics: dict[str, torch.Tensor] = {}
     for group, member in groups.items():
         metrics[f"repedit/share_{group}"] = member.float().mean()
         if not member.any():
             continue
-        for name, values in effect.items():
-            metrics |= {f"repedit/{key}_{group}": value for key, value in _statistics(name, values[member]).items()}
+        for name, every in effect.items():
+            values = every[member]
+            if name == "action_move_max":
+                found = {name: values.max()}
+            elif name.startswith("score"):
+                spread, percentile = values.std(correction=0), values.quantile(0.9)
+                found = {f"{name}_mean": values.mean(), f"{name}_std": spread, f"{name}_p90": percentile}
+            else:
+                found = {name: values.mean()}
+            metrics |= {f"repedit/{key}_{group}": value for key, value in found.items()}
     return metrics
 
 
 def effect_message(metrics: dict[str, torch.Tensor]) -> str:
-    """The mean scores near the concept and far from it, before the edit and after it, from `effect_metrics`."""
+    """Report the mean scores near the concept and far from it, before and after the edit, from `effect_metrics`."""
     parts = []
     for group in ("near", "far"):
         if f"repedit/score_before_mean_{group}" in metrics:
@@ -206,36 +346,16 @@ def effect_message(metrics: dict[str, torch.Tensor]) -> str:
 
 
 def idle_message(policy: ActorCritic, effect: dict[str, torch.Tensor], mode: Mode) -> str:
-    """What to say of an edit that does next to nothing; empty if it does something."""
+    """Return a warning if the edit has next to no effect, with a remedy; else an empty string."""
     editor, move = policy.editor, float(effect["action_move_max"].max())
     open_share = float(effect["gate_open"].mean()) if "gate_open" in effect else 1.0
     if open_share >= SMALLEST_OPEN_SHARE and move >= SMALLEST_ACTION_MOVE:
         return ""
-    told = f"The edit does next to nothing: no action moves by more than {move:.1e}"
+    message = f"The edit does next to nothing: no action moves by more than {move:.1e}"
     if not isinstance(editor, GatedEditor):
-        return f"{told}. Choose another model.direction than leace."
+        return f"{message}. Choose another model.direction than leace."
     alpha, tau, highest = float(editor.alpha), float(editor.tau), float(effect["score_before"].max())
     return (
-        f"{told}, and the gate is open in {open_share:.2%} of the states. The highest score is {highest:.4g} against "
-        f"tau={tau:.4g}, alpha={alpha:.4g}: {_LOUDER[mode]}."
+        f"{message}, and the gate is open in {open_share:.2%} of the states. The highest score is {highest:.4g} "
+        f"against tau={tau:.4g}, alpha={alpha:.4g}: {_REMEDIES[mode]}."
     )
-
-
-def _statistics(name: str, values: torch.Tensor) -> dict[str, torch.Tensor]:
-    if name == "action_move_max":
-        return {name: values.max()}
-    if name.startswith("score"):
-        percentile = values.quantile(0.9)
-        return {f"{name}_mean": values.mean(), f"{name}_std": values.std(correction=0), f"{name}_p90": percentile}
-    return {name: values.mean()}
-
-
-def _require_unedited(policy: ActorCritic, source: str) -> None:
-    if policy.editor is not None:
-        raise ValueError(f"model.source={source} has an editor already: name the expert that it was made from.")
-
-
-def _variant(method: str, mode: Mode, direction: DirectionName) -> str:
-    """Name a model is registered under: controls and the trained mode must not pass for the published edit."""
-    marks = [mark for mark, usual in ((mode, "static"), (direction, "probe")) if mark != usual]
-    return "_".join([method, *marks])

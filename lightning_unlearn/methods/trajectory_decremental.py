@@ -1,4 +1,4 @@
-"""Trajectory-decremental unlearning: imitate only those of the expert's episodes that never show the concept."""
+"""Trajectory-decremental unlearning: behaviour cloning of the expert's episodes without the concept."""
 
 import hashlib
 import tempfile
@@ -14,39 +14,41 @@ from lightning_unlearn.collectors import trajectories
 from lightning_unlearn.collectors.acting import ActingPolicy
 from lightning_unlearn.collectors.data import Experience, RolloutData
 from lightning_unlearn.collectors.trajectories import Trajectories
-from lightning_unlearn.envs.batched import BatchedEnv
-from lightning_unlearn.losses.cloning import CloningLoss, cloning_loss, discounted_returns
-from lightning_unlearn.losses.written_out import GaussianDraws, Gradient, cloning
-from lightning_unlearn.methods.base import require_at_least, require_fraction
-from lightning_unlearn.methods.gradient import GradientMethod, frozen_copy, require_source
-from lightning_unlearn.policies.actor_critic import ActorCritic
+from lightning_unlearn.losses.cloning import CloningLoss, cloning_gradient, cloning_loss, discounted_returns
+from lightning_unlearn.losses.gaussian import GaussianDraws, Gradient
+from lightning_unlearn.methods.base import (
+    GradientMethod,
+    frozen_copy,
+    require_at_least,
+    require_fraction,
+    require_source,
+)
+from lightning_unlearn.policies.actor_critic import ActorCritic, PolicyOutput
 from lightning_unlearn.seeding import SeedStreams, child, torch_generator, training_seeds
 
 
 class TrajectoryDecremental(GradientMethod):
-    """Clones the frozen unsafe expert's cost-free episodes; one epoch is one update from a set of them.
+    """Clones the frozen expert's episodes without C_forget; an epoch is one update from a collection of them.
 
     Every `recollect_every` updates the expert runs `dataset_episodes` episodes on new layouts; every episode with any
     C_forget is dropped. The reward critic is fitted to the returns of the others. The cost critic is not trained.
 
     Args:
         method: Name the models are registered under.
-        source: The unsafe expert, who is imitated and where the weights start: `auto` (the one of the same
+        source: The unsafe expert, which is imitated and where the weights start: `auto` (the one of the same
             environment, of the same seed if the store has it, else the shipped one), or a model URI or file.
         unsafe_updates: Updates that the unsafe expert was trained for; only moves the origin of `env_steps`.
-        dataset_episodes: Episodes in a collection, before the filter.
+        dataset_episodes: Episodes in a collection, before any is dropped.
         decremental_epochs_per_update: Passes over the retained transitions in an update.
         decremental_bc_coef: Weight of −log π(a|s).
         decremental_value_coef: Weight of ½MSE(reward value, return).
         decremental_ent_coef: Weight of the entropy of the Gaussian before tanh.
         recollect_every: Updates after which a new collection replaces the last.
-        dataset_dir: Folder where collections are kept and found again by later runs; null: they are not kept.
+        dataset_dir: Folder of collections, for use by later runs; null: collections are not stored.
         lr: Step size of Adam.
         batch_size: Transitions in a minibatch.
         gamma: Discount per step.
         max_grad_norm: Gradient norm is clipped to this.
-        ent_coef: Without effect; the published command has it. See `decremental_ent_coef`.
-        ppo_epochs: Without effect; the published command has it. See `decremental_epochs_per_update`.
         seed: The run's seed.
     """
 
@@ -68,8 +70,6 @@ class TrajectoryDecremental(GradientMethod):
         batch_size: int = 256,
         gamma: float = 0.99,
         max_grad_norm: float = 0.5,
-        ent_coef: float = 0.03,
-        ppo_epochs: int = 6,
         seed: int = 0,
     ) -> None:
         super().__init__(method, source, unsafe_updates, lr, batch_size, max_grad_norm, seed)
@@ -96,36 +96,30 @@ class TrajectoryDecremental(GradientMethod):
         self._collection = -1
         self._demonstrations, self._counts = TensorDict(), dict[str, float]()
         self._steps, self._new_steps = dict[int, int](), 0
-        """Environment steps of each collection; those that were made for the present update."""
+        """Environment steps of each collection, and those made for the present update."""
 
     @property
     def env_steps(self) -> int:
-        """Environment steps made so far: the expert's training, and every collection up to now."""
+        """Environment steps so far: those of the expert's training and of every collection."""
         return self.unsafe_updates * self.data.steps_per_update + sum(self._steps.values())
 
-    def steps_in(self, batch: TensorDict) -> int:
-        """Steps of the collection that was made for this update; 0 for those that use it again."""
+    def env_steps_of(self, batch: TensorDict) -> int:
+        """Steps of the collection that was made for this update; 0 if an earlier one is used again."""
         return self._new_steps
 
-    def build(self, env: BatchedEnv) -> None:
-        """Make the policy, and keep the expert as it is; does nothing the second time."""
-        super().build(env)
-        if not hasattr(self, "expert"):
-            self.expert = frozen_copy(self.policy)
-
-    def prepare(self, data: RolloutData) -> None:
-        """Build, and make the collection that is needed first: if nothing of it is retained, there is nothing to learn.
+    def build(self, data: RolloutData, policy: ActorCritic | None = None) -> None:
+        """Make the policy, a frozen copy of it as the expert, and the first collection.
 
         Raises:
             ValueError: No episode was retained, or `dataset_dir` cannot be used.
         """
-        super().prepare(data)
-        if self._collection < 0:
-            self._require_folder()
-            self._learn_from(data, self.updates_made // self.recollect_every)
+        super().build(data, policy)
+        self.expert = frozen_copy(self.policy)
+        self._require_folder()
+        self._use_collection(self.first_update // self.recollect_every)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add how many steps were collected; the collection itself is made again, from the same seeds."""
+        """Add the number of steps; the collection itself is made again, from the same seeds."""
         super().on_save_checkpoint(checkpoint)
         checkpoint["steps"] = self._steps
 
@@ -134,9 +128,9 @@ class TrajectoryDecremental(GradientMethod):
         super().on_load_checkpoint(checkpoint)
         self._steps = checkpoint["steps"] | self._steps
 
-    def experience(self, data: RolloutData) -> Experience:
-        """The retained transitions, of a new collection when it is time for one."""
-        return Experience(lambda: self._due(data))
+    def experience(self) -> Experience:
+        """Return the dataset of training: the retained transitions of the present collection."""
+        return Experience(self._demonstrations_now)
 
     def training_step(self, batch: TensorDict, batch_idx: int) -> None:
         """One update from the retained transitions. Batch shape: (M,)."""
@@ -147,7 +141,7 @@ class TrajectoryDecremental(GradientMethod):
 
     @torch.no_grad()
     def update(self, batch: TensorDict) -> list[CloningLoss]:
-        """All passes over the retained transitions; the losses of the minibatches. Batch shape: (M,)."""
+        """Make all passes over the retained transitions; return the losses of the minibatches. Batch shape: (M,)."""
         flat = {key: batch[key] for key in (keys.OBSERVATION, keys.PRE_TANH)}
         flat[keys.DISCOUNTED_RETURN] = batch[keys.DISCOUNTED_RETURN].squeeze(-1)
         flat[keys.LOG_SLOPE] = self.policy.log_squash_slope(batch[keys.PRE_TANH])
@@ -155,12 +149,11 @@ class TrajectoryDecremental(GradientMethod):
         for minibatch in self._shuffled(flat, self.passes):
             loss, backward = self._evaluate(minibatch)
             losses.append(loss)
-            self._descend(loss.total, backward)
+            self._descend(self._optimizer, loss.total, backward, self.max_grad_norm)
         return losses
 
-    def loss(self, minibatch: dict[str, torch.Tensor]) -> CloningLoss:
-        """The loss of a minibatch of flat tensors, (B, ·) and (B,)."""
-        output = self.policy(minibatch[keys.OBSERVATION])
+    def loss(self, output: PolicyOutput, minibatch: dict[str, torch.Tensor]) -> CloningLoss:
+        """The loss of the policy's output for a minibatch of flat tensors, (B, ·) and (B,)."""
         return cloning_loss(
             self.policy.draw_log_prob(output.mean, minibatch[keys.PRE_TANH]) - minibatch[keys.LOG_SLOPE],
             output.reward_value,
@@ -169,9 +162,9 @@ class TrajectoryDecremental(GradientMethod):
             **self._coefficients,
         )
 
-    def written_out(self, output: torch.Tensor, minibatch: dict[str, torch.Tensor]) -> tuple[CloningLoss, Gradient]:
-        """The same loss, and its gradient, of the means and values that the network gives. Shape: (B, A + 2)."""
-        return cloning(
+    def loss_gradient(self, output: torch.Tensor, minibatch: dict[str, torch.Tensor]) -> tuple[CloningLoss, Gradient]:
+        """The same loss and its gradient by the network's output, means and both values. Shape: (B, A + 2)."""
+        return cloning_gradient(
             GaussianDraws(output[:, :-2], self.policy.clamped_log_std, minibatch[keys.PRE_TANH]),
             minibatch[keys.LOG_SLOPE],
             output[:, -2],
@@ -181,32 +174,29 @@ class TrajectoryDecremental(GradientMethod):
 
     @torch.no_grad()
     def returns(self, retained: Trajectories) -> torch.Tensor:
-        """Discounted returns, bootstrapped by the expert where an episode was cut. Shape: (M, 1)."""
+        """Discounted returns, bootstrapped by the expert's reward value if an episode was truncated. Shape: (M, 1)."""
         table = retained.episodes
-        follows = ~(table[keys.TERMINATED] | table[keys.FAILED]).squeeze(-1)  # (N,)
-        value = self._acting_expert(table[keys.FINAL_OBSERVATION]).reward_value.where(follows, 0.0)  # (N,)
+        bootstrap = ~(table[keys.TERMINATED] | table[keys.FAILED]).squeeze(-1)  # (N,)
+        value = self._acting_expert(table[keys.FINAL_OBSERVATION]).reward_value.where(bootstrap, 0.0)  # (N,)
         steps = {key: retained.transitions[key].squeeze(-1) for key in (keys.REWARD, keys.DONE, keys.EPISODE)}
         final_value = value[steps[keys.EPISODE]]  # (M,)
         return discounted_returns(steps[keys.REWARD], steps[keys.DONE], final_value, self.gamma).unsqueeze(-1)
 
     @property
-    def _source(self) -> str:
-        return self.source_uri or "the expert"
-
-    @property
     def _acting_expert(self) -> ActorCritic:
-        """The expert where the environments are, wherever the learner went."""
+        """The expert on the CPU, whatever device the learner is on."""
         return ActingPolicy(self.expert).current()
 
-    def _due(self, data: RolloutData) -> TensorDict:
+    def _demonstrations_now(self) -> TensorDict:
+        """Return the retained transitions, of a new collection every `recollect_every` updates."""
         collection, before = self.trainer.current_epoch // self.recollect_every, self.env_steps
         if collection != self._collection:
-            self._learn_from(data, collection)
+            self._use_collection(collection)
         self._new_steps = self.env_steps - before
         return self._demonstrations
 
-    def _learn_from(self, data: RolloutData, collection: int) -> None:
-        found = self._found_or_collected(data, collection)
+    def _use_collection(self, collection: int) -> None:
+        found = self._load_or_collect(collection)
         table = found.episodes
         self._demonstrations = found.transitions.select(keys.OBSERVATION, keys.PRE_TANH)
         self._demonstrations[keys.DISCOUNTED_RETURN] = self.returns(found)
@@ -218,37 +208,38 @@ class TrajectoryDecremental(GradientMethod):
             "decremental/transitions_retained": float(len(found.transitions)),
         }
 
-    def _found_or_collected(self, data: RolloutData, collection: int) -> Trajectories:
+    def _load_or_collect(self, collection: int) -> Trajectories:
         if self.dataset_dir is None:
-            return self._collected(data, collection)
-        path, facts = self.dataset_dir / f"collection_{collection}.safetensors", self._facts(data, collection)
+            return self._collect(collection)
+        path, facts = self.dataset_dir / f"collection_{collection}.safetensors", self._facts(collection)
         if path.exists():
             return trajectories.load(path, facts)
-        collected = self._collected(data, collection)
+        collected = self._collect(collection)
         trajectories.save(path, collected, facts)
         return collected
 
-    def _collected(self, data: RolloutData, collection: int) -> Trajectories:
+    def _collect(self, collection: int) -> Trajectories:
         streams = SeedStreams.of(self.seed)
         collected = trajectories.collect(
-            data.more_environments,
+            self.data.more_environments,
             self._acting_expert,
             training_seeds(child(streams.environments, collection), self.dataset_episodes),
             torch_generator(child(streams.policy_noise, collection)),
             label=f"collection {collection}",
         )
-        self._require_retained(collected, data)
-        if collection == 0:
-            self._require_shown(collected, data)
+        self._require_both_kinds(collected, collection)
         return collected
 
-    def _facts(self, data: RolloutData, collection: int) -> dict[str, Any]:
-        """All that decides what a collection holds."""
+    def _facts(self, collection: int) -> dict[str, Any]:
+        """Return all that determines a collection; a stored one with other facts is refused."""
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self.expert.state_dict().items()):
+            digest.update(name.encode() + np.ascontiguousarray(tensor.cpu().numpy()).tobytes())
         return {
-            "env": data.env_id,
-            "concept": data.env.concept,
+            "env": self.data.env_id,
+            "concept": self.data.env.concept,
             "source": self.source_uri,
-            "expert_sha256": _digest(self.expert),
+            "expert_sha256": digest.hexdigest(),
             "seed": self.seed,
             "collection": collection,
             "dataset_episodes": self.dataset_episodes,
@@ -268,26 +259,18 @@ class TrajectoryDecremental(GradientMethod):
                 "null to keep no collections."
             ) from error
 
-    def _require_retained(self, collected: Trajectories, data: RolloutData) -> None:
+    def _require_both_kinds(self, collected: Trajectories, collection: int) -> None:
+        """Refuse a collection of which nothing is retained, and a first one that never shows the concept."""
+        episodes, concept = len(collected.episodes), self.data.env.concept
+        message = f"{episodes} episodes were collected with {self.source_uri or 'the expert'} in {self.data.env_id}, "
         if not collected.kept:
             rate = float(collected.episodes[keys.EPISODE_C_FORGET].mean())
             raise ValueError(
-                f"{len(collected.episodes)} episodes were collected with {self._source} in {data.env_id}, and none "
-                f"is retained: each shows the concept ({data.env.concept}), {rate:.1f} times in the mean. "
+                f"{message}and none is retained: each shows the concept ({concept}), {rate:.1f} times in the mean. "
                 "Raise model.dataset_episodes, or name a model.source that shows it less."
             )
-
-    def _require_shown(self, collected: Trajectories, data: RolloutData) -> None:
-        if collected.kept == len(collected.episodes):
+        if collection == 0 and collected.kept == episodes:
             raise ValueError(
-                f"{collected.kept} episodes were collected with {self._source} in {data.env_id}, and none shows the "
-                f"concept ({data.env.concept}): there is nothing to forget. Name another data.concept or a "
-                "model.source that shows it, or raise model.dataset_episodes."
+                f"{message}and none shows the concept ({concept}): there is nothing to forget. Name another "
+                "data.concept or a model.source that shows it, or raise model.dataset_episodes."
             )
-
-
-def _digest(policy: ActorCritic) -> str:
-    digest = hashlib.sha256()
-    for name, tensor in sorted(policy.state_dict().items()):
-        digest.update(name.encode() + np.ascontiguousarray(tensor.cpu().numpy()).tobytes())
-    return digest.hexdigest()

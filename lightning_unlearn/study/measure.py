@@ -8,7 +8,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 
-from lightning_unlearn.callbacks.throughput import Throughput
+from lightning_unlearn.callbacks.progress import Throughput
 from lightning_unlearn.collectors.data import RolloutData
 from lightning_unlearn.methods.dual_head_ppo import DualHeadPPO
 from lightning_unlearn.study.estimate import Speeds
@@ -34,7 +34,7 @@ def _train(env_id: str, num_envs: int, workers: int) -> tuple[float, float]:
     """Environment steps per second: of collecting and learning, and of collecting alone."""
     module = DualHeadPPO("measure")
     data = RolloutData(env_id, num_envs, HORIZON, workers=min(workers, num_envs))
-    module.prepare(data)
+    module.build(data)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*does not have many workers.*")
         trainer = pl.Trainer(

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from lightning_unlearn.configuration import find_config, shipped_config
+from lightning_unlearn.fit import FitCLI
 from lightning_unlearn.methods.repedit import RepEdit
 from lightning_unlearn.safe_files import sha256
 from lightning_unlearn.study.schema import AUDITS, RANDOM, Method, Study, require_distinct
 from lightning_unlearn.study.steps import Work
 from lightning_unlearn.trainer_options import require_possible
-from lightning_unlearn.training import TrainingCLI
 
 AUTO = "auto"
 EPISODE_STEPS = 1000
@@ -95,7 +95,7 @@ def _without_nothing(config: Any) -> Any:
     return {key: _without_nothing(value) for key, value in config.items() if value is not None}
 
 
-class _ConfigOnly(TrainingCLI):
+class _ConfigOnly(FitCLI):
     """Parses and checks the options, and builds nothing."""
 
     def before_instantiate_classes(self) -> None:

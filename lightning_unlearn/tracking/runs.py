@@ -19,7 +19,7 @@ from mlflow.tracking.context.registry import resolve_tags
 from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT, MLFLOW_PARENT_RUN_ID
 
 from lightning_unlearn import processes
-from lightning_unlearn.old_names import with_current_paths
+from lightning_unlearn.old_names import with_current_paths, without_removed_options
 from lightning_unlearn.options import flatten
 from lightning_unlearn.tracking.addresses import without_password
 from lightning_unlearn.tracking.store import experiment_id, pages, writing
@@ -202,8 +202,9 @@ def stored_options(run_id: str) -> dict[str, Any]:
 
 
 def stored_config(run_id: str) -> str:
-    """Return a run's resolved config, as YAML, with the present paths of classes that have moved."""
-    return with_current_paths(str(mlflow.artifacts.load_text(f"runs:/{run_id}/config.yaml")))
+    """Return a run's resolved config, as YAML, with today's paths of classes and without removed options."""
+    text = str(mlflow.artifacts.load_text(f"runs:/{run_id}/config.yaml"))
+    return without_removed_options(with_current_paths(text))
 
 
 def history(run_id: str, metric: str) -> list[tuple[int, float]]:

@@ -6,8 +6,8 @@ from torch import nn
 from torchrl.modules import IndependentNormal, ProbabilisticActor, ValueOperator
 from torchrl.objectives import ClipPPOLoss
 
-from lightning_unlearn.losses.advantages import combine, normalise
 from lightning_unlearn.losses.dual_ppo import dual_ppo_loss
+from lightning_unlearn.losses.gae import combine, normalise
 
 BATCH, OBSERVATIONS, ACTIONS = 64, 5, 2
 

@@ -5,20 +5,20 @@ import torch
 
 from lightning_unlearn import keys
 from lightning_unlearn.collectors.collector import RolloutCollector
-from lightning_unlearn.envs.batched import make_env
+from lightning_unlearn.collectors.data import RolloutData
 from lightning_unlearn.losses.dual_ppo import dual_ppo_loss
-from lightning_unlearn.losses.locality import gaussian_kl, kept_kl
+from lightning_unlearn.losses.gaussian import gaussian_kl, kept_kl
 from lightning_unlearn.methods.dual_head_ppo import DualHeadPPO
 from lightning_unlearn.methods.localized_concept import LocalizedConcept
 from lightning_unlearn.seeding import SeedStreams, torch_generator
 
 
 def built(cls=DualHeadPPO, **options):
-    env = make_env("ToyLine-v0", 4)
-    env.set_seed(0)
+    data = RolloutData("ToyLine-v0", 4)
+    data.env.set_seed(0)
     method = cls("unsafe", **({"batch_size": 32} | ({"hidden_sizes": [8, 8]} if cls is DualHeadPPO else {}) | options))
-    method.build(env)
-    return method, RolloutCollector(env, method.policy, 64, torch.Generator().manual_seed(0)).rollout()
+    method.build(data)
+    return method, RolloutCollector(data.env, method.policy, 64, torch.Generator().manual_seed(0)).rollout()
 
 
 def reference_update(method, batch):
@@ -78,8 +78,8 @@ def counted(method):
     method.configure_optimizers()
     steps, descend = [], method._descend
 
-    def count(loss, backward):
-        descend(loss, backward)
+    def count(optimizer, loss, *rest):
+        descend(optimizer, loss, *rest)
         steps.append(loss)
 
     method._descend = count
@@ -145,7 +145,8 @@ def test_scaled_critics_errors_count_in_units_of_their_targets_deviation():
         method, batch = built(scale_critics=scaled)
         batch[keys.NEXT, keys.C_FORGET] *= 20.0
         method.add_advantages(batch)
-        losses[scaled] = method.loss(method.flat(batch))
+        flat = method.flat(batch)
+        losses[scaled] = method.loss(method.policy(flat[keys.OBSERVATION]), flat)
     for name, key in (("reward_critic", keys.REWARD_TARGET), ("cost_critic", keys.COST_TARGET)):
         expected = getattr(losses[False], name) / batch[key].var(correction=0)
         torch.testing.assert_close(getattr(losses[True], name), expected)
@@ -155,7 +156,7 @@ def test_scaled_critics_errors_count_in_units_of_their_targets_deviation():
 def test_every_transition_is_seen_once_an_epoch():
     method, batch = built(ppo_epochs=2)
     method.add_advantages(batch)
-    seen = [m[keys.OBSERVATION].clone() for m in method._minibatches(batch)]
+    seen = [m[keys.OBSERVATION].clone() for m in method._shuffled(method.flat(batch), 2)]
     assert len(seen) == 2 * 256 // 32
     epoch = torch.cat(seen[:8])
     flat = batch[keys.OBSERVATION].flatten(0, 1)

@@ -1,9 +1,9 @@
 import pytest
 import torch
 
-from lightning_unlearn import keys, training
+from lightning_unlearn import fit, keys
 from lightning_unlearn.collectors.collector import RolloutCollector
-from lightning_unlearn.envs.batched import make_env
+from lightning_unlearn.collectors.data import RolloutData
 from lightning_unlearn.methods.dual_head_ppo import DualHeadPPO
 from lightning_unlearn.methods.localized_concept import LocalizedConcept
 from lightning_unlearn.tracking import registry
@@ -14,11 +14,11 @@ EXPERT = "zoo:unsafe.ToyLine-v0"
 
 
 def built(cls=LocalizedConcept, **options):
-    env = make_env("ToyLine-v0", 4)
-    env.set_seed(0)
+    data = RolloutData("ToyLine-v0", 4)
+    data.env.set_seed(0)
     method = cls("localized_concept", EXPERT, **options)
-    method.build(env)
-    batch = RolloutCollector(env, method.policy, 64, torch.Generator().manual_seed(0)).rollout()
+    method.build(data)
+    batch = RolloutCollector(data.env, method.policy, 64, torch.Generator().manual_seed(0)).rollout()
     return method, batch
 
 
@@ -33,7 +33,8 @@ def test_the_penalty_is_beta_times_the_kl_over_transitions_that_do_not_show_the_
     method, batch = built(beta=0.5)
     moved(method).add_advantages(batch)
     flat = method.flat(batch)
-    localized, plain = method.loss(flat), DualHeadPPO.loss_of(method, method.policy(flat[keys.OBSERVATION]), flat)
+    output = method.policy(flat[keys.OBSERVATION])
+    localized, plain = method.loss(output, flat), DualHeadPPO.loss(method, output, flat)
     p, q = (
         torch.distributions.Normal(policy.mean(flat[keys.OBSERVATION]), policy.std)
         for policy in (method.policy, method.expert)
@@ -51,15 +52,17 @@ def test_a_minibatch_by_hand():
     method.add_advantages(batch)
     flat = {key: value[:3] for key, value in method.flat(batch).items()}
     flat[keys.C_FORGET] = torch.tensor([0.0, 1.0, 0.0])
-    mean = method.policy.mean(flat[keys.OBSERVATION]).detach()
-    away = torch.tensor([[2.0], [1e3], [2.0]]) * method.expert.std.detach()
-    assert method.loss(flat | {keys.EXPERT_MEAN: mean - away}).locality_kl.item() == pytest.approx(2.0)
+    output = method.policy(flat[keys.OBSERVATION])
+    away = torch.tensor([[2.0], [1e3], [2.0]]) * method.expert.std
+    assert method.loss(output, flat | {keys.EXPERT_MEAN: output.mean - away}).locality_kl.item() == pytest.approx(2.0)
 
 
 def test_the_expert_stays_as_it_was_and_starts_at_kl_zero():
     method, batch = built()
     method.add_advantages(batch)
-    assert method.loss(method.flat(batch)).locality_kl.item() == pytest.approx(0.0, abs=1e-6)
+    flat = method.flat(batch)
+    loss = method.loss(method.policy(flat[keys.OBSERVATION]), flat)
+    assert loss.locality_kl.item() == pytest.approx(0.0, abs=1e-6)
     assert not any(p.requires_grad for p in method.expert.parameters())
     before = method.expert.action_mean.bias.clone()
     moved(method)
@@ -74,13 +77,13 @@ def test_the_experts_mean_is_made_once_a_rollout(monkeypatch):
     calls = []
     original = method.expert.mean
     monkeypatch.setattr(method.expert, "mean", lambda observation: calls.append(1) or original(observation))
-    assert len(list(method._minibatches(batch))) == 6 * 8
+    assert len(list(method._shuffled(method.flat(batch), 6))) == 6 * 8
     assert len(calls) == 1
 
 
 def test_beta_zero_is_concept_unlearning_bit_for_bit(store):
     def weights(name, *more):
-        run = training.train([*CHAIN, "-c", f"configs/method/{name}.yaml", *SMOKE, *more])
+        run = fit.train([*CHAIN, "-c", f"configs/method/{name}.yaml", *SMOKE, *more])
         return registry.load_policy(run.saved[2]).policy.state_dict()
 
     concept = weights("concept")

@@ -1,18 +1,17 @@
 import copy
 from dataclasses import replace
-from types import SimpleNamespace
 
 import pytest
 import torch
 
 import lightning_unlearn as lu
-from lightning_unlearn import keys, training
+from lightning_unlearn import fit, keys
 from lightning_unlearn.audits.policy_suite import evaluate_in
 from lightning_unlearn.collectors.collector import RolloutCollector
 from lightning_unlearn.collectors.data import RolloutData
 from lightning_unlearn.collectors.replay import macro_transitions
 from lightning_unlearn.envs.batched import make_env
-from lightning_unlearn.losses.off_policy import actor_loss
+from lightning_unlearn.losses.td3 import actor_loss
 from lightning_unlearn.methods.off_policy_concept import MEAN_SIZE, MOST_BYTES, SIZE, OffPolicyConcept
 from lightning_unlearn.tracking import checkpoints
 
@@ -27,11 +26,13 @@ SMALL = [
 
 
 def built(**options):
-    env = make_env(TOY, 4)
-    env.set_seed(0)
+    data = RolloutData(TOY, num_envs=4, horizon=64)
+    data.env.set_seed(0)
     method = OffPolicyConcept("off_policy_concept", EXPERT, **options)
-    method.build(env)
-    return method, RolloutCollector(env, method.policy, 64, torch.Generator().manual_seed(0), action_repeat=2).rollout()
+    method.build(data)
+    return method, RolloutCollector(
+        data.env, method.policy, 64, torch.Generator().manual_seed(0), action_repeat=2
+    ).rollout()
 
 
 def minibatch_of(method, batch):
@@ -39,7 +40,7 @@ def minibatch_of(method, batch):
     return method.replay.draw(50, torch.Generator().manual_seed(1))
 
 
-def test_the_expert_is_brought_in_from_the_ends_of_the_tanh():
+def test_the_experts_means_are_scaled_and_its_standard_deviation_is_set():
     method, batch = built(mean_scale=0.25, exploration_std=0.4)
     expert, observation = lu.load_policy(EXPERT), batch[keys.OBSERVATION].flatten(0, 1)
     torch.testing.assert_close(method.policy.mean(observation), 0.25 * expert.mean(observation))
@@ -80,10 +81,10 @@ def test_a_step_of_the_policy_is_that_of_autograd(squash):
     observation = rows[keys.OBSERVATION]
     assert method.policy.mean(observation).abs().max() < 1.0 or squash == "tanh"
     loss = actor_loss(method.values(observation, method.policy.act(observation)), 0.5).policy
-    by_autograd = torch.autograd.grad(loss, method._trained)
+    by_autograd = torch.autograd.grad(loss, method._actor_parameters)
     method.configure_optimizers()
     method._improve(rows)
-    found = [weight.grad for weight in method._trained]
+    found = [weight.grad for weight in method._actor_parameters]
     torch.testing.assert_close(found, list(by_autograd), atol=1e-6, rtol=1e-4)
 
 
@@ -101,7 +102,7 @@ def test_units_are_those_of_the_experts_own_rollouts(monkeypatch):
     def look(method):
         begin(method)
         size = method.policy.mean(method.replay.observations).square().mean().sqrt().item()
-        seen.update(size=size, units=method._units, measured=method.measured, weight=method.cost_weight)
+        seen.update(size=size, units=method._units, measured=method.expert_measures, weight=method.cost_weight)
 
     monkeypatch.setattr(OffPolicyConcept, "_begin", look)
     more = ["--model.mean_scale", "null", "--model.gamma", "0.98"]
@@ -127,7 +128,7 @@ def test_noisy_actions_stay_inside_the_bounds():
 def test_only_the_weights_that_act_are_trained():
     method, _ = built()
     acting = {id(w) for name, w in method.policy.named_parameters() if name.startswith(("trunk", "action_mean"))}
-    assert {id(weight) for weight in method._trained} == acting
+    assert {id(weight) for weight in method._actor_parameters} == acting
 
 
 def test_it_forgets_the_hazard_and_keeps_what_the_expert_was_trained_for():
@@ -180,11 +181,9 @@ def test_a_wrapped_network_is_trained_as_it_is():
 @pytest.mark.parametrize("noiseless", [0.0, 0.3, 0.5, 1.0])
 def test_the_environments_that_are_judged_are_those_that_act_without_noise(noiseless):
     method, _ = built(noiseless=noiseless)
-    data = RolloutData(TOY, num_envs=4, horizon=8)
-    batch = method.experience(data).gather()
+    batch = method.experience().gather()
     acts_by_mean = batch[keys.PRE_TANH].isclose(method.policy.mean(batch[keys.OBSERVATION]))[:, 0, 0]
-    method._trainer = SimpleNamespace(datamodule=data)
-    judged = torch.arange(4)[method.released_rows]
+    judged = torch.arange(4)[method.measured_envs]
     assert judged.tolist() == (acts_by_mean.nonzero().flatten().tolist() or [0, 1, 2, 3])
     assert int(acts_by_mean.sum()) == round(4 * noiseless)
 
@@ -213,4 +212,4 @@ def test_a_checkpoint_has_room_for_the_networks_beside_the_largest_replay():
 def test_what_is_impossible_is_refused_by_name(store, options, message):
     chain = ["-c", "base.yaml", "-c", "env/point_goal1.yaml", "-c", "method/off_policy_concept.yaml", "--env", TOY]
     with pytest.raises(ValueError, match=message):
-        training.train([*chain, *SMALL, "--model.source", EXPERT, *options])
+        fit.train([*chain, *SMALL, "--model.source", EXPERT, *options])

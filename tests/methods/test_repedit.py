@@ -6,13 +6,18 @@ import torch
 
 from lightning_unlearn import keys
 from lightning_unlearn.collectors.collector import RolloutCollector
-from lightning_unlearn.envs.batched import make_env
-from lightning_unlearn.losses import directions
-from lightning_unlearn.losses.editing import near_far
-from lightning_unlearn.methods.editor_fit import calibrate
-from lightning_unlearn.methods.repedit import RepEdit, edit_effect, effect_message, effect_metrics, idle_message
+from lightning_unlearn.collectors.data import RolloutData
+from lightning_unlearn.losses import latent_directions as directions
+from lightning_unlearn.losses.latent_directions import near_far
+from lightning_unlearn.methods.repedit import (
+    RepEdit,
+    calibrate,
+    edit_effect,
+    effect_message,
+    effect_metrics,
+    idle_message,
+)
 from lightning_unlearn.policies.latent_editor import AffineEditor, Direction, GatedEditor, save_direction
-from lightning_unlearn.seeding import SeedStreams, training_seeds
 from lightning_unlearn.tracking import registry
 
 EXPERT = "zoo:unsafe.ToyLine-v0"
@@ -20,14 +25,12 @@ SMALL = {"calibration_steps": 400, "buffer_steps": 800, "near_window": 1}
 
 
 def toy(seed=0):
-    env = make_env("ToyLine-v0", 4)
-    env.seed_environments(training_seeds(SeedStreams.of(seed).environments, 4))
-    return env
+    return RolloutData("ToyLine-v0", 4, seed=seed).env
 
 
 def built(**options):
     method = RepEdit(**({"source": EXPERT} | SMALL | options))
-    method.build(toy())
+    method.build(RolloutData("ToyLine-v0", 4))
     return method
 
 
@@ -141,10 +144,10 @@ def test_calibration_leaves_the_training_environments_as_they_were(expert):
     assert first.c_forget.shape == (4, 25)
 
 
-def test_building_again_changes_nothing():
+def test_lightning_builds_only_what_was_not_built():
     method = built()
     policy = method.policy
-    method.build(toy())
+    method.configure_model()
     assert method.policy is policy
 
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from tensordict import TensorDict
 
-from lightning_unlearn import keys, seeding, training
+from lightning_unlearn import fit, keys, seeding
 from lightning_unlearn.collectors import trajectories
 from lightning_unlearn.collectors.data import RolloutData
 from lightning_unlearn.collectors.trajectories import Trajectories
@@ -20,13 +20,13 @@ EXPERT = "zoo:unsafe.ToyLine-v0"
 
 def prepared(**options):
     method = TrajectoryDecremental("trajectory_decremental", EXPERT, **options)
-    method.prepare(RolloutData("ToyLine-v0", num_envs=2, horizon=8))
+    method.build(RolloutData("ToyLine-v0", num_envs=2, horizon=8))
     return method
 
 
 def chain(*more):
-    cli = training.TrainingCLI([*CHAIN, *more])
-    cli.prepare()
+    cli = fit.FitCLI([*CHAIN, *more])
+    cli.build()
     return cli
 
 
@@ -123,14 +123,14 @@ def test_collections_are_found_again_by_a_later_run(store, tmp_path, monkeypatch
     given = ["--model.dataset_dir", str(tmp_path / "sets"), "--recollect_every", "2"]
     runs = []
     for times in (2, 2):  # both collections are made by the first run
-        run = training.train([*CHAIN, *given])
+        run = fit.train([*CHAIN, *given])
         assert len(seen) == times
         runs.append(registry.load_policy(run.saved[4]))
     weights = [stored.policy.state_dict() for stored in runs]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
     assert runs[0].card.env_steps == runs[1].card.env_steps
     with pytest.raises(ValueError, match=r"collection_0.safetensors was made with seed=0, but this run has seed=1"):
-        training.train([*CHAIN, *given, "--seed", "1"])
+        fit.train([*CHAIN, *given, "--seed", "1"])
 
 
 def test_no_retained_episode_is_refused_before_a_run_exists(store):
@@ -138,17 +138,19 @@ def test_no_retained_episode_is_refused_before_a_run_exists(store):
     expert.action_mean.bias.data.fill_(9.0)  # always to the right, into the hazard
     save_policy(Path("right"), expert, ModelCard())
     with pytest.raises(ValueError, match=r"70 episodes were collected with right .*Raise model.dataset_episodes"):
-        training.train([*CHAIN, "--model.source", "right", "--dataset_episodes", "70"])
+        fit.train([*CHAIN, "--model.source", "right", "--dataset_episodes", "70"])
     assert mlflow.search_experiments(filter_string="name = 'ToyLine-v0'") == []
 
 
-def test_names_of_the_published_script_are_understood():
+def test_names_of_the_published_script_are_understood(store, capsys):
     published = (
         "--env ToyLine-v0 --seed 3 --updates 15 --unsafe_updates 30 --lr 3e-3 --ent_coef 0.02 --ppo_epochs 5 "
         "--batch_size 128 --dataset_episodes 20 --decremental_epochs_per_update 2 --decremental_bc_coef 1.5 "
         "--decremental_value_coef 0.6 --decremental_ent_coef 0.02 --recollect_every 4 --save_points 5 10 15"
     )
-    parsed = training.TrainingCLI([*CHAIN, *published.split(" ")]).config
+    parsed = fit.FitCLI([*CHAIN, *published.split(" ")]).config
+    idle = "--ent_coef, --ppo_epochs: without effect on the method TrajectoryDecremental, left out."
+    assert idle in capsys.readouterr().out
     options = parsed.model.init_args
     assert (options.dataset_episodes, options.decremental_epochs_per_update, options.recollect_every) == (20, 2, 4)
     weights = options.decremental_bc_coef, options.decremental_value_coef, options.decremental_ent_coef

@@ -1,8 +1,7 @@
 import pytest
 import torch
 
-from lightning_unlearn.methods.flat_adam import FlatAdam
-from lightning_unlearn.methods.gradient import written_out_network
+from lightning_unlearn.methods.flat_adam import FlatAdam, written_out_network
 from lightning_unlearn.policies.actor_critic import ActorCritic, PolicyConfig
 from lightning_unlearn.policies.latent_editor import AffineEditor
 from lightning_unlearn.policies.shared_trunk import has_shared_trunk

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torchrl.objectives.value.functional import generalized_advantage_estimate
 
-from lightning_unlearn.losses.advantages import combine, generalised_advantage, normalise
+from lightning_unlearn.losses.gae import combine, generalised_advantage, normalise
 
 
 def random_rollout(generator, envs=4, steps=50, signals=2):

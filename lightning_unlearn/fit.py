@@ -1,4 +1,4 @@
-"""From a chain of config files to a finished run: the one path that `fit`, `quickstart` and studies share."""
+"""The `fit` command: build environments and method from a chain of config files, and train in an MLflow run."""
 
 import gc
 import os
@@ -14,21 +14,18 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from lightning_unlearn import resume
 from lightning_unlearn.audits.verdict import Verdict
-from lightning_unlearn.callbacks.concept_check import ConceptCheck, NothingToForgetError
-from lightning_unlearn.callbacks.early_end import EarlyEnd
-from lightning_unlearn.callbacks.expert_record import ExpertRecord
-from lightning_unlearn.callbacks.failed_episodes import FailedEpisodes
+from lightning_unlearn.callbacks.expert import ConceptCheck, ExpertRecord, NothingToForgetError
 from lightning_unlearn.callbacks.mlflow_run import MLflowRun, RunRecord, UpdateCheckpoint
 from lightning_unlearn.callbacks.pid_lagrangian import PIDLagrangian
-from lightning_unlearn.callbacks.progress import Progress
+from lightning_unlearn.callbacks.progress import EarlyEnd, FailedEpisodes, Throughput, UpdateBar
 from lightning_unlearn.callbacks.save_points import SavePoints
-from lightning_unlearn.callbacks.throughput import Throughput
 from lightning_unlearn.callbacks.weight_average import WeightAverage
 from lightning_unlearn.collectors.data import RolloutData
 from lightning_unlearn.configuration import ConfigParser, expand, origin
 from lightning_unlearn.keep_best import KeepBest
-from lightning_unlearn.methods.gradient import GradientMethod
+from lightning_unlearn.methods.base import GradientMethod, LagrangianMethod
 from lightning_unlearn.options import flatten
+from lightning_unlearn.policies.actor_critic import ActorCritic
 from lightning_unlearn.processes import cores, working_directory_importable
 from lightning_unlearn.tracking.addresses import without_password
 from lightning_unlearn.tracking.checkpoints import AtomicCheckpoints
@@ -50,22 +47,22 @@ from lightning_unlearn.trainer_options import (
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """What a training leaves behind."""
+    """A finished training and its registered models."""
 
     run_id: str
     """The MLflow run."""
     env_id: str
-    """The environment it was trained in."""
+    """The environment, and the MLflow experiment."""
     saved: dict[int, str]
     """Update → URI of the registered model."""
     verdict: Verdict | None = None
-    """On the chosen save point, where `keep_best` asked for it."""
+    """Verdict on the chosen save point; None without `keep_best`."""
     chosen: str | None = None
     """URI of that save point."""
 
 
-class TrainingCLI(LightningCLI):
-    """LightningCLI with this project's options; parses and builds, and leaves training to `train`."""
+class FitCLI(LightningCLI):
+    """LightningCLI with this package's options. It parses and instantiates; `build` and `fit` are called by `train`."""
 
     resumed: resume.Resumption | None = None
     keep_best: KeepBest | None = None
@@ -83,7 +80,7 @@ class TrainingCLI(LightningCLI):
         )
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Parse what was given to this class; the process's own options are somebody else's."""
+        """Parse the options given to this class, never those of the process."""
         with working_directory_importable():
             try:
                 self.config = parser.parse_args(args)
@@ -91,13 +88,13 @@ class TrainingCLI(LightningCLI):
                 raise ValueError(f"{error}{origin(str(error), args)}") from error
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
-        """A parser that suggests the nearest key."""
+        """Make the parser."""
         parser = ConfigParser(prog="lightning-unlearn fit", description="Train one method from a chain of configs.")
         parser.add_config_option()
         return parser
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """The store, save points and what they hold, the multiplier; and one seed for all."""
+        """Add the options beside trainer, model and data, and link the one seed to both."""
         parser.add_argument("--tracking_uri", type=str | None, default=None, help=TRACKING_URI_HELP)
         parser.add_argument("--save_points", type=list[int] | None, default=None, help="updates that are registered")
         parser.add_argument("--pid", type=PIDLagrangian | None, default=None, help="moves λ; null: λ stays 0")
@@ -112,13 +109,13 @@ class TrainingCLI(LightningCLI):
             parser.link_arguments("seed_everything", target, compute_fn=_seed)
 
     def before_instantiate_classes(self) -> None:
-        """Set what is global to the process, once the config is known to be sound."""
+        """Check trainer and threads, and open the store."""
         require_possible(self.config.trainer)
         threads = self.config.torch_threads
         if threads != "auto" and threads < 1:
             raise ValueError(f"torch_threads={threads} is not possible: use auto, or at least 1.")
-        # Lightning asks PyTorch to look for GPUs by opening a library, which every step of an optimizer then does: a
-        # sixth of an update.
+        # Lightning sets this to 1: then every optimizer step looks for GPUs by opening a library, which takes a sixth
+        # of an update.
         os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "0"
         self.open_store()
 
@@ -127,21 +124,20 @@ class TrainingCLI(LightningCLI):
         open_store(self.config.tracking_uri)
 
     def instantiate_trainer(self, **_: Any) -> pl.Trainer:
-        """A trainer with this project's callbacks after the config's own, and its MLflow run before further loggers."""
+        """Make the trainer: the config's callbacks come before this package's, the MLflow run before other loggers."""
         given, average, pid = self.config_init.trainer, self.config_init.average, self.config_init.pid
         theirs, loggers = further_callbacks(given.callbacks), further_loggers(given.logger)
         plugins = [*further_plugins(given.plugins), AtomicCheckpoints()]
         run, recorders = self.recorders()
         torch.set_num_threads(self._threads())
-        measured = ExpertRecord() if hasattr(self.model, "cost_weight") else None
         ours = [
             average,
             None if pid is None else ConceptCheck(),
-            measured,
+            ExpertRecord() if isinstance(self.model, LagrangianMethod) else None,
             pid,
             FailedEpisodes(),
             *recorders,
-            Progress(),
+            UpdateBar(),
         ]
         callbacks = [*theirs, *(callback for callback in ours if callback is not None), EarlyEnd()]
         try:
@@ -154,7 +150,7 @@ class TrainingCLI(LightningCLI):
         return trainer
 
     def recorders(self) -> tuple[list[MLflowRun], list[pl.Callback]]:
-        """The MLflow run as a logger, and the callbacks that write to it."""
+        """Make the MLflow run, as a logger, and the callbacks that write to it."""
         options = flatten(yaml.safe_load(self._dump()))
         tags = {"method": self.model.method, "seed": str(self.model.seed), "env": self.datamodule.env_id}
         self.resumed = self._resumed(tags, options)
@@ -162,7 +158,8 @@ class TrainingCLI(LightningCLI):
             resume.CONFIG_DIGEST: resume.config_digest(options),
             resume.THREADS: str(self._threads()),
         }
-        run = self._run(tags)
+        run_id = None if self.resumed is None else self.resumed.run_id
+        run = MLflowRun(self.datamodule.env_id, f"{tags['method']}-seed{tags['seed']}", tags, run_id)
         self.save_points = SavePoints(run, self.config_init.save_points)
         self.save_points.require_within(self.config.trainer.max_epochs)
         own = [Throughput(), UpdateCheckpoint(run), self.save_points, RunRecord(run, self._dump(), options)]
@@ -171,24 +168,27 @@ class TrainingCLI(LightningCLI):
             own.append(self.keep_best)
         return [run], own
 
-    def prepare(self) -> None:
-        """Build environments and policy, and refuse what cannot be trained, before a run exists.
+    def build(self, policy: ActorCritic | None = None) -> None:
+        """Build environments and policy, and refuse what cannot be trained, before an MLflow run exists.
+
+        Args:
+            policy: Start of training in place of the config's source.
 
         Raises:
             ValueError: Something in the config is impossible.
         """
-        if self.config_init.pid is not None and not hasattr(self.model, "cost_weight"):
+        if self.config_init.pid is not None and not isinstance(self.model, LagrangianMethod):
             raise ValueError(f"pid has no effect on the method {self.model.method}: leave --pid and its options out.")
         if self.config_init.average is not None and not isinstance(self.model, GradientMethod):
             raise ValueError(
                 f"average has no effect on the method {self.model.method}, which trains no weights: leave it out."
             )
-        self.model.prepare(self.datamodule)
+        self.model.build(self.datamodule, policy)
 
     def fit(self) -> None:
-        """Train, from the start or from where the run to be resumed had come to."""
+        """Train, from the start or from the checkpoint of the run to resume."""
         checkpoint = None if self.resumed is None else self.resumed.checkpoint
-        gc.freeze()  # else Python looks for garbage among a million objects of the libraries now and then, for 0.3 s
+        gc.freeze()  # otherwise garbage collection visits a million objects of the libraries now and then, for 0.3 s
         try:
             with not_autologged():
                 self.trainer.fit(self.model, self.datamodule, ckpt_path=checkpoint, weights_only=True)
@@ -200,7 +200,7 @@ class TrainingCLI(LightningCLI):
             gc.unfreeze()
 
     def _judging_pid(self) -> PIDLagrangian:
-        """Whose limit a verdict is given by.
+        """Return the pid whose limit the verdict goes by.
 
         Raises:
             ValueError: There is none, or no expert to compare with.
@@ -229,21 +229,17 @@ class TrainingCLI(LightningCLI):
         return found
 
     def _threads(self) -> int:
-        """As many as asked for, or as a run that is resumed had: rounding depends on it."""
+        """Number of PyTorch threads: the option's, or the resumed run's, since rounding depends on it."""
         if self.config.torch_threads != "auto":
             return int(self.config.torch_threads)
         if self.resumed is not None and self.resumed.threads:
             return self.resumed.threads
         own = os.environ.get("OMP_NUM_THREADS", "")
         usable = min(cores(), int(own)) if own.isdigit() and int(own) else cores()
-        return min(usable, self.model.most_threads)  # workers sleep while the learner works
-
-    def _run(self, tags: dict[str, str]) -> MLflowRun:
-        run_id = None if self.resumed is None else self.resumed.run_id
-        return MLflowRun(self.datamodule.env_id, f"{tags['method']}-seed{tags['seed']}", tags, run_id)
+        return min(usable, self.model.max_threads)  # workers sleep while the learner works
 
     def _dump(self) -> str:
-        """The resolved config, as YAML, without what only this process was asked for."""
+        """The resolved config, as YAML, without `resume` and without the store's password."""
         config = self.config.clone()
         config.pop("resume")
         if config.tracking_uri:
@@ -258,16 +254,16 @@ def _seed(seed_everything: bool | int) -> int:
 
 
 def train(args: Sequence[str]) -> FinishedRun:
-    """Train as the options say, and return where the results are.
+    """Train with these options.
 
     Raises:
         ValueError: The options are impossible; no run was made then.
     """
-    cli = TrainingCLI(args)
+    cli = FitCLI(args)
     try:
         cli.save_points.require_names(cli.model.method, cli.datamodule.env_id)
         require_recordable(cli.datamodule.env_id)
-        cli.prepare()
+        cli.build()
         cli.fit()
     finally:
         cli.datamodule.teardown("fit")  # Lightning leaves the environments and their processes open after an exception

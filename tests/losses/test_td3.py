@@ -1,13 +1,13 @@
 import pytest
 import torch
 
-from lightning_unlearn.losses.off_policy import actor_loss, critic_loss, split, targets
+from lightning_unlearn.losses.td3 import actor_loss, critic_loss, pessimistic, td_targets
 
 
 def test_targets_by_hand():
-    # Two decisions; nothing comes after the second one.
+    # Two macro-actions; nothing comes after the second one.
     next_values = torch.tensor([[2.0, 9.0], [3.0, 9.0], [4.0, 9.0], [5.0, 9.0]])
-    target = targets(torch.tensor([1.0, 0.5]), torch.tensor([0.0, 1.0]), torch.tensor([0.9, 0.0]), next_values)
+    target = td_targets(torch.tensor([1.0, 0.5]), torch.tensor([0.0, 1.0]), torch.tensor([0.9, 0.0]), next_values)
     torch.testing.assert_close(target, torch.tensor([[2.8, 0.5], [2.8, 0.5], [4.5, 1.0], [4.5, 1.0]]))
 
 
@@ -29,6 +29,6 @@ def test_the_policys_loss_by_hand():
 
 def test_the_gradient_goes_through_the_worse_of_two():
     values = torch.tensor([[1.0, 5.0], [4.0, 2.0], [2.0, 4.0], [3.0, 1.0]], requires_grad=True)
-    reward, cost = split(values)
+    reward, cost = pessimistic(values)
     (reward.sum() + cost.sum()).backward()
     assert values.grad.tolist() == [[1.0, 0.0], [0.0, 1.0], [0.0, 1.0], [1.0, 0.0]]

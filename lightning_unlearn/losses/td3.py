@@ -1,6 +1,6 @@
-"""Twin critics of reward and of C_forget for actions, and the policy that goes up the one and down the other.
+"""TD3 losses: twin critics of reward and of C_forget, and the deterministic policy gradient of the Lagrangian.
 
-Shapes: B decisions, A action size. Of the four critics, the first two are of reward and the last two of C_forget.
+Shapes: B macro-actions, A action size. Of the four critics, the first two are of reward and the last two of C_forget.
 """
 
 from typing import NamedTuple
@@ -9,11 +9,11 @@ import torch
 from torch.nn import functional as F
 
 CRITICS = 4
-"""Of each signal two, of which the worse counts (Fujimoto et al. 2018): the lesser reward, the greater cost."""
+"""Twin critics of each signal (Fujimoto et al. 2018)."""
 
 
 class CriticLoss(NamedTuple):
-    """What the critics are off by; every field is a scalar tensor."""
+    """Loss of the critics; every field is a scalar tensor."""
 
     total: torch.Tensor
     reward_critic: torch.Tensor
@@ -21,7 +21,7 @@ class CriticLoss(NamedTuple):
 
 
 class ActorLoss(NamedTuple):
-    """The policy's loss and what it is made of; every field is a scalar tensor."""
+    """The policy's loss and its terms; every field is a scalar tensor."""
 
     policy: torch.Tensor
     reward_value: torch.Tensor
@@ -30,29 +30,28 @@ class ActorLoss(NamedTuple):
     """Mean of the greater cost value of the policy's own actions."""
 
 
-def split(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def pessimistic(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """The lesser reward value and the greater cost value. Shape: (4, B) → (B,), (B,)."""
     return torch.minimum(values[0], values[1]), torch.maximum(values[2], values[3])
 
 
-def targets(
+def td_targets(
     reward: torch.Tensor, c_forget: torch.Tensor, discount: torch.Tensor, next_values: torch.Tensor
 ) -> torch.Tensor:
     """R + d·min(Q'₁, Q'₂), twice, and c + d·max(Q'₃, Q'₄), twice.
 
     Args:
-        reward: That a decision brought. Shape: (B,).
-        c_forget: That it brought. Shape: (B,).
-        discount: d, what a value after it counts: γ to the number of its steps, 0 where nothing comes after.
-            Shape: (B,).
-        next_values: Of the observation after it and the policy's action in it. Shape: (4, B).
+        reward: R, discounted reward of a macro-action. Shape: (B,).
+        c_forget: c, discounted C_forget of a macro-action. Shape: (B,).
+        discount: d, γ to the number of the macro-action's steps; 0 where the episode terminated. Shape: (B,).
+        next_values: Q', of the next observation and the policy's action in it. Shape: (4, B).
 
     Returns:
         Shape: (4, B).
 
     Source: Fujimoto et al. 2018, algorithm 1, with critics of costs beside those of reward.
     """
-    next_reward, next_cost = split(next_values)
+    next_reward, next_cost = pessimistic(next_values)
     reward_target, cost_target = reward + discount * next_reward, c_forget + discount * next_cost
     return torch.stack([reward_target, reward_target, cost_target, cost_target])
 
@@ -67,10 +66,10 @@ def actor_loss(values: torch.Tensor, cost_weight: float) -> ActorLoss:
     """−E[min(Q₁, Q₂) − λ·max(Q₃, Q₄)]/(1 + λ).
 
     Args:
-        values: Of the policy's own actions. Shape: (4, B).
-        cost_weight: λ, reward that one of C_forget is worth.
+        values: Q, of the policy's own actions. Shape: (4, B).
+        cost_weight: λ, in units of reward for one of C_forget.
 
     Source: Silver et al. 2014, the deterministic policy gradient, of the Lagrangian.
     """
-    reward_value, cost_value = (value.mean() for value in split(values))
+    reward_value, cost_value = (value.mean() for value in pessimistic(values))
     return ActorLoss(-(reward_value - cost_weight * cost_value) / (1.0 + cost_weight), reward_value, cost_value)

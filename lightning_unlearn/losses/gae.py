@@ -18,18 +18,18 @@ def generalised_advantage(
     gamma: float,
     gae_lambda: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """GAE of one or several signals at once.
+    """Compute GAE of one or several signals at once.
 
     δ_t = signal_t + γ·bootstrap_t·V(s'_t) − V(s_t), where s'_t is the true next observation (the final one at an
-    episode's end); A_t = δ_t + d_t·A_{t+1} with d_t = γλ·(1 − done_t). It is summed by doubling: with Aⁿ the sum of the
-    n terms from t on, A²ⁿ_t = Aⁿ_t + d_t⋯d_{t+n−1}·Aⁿ_{t+n}.
+    episode's end); A_t = δ_t + d_t·A_{t+1} with d_t = γλ·(1 − done_t). The sum is computed by doubling: with Aⁿ the sum
+    of the n terms from t on, A²ⁿ_t = Aⁿ_t + d_t⋯d_{t+n−1}·Aⁿ_{t+n}.
 
     Args:
         signal: Rewards or C_forget. Shape: (E, T, K) for K signals.
         value: Values of the observations. Shape: (E, T, K).
         next_value: Values of the true next observations. Shape: (E, T, K).
-        bootstrap: False where nothing comes after: terminated, or the simulator failed. Shape: (E, T, 1), bool.
-        done: True where the episode ended, for whatever reason. Shape: (E, T, 1), bool.
+        bootstrap: False if the episode terminated or the simulator failed. Shape: (E, T, 1), bool.
+        done: True where an episode ended, terminated or truncated. Shape: (E, T, 1), bool.
         gamma: Discount per step.
         gae_lambda: λ of GAE.
 
@@ -52,12 +52,12 @@ def generalised_advantage(
 
 
 def normalise(advantage: torch.Tensor) -> torch.Tensor:
-    """(A − mean) / std over the whole batch; only the mean is taken off where std < 1e-8. Any shape."""
-    return _centred_in_units_of(advantage, advantage)
+    """(A − mean) / std over the whole batch; A − mean if std < 1e-8. Any shape."""
+    return _centred(advantage, scale=advantage)
 
 
 def deviation(target: torch.Tensor) -> torch.Tensor:
-    """Standard deviation of each signal over all else, 1 where it does not vary. Shape: (..., K) → (K,)."""
+    """Standard deviation of each signal over the batch, 1 if it is below 1e-6. Shape: (..., K) → (K,)."""
     std = target.flatten(0, -2).std(0, correction=0)
     return torch.where(std < 1e-6, torch.ones_like(std), std)
 
@@ -65,25 +65,25 @@ def deviation(target: torch.Tensor) -> torch.Tensor:
 def combine(
     reward_advantage: torch.Tensor, cost_advantage: torch.Tensor, cost_weight: float, form: AdvantageForm
 ) -> torch.Tensor:
-    """One advantage from two. λ is `cost_weight`, and n is `normalise`. Any equal shapes.
+    """Combine two advantages; λ is `cost_weight`, and n is `normalise`. Any equal shapes.
 
-    `sum`: n(A_r) − λ·n(A_c). `convex`: (n(A_r) − λ·n(A_c))/(1 + λ), OmniSafe's form. `penalty`: that of the reward
-    r − λ·c, A = A_r − λ·A_c, as (A − mean(A))/std(A_r). There λ is a price in units of reward, the same however rare
-    costs get; normalised by themselves, the rarer they are the more each counts.
+    `sum`: n(A_r) − λ·n(A_c). `convex`: (n(A_r) − λ·n(A_c))/(1 + λ), OmniSafe's form. `penalty`: (A − mean(A))/std(A_r)
+    with A = A_r − λ·A_c, the advantage of the reward r − λ·c. The penalty's λ is a price in units of reward, however
+    rare costs are. In the other forms, the rarer costs are, the more each counts.
     """
     _require_same_shape(reward_advantage=reward_advantage, cost_advantage=cost_advantage)
     if form == "penalty":
-        return _centred_in_units_of(reward_advantage, reward_advantage - cost_weight * cost_advantage)
+        return _centred(reward_advantage - cost_weight * cost_advantage, scale=reward_advantage)
     difference = normalise(reward_advantage) - cost_weight * normalise(cost_advantage)
     return difference if form == "sum" else difference / (1.0 + cost_weight)
 
 
-def _centred_in_units_of(unit: torch.Tensor, advantage: torch.Tensor) -> torch.Tensor:
-    centred, std = advantage - advantage.mean(), unit.std(correction=0)
+def _centred(advantage: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    centred, std = advantage - advantage.mean(), scale.std(correction=0)
     return centred if std < 1e-8 else centred / std
 
 
 def _require_same_shape(**tensors: torch.Tensor) -> None:
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     if len(set(shapes.values())) > 1:
-        raise ValueError(f"shapes differ, and nothing is broadcast silently here: {shapes}")
+        raise ValueError(f"shapes differ, and silent broadcasting is refused: {shapes}")

@@ -3,10 +3,9 @@
 import pytest
 import torch
 
-from lightning_unlearn.losses import locality, written_out
-from lightning_unlearn.losses.cloning import cloning_loss
-from lightning_unlearn.losses.dual_ppo import dual_ppo_loss
-from lightning_unlearn.losses.written_out import GaussianDraws
+from lightning_unlearn.losses.cloning import cloning_gradient, cloning_loss
+from lightning_unlearn.losses.dual_ppo import dual_ppo_gradient, dual_ppo_loss
+from lightning_unlearn.losses.gaussian import GaussianDraws, gaussian_kl, kept_kl, kept_kl_gradient
 
 B, A = 50, 3
 CLOSE = {"rtol": 1e-9, "atol": 1e-12}
@@ -57,9 +56,7 @@ def test_dual_ppos_gradient_is_autograds_on_both_sides_of_the_clip(given):
     )
     assert 0.2 < expected.clip_fraction < 0.8
     with torch.no_grad():
-        found = written_out.dual_ppo(
-            GaussianDraws(mean, log_std, draw), old, advantage, values, targets, units, **weights
-        )
+        found = dual_ppo_gradient(GaussianDraws(mean, log_std, draw), old, advantage, values, targets, units, **weights)
     assert_same(*found, expected, leaves)
 
 
@@ -71,7 +68,7 @@ def test_clonings_gradient_is_autograds(given):
     log_prob = gaussian(mean, log_std, draw) - slope
     expected = cloning_loss(log_prob, values[:, 0], target, entropy(log_std), **weights)
     with torch.no_grad():
-        found = written_out.cloning(GaussianDraws(mean, log_std, draw), slope, values[:, 0], target, **weights)
+        found = cloning_gradient(GaussianDraws(mean, log_std, draw), slope, values[:, 0], target, **weights)
     assert_same(*found, expected, leaves)
 
 
@@ -81,10 +78,10 @@ def test_the_kept_kls_gradient_is_autograds(given, shows):
     mean, _, log_std = leaves.values()
     expert_mean, expert_log_std = some(B, A), 0.2 * some(A)
     c_forget = (torch.arange(B) < shows * B).double()
-    kl = locality.kept_kl(locality.gaussian_kl(mean, log_std.exp(), expert_mean, expert_log_std.exp()), c_forget)
+    kl = kept_kl(gaussian_kl(mean, log_std.exp(), expert_mean, expert_log_std.exp()), c_forget)
     by_autograd = torch.autograd.grad(kl, [mean, log_std])
     with torch.no_grad():
-        found = written_out.kept_kl(mean, log_std, expert_mean, expert_log_std, c_forget)
+        found = kept_kl_gradient(mean, log_std, expert_mean, expert_log_std, c_forget)
     for ours, theirs in zip(found, (kl, *by_autograd), strict=True):
         torch.testing.assert_close(ours, theirs, **CLOSE)
 
@@ -94,5 +91,5 @@ def test_a_target_that_is_no_number_shows_in_the_loss(given):
     draws, targets = GaussianDraws(leaves["mean"], leaves["log_std"], some(B, A)), some(B, 2)
     targets[0, 0] = float("nan")
     rest = {"clip_epsilon": 0.2, "value_coef": 0.5, "entropy_coef": 0.0}
-    loss, _ = written_out.dual_ppo(draws, some(B), some(B), leaves["values"], targets, torch.ones(2), **rest)
+    loss, _ = dual_ppo_gradient(draws, some(B), some(B), leaves["values"], targets, torch.ones(2), **rest)
     assert loss.total.isnan()

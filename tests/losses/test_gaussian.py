@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch.distributions import Normal, kl_divergence
 
-from lightning_unlearn.losses.locality import gaussian_kl, kept_kl, locality
+from lightning_unlearn.losses.gaussian import gaussian_kl, kept_kl, locality
 
 
 def test_kl_is_that_of_pytorch(generator):
