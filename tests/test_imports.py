@@ -78,6 +78,7 @@ ROOMS = {
         "tracking",
         "policies",
         "cli",
+        "old_names",
         "options",
         "processes",
         "safe_files",

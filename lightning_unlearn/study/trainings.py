@@ -10,6 +10,7 @@ from typing import Any
 from lightning_unlearn.configuration import find_config, shipped_config
 from lightning_unlearn.fit import FitCLI
 from lightning_unlearn.methods.repedit import RepEdit
+from lightning_unlearn.old_names import REMOVED_OPTIONS
 from lightning_unlearn.safe_files import sha256
 from lightning_unlearn.study.schema import AUDITS, RANDOM, Method, Study, require_distinct
 from lightning_unlearn.study.steps import Work
@@ -46,7 +47,9 @@ class Training:
         kept = {key: value for key, value in self.config.items() if key not in _OF_THE_MACHINE}
         if not self.spread:
             kept["data"] = {key: value for key, value in kept["data"].items() if key != "workers"}
-        artifact = self.config["model"]["init_args"].get("repedit_artifact")
+        model = self.config["model"]  # results of before an option was removed stay valid
+        kept["model"] = model | {"init_args": REMOVED_OPTIONS.get(model["class_path"], {}) | model["init_args"]}
+        artifact = model["init_args"].get("repedit_artifact")
         content = sha256(Path(artifact)) if artifact and Path(artifact).is_file() else ""
         return json.dumps(_without_nothing(kept), sort_keys=True, default=str) + content
 
