@@ -88,9 +88,10 @@ def without_removed_options(config: str) -> str:
     except (yaml.YAMLError, RecursionError):
         return config  # the parser reports it
     model = content.get("model") if isinstance(content, dict) else None
-    options = model.get("init_args") if isinstance(model, dict) else None
-    removed = REMOVED_OPTIONS.get(str(model.get("class_path")), {}) if isinstance(model, dict) else {}
-    if not isinstance(options, dict) or not removed.keys() & options.keys():
+    if not isinstance(model, dict) or not isinstance(options := model.get("init_args"), dict):
+        return config
+    removed = REMOVED_OPTIONS.get(str(model.get("class_path")), {})
+    if not removed.keys() & options.keys():
         return config
     model["init_args"] = {name: value for name, value in options.items() if name not in removed}
     return str(yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
