@@ -84,8 +84,8 @@ def test_a_pass_sees_every_retained_transition_once_and_cloning_raises_their_lik
     untrained = method.policy.cost_value.weight.clone()
     seen, descend = [], method._descend
 
-    def count(loss, backward):
-        descend(loss, backward)
+    def count(optimizer, loss, *rest):
+        descend(optimizer, loss, *rest)
         seen.append(loss)
 
     method._descend = count
