@@ -22,7 +22,7 @@ from lightning_unlearn.callbacks.weight_average import averaged_policy
 from lightning_unlearn.configuration import shipped_config
 from lightning_unlearn.envs.concepts import Concept
 from lightning_unlearn.global_state import same_process
-from lightning_unlearn.importers.module import wrap as wrap_module
+from lightning_unlearn.importers.torch_module import wrap as wrap_module
 from lightning_unlearn.methods.base import GradientMethod, require_fit
 from lightning_unlearn.policies.actor_critic import ActorCritic
 from lightning_unlearn.policies.actor_critic import extrapolate as extrapolate_policies

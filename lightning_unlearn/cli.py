@@ -20,7 +20,10 @@ from lightning_unlearn.tracking.addresses import without_password
 COMMANDS = {
     "quickstart": ("lightning_unlearn.quickstart", "repair the shipped unsafe expert and show before and after"),
     "fit": ("lightning_unlearn.fit", "train one method from a chain of config files"),
-    "import": ("lightning_unlearn.importers.command", "take in an agent of Stable-Baselines3, OmniSafe or CleanRL"),
+    "import": (
+        "lightning_unlearn.importers.import_command",
+        "take in an agent of Stable-Baselines3, OmniSafe or CleanRL",
+    ),
     "probe": ("lightning_unlearn.audits.probe_commands", "probe a latent: collect states, fit, export, evaluate"),
     "export-hazard-direction": ("lightning_unlearn.audits.export_direction", "the same as probe export"),
     "action-control": ("lightning_unlearn.audits.action_control", "how well the latent tells the action"),
@@ -37,7 +40,7 @@ COMMANDS = {
     "export-artifacts": ("lightning_unlearn.audits.export", "write the published tree of artifacts from the store"),
     "register": ("lightning_unlearn.study.stored", "put stored weights into the store as a method's save points"),
     "study": ("lightning_unlearn.study.command", "a whole study from one file: methods, seeds, audits, report"),
-    "bench": ("lightning_unlearn.benchmark.command", "time everything beside the machine's limit and its peers"),
+    "bench": ("lightning_unlearn.benchmark.bench_command", "time everything beside the machine's limit and its peers"),
 }
 """Name → the module whose `main(args)` runs it, and what it does."""
 

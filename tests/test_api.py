@@ -32,7 +32,7 @@ from torchrl.modules import (
 
 import lightning_unlearn as lu
 from lightning_unlearn.envs.concepts import ObservationRange
-from lightning_unlearn.importers.module import around
+from lightning_unlearn.importers.torch_module import TorchModule
 from lightning_unlearn.policies.files import ModelCard
 from lightning_unlearn.tracking import registry
 from lightning_unlearn.tracking.store import DEFAULT_TRACKING_URI, artifact_location, open_store
@@ -67,7 +67,7 @@ def registered(store):
 @pytest.mark.parametrize("example", EXAMPLES, ids=range(len(EXAMPLES)))
 def test_the_readmes_examples_run(registered, example, monkeypatch):
     assert len([line for line in example.splitlines() if line.strip()]) < 10
-    monkeypatch.setattr("lightning_unlearn.importers.module.HORIZON", 64)
+    monkeypatch.setattr("lightning_unlearn.importers.torch_module.HORIZON", 64)
     for long, short in SHORTER.items():
         example = example.replace(long, short)
     exec(compile(example, "README.md", "exec"), {"SHORT": SHORT})
@@ -177,7 +177,7 @@ def test_a_call_leaves_the_process_as_it_was(store, policy, monkeypatch, call):
 
     policy = deepcopy(policy)
     policy.action_mean = torch.nn.Linear(2, 1) if call is CALLS["wrap"] else policy.action_mean
-    monkeypatch.setattr("lightning_unlearn.importers.module.HORIZON", 64)
+    monkeypatch.setattr("lightning_unlearn.importers.torch_module.HORIZON", 64)
     monkeypatch.delenv("PYTORCH_NVML_BASED_CUDA_CHECK", raising=False)
     mlflow.set_tracking_uri("sqlite:///mine.db")
     mlflow.set_registry_uri("sqlite:///mine.db")
@@ -363,6 +363,10 @@ def toy_simulator():
     return ToySimulator(1)
 
 
+def wrapped(actor, simulator, std, squash="none"):
+    return TorchModule(actor, std, squash).policy(simulator, torch.Generator().manual_seed(0))
+
+
 class Net(nn.Module):
     """No sequence of layers: a skip connection."""
 
@@ -389,7 +393,7 @@ def test_a_network_of_any_shape_is_repaired(store):
 
 
 def test_critics_are_fitted_to_the_concept_that_is_to_be_forgotten(monkeypatch):
-    monkeypatch.setattr("lightning_unlearn.importers.module.HORIZON", 64)
+    monkeypatch.setattr("lightning_unlearn.importers.torch_module.HORIZON", 64)
     network = Net()
     concepts = ["auto", "cost_sum", ObservationRange("position", below=0.0)]
     values = [lu.wrap(network, TOY, std=0.3, warm_up_rollouts=2, concept=one).cost_value.weight for one in concepts]
@@ -401,7 +405,7 @@ def test_a_torchrl_actor_acts_by_its_loc(toy_simulator):
     network = nn.Sequential(nn.Linear(2, 8), nn.Tanh(), nn.Linear(8, 2), NormalParamExtractor())
     module = TensorDictModule(network, in_keys=["observation"], out_keys=["loc", "scale"])
     actor = ProbabilisticActor(module, in_keys=["loc", "scale"], distribution_class=TanhNormal)
-    policy = around(actor, toy_simulator, std=0.2, squash="tanh")
+    policy = wrapped(actor, toy_simulator, std=0.2, squash="tanh")
     states = torch.randn(9, 2)
     expected = network(states)[0].tanh()
     torch.testing.assert_close(policy.act(states), expected)
@@ -432,7 +436,7 @@ def test_a_torchrl_actor_does_what_it_did(toy_simulator, actor, squash):
     states = 2.0 * torch.randn(50, 2)
     with torch.no_grad(), set_exploration_type(ExplorationType.DETERMINISTIC):
         own = actor(TensorDict({"observation": states}, [50]))["action"].clamp(-1, 1)
-    policy = around(actor, toy_simulator, std=0.2, squash=squash)
+    policy = wrapped(actor, toy_simulator, std=0.2, squash=squash)
     torch.testing.assert_close(policy.act(states), own, rtol=0, atol=1e-5)
 
 
@@ -458,7 +462,7 @@ OTHER_ACTORS = {
 @pytest.mark.parametrize(("actor", "squash", "message"), OTHER_ACTORS.values(), ids=OTHER_ACTORS)
 def test_an_actor_that_would_act_otherwise_is_refused(toy_simulator, actor, squash, message):
     with pytest.raises(ValueError, match=message):
-        around(actor, toy_simulator, std=0.2, squash=squash)
+        wrapped(actor, toy_simulator, std=0.2, squash=squash)
 
 
 class NaNFromAStep(nn.Module):
@@ -474,13 +478,13 @@ class NaNFromAStep(nn.Module):
 
 def test_means_that_are_not_numbers_are_called_that(toy_simulator):
     with pytest.raises(ValueError, match=r"component 0 of the policy's action is nan in the state \[[^,]+, 0.03125\]"):
-        around(NaNFromAStep(), toy_simulator, 0.5)
+        wrapped(NaNFromAStep(), toy_simulator, 0.5)
 
 
 @pytest.mark.parametrize("squash", ["clip", "Tanh", None, True])
 def test_a_squash_that_is_none_is_refused(toy_simulator, squash):
     with pytest.raises(ValueError, match=f"squash='{squash}' is not one of .'tanh', 'none', 'scale'"):
-        around(nn.Linear(2, 1), toy_simulator, 0.5, squash)
+        wrapped(nn.Linear(2, 1), toy_simulator, 0.5, squash)
 
 
 def test_a_projection_of_torchrl_is_named(toy_simulator):
@@ -488,7 +492,7 @@ def test_a_projection_of_torchrl_is_named(toy_simulator):
     spec = Bounded(-0.01, 0.01, (1,))
     narrow = ProbabilisticActor(module, spec=spec, in_keys=["param"], distribution_class=Delta, safe=True)
     with pytest.raises(ValueError, match="safe=True projects actions into its own spec"):
-        around(narrow, toy_simulator, 0.5)
+        wrapped(narrow, toy_simulator, 0.5)
 
 
 BAD = {
@@ -503,7 +507,7 @@ BAD = {
 @pytest.mark.parametrize(("network", "std", "message"), BAD.values(), ids=BAD)
 def test_what_cannot_be_wrapped_is_refused(toy_simulator, network, std, message):
     with pytest.raises(ValueError, match=message):
-        around(network, toy_simulator, std)
+        wrapped(network, toy_simulator, std)
 
 
 def test_evaluation_is_that_of_the_bank(policy):

@@ -83,7 +83,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture
 def short_warm_up(monkeypatch):
-    monkeypatch.setattr("lightning_unlearn.importers.module.HORIZON", 32)
+    monkeypatch.setattr("lightning_unlearn.importers.torch_module.HORIZON", 32)
 
 
 @pytest.fixture

@@ -1,1 +1,1 @@
-"""Agents trained with other libraries: read safely, turned into policies, given a cost critic, registered."""
+"""Agents trained with other libraries: read inertly, rebuilt as policies, given critics, registered."""

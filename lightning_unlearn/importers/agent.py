@@ -1,18 +1,18 @@
-"""An agent as its file has it, and the policy it becomes here.
+"""An agent of another library as its file describes it, and the policy made from it.
 
-Shapes: N observations, O observation size, A action size.
+Shapes: O observation size, A action size.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import nn
 
 from lightning_unlearn.envs.simulator import Simulator
+from lightning_unlearn.importers.normaliser import Normaliser
 from lightning_unlearn.policies.actor_critic import ActorCritic, PolicyConfig
 from lightning_unlearn.policies.files import MAX_NUMBER
 
@@ -29,61 +29,28 @@ class Layer(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Normaliser:
-    """(observation − mean) / √(variance + epsilon), clipped to ±clip, which may be infinite."""
-
-    mean: torch.Tensor
-    """Shape: (O,), float64."""
-    variance: torch.Tensor
-    """Shape: (O,), float64."""
-    epsilon: float
-    clip: float
-    dtype: Literal["float32", "float64"] = "float64"
-    """What the library normalises in."""
-    observation_dtype: Literal["float32", "float64"] = "float64"
-    """What the library's normaliser is handed."""
-
-    def __post_init__(self) -> None:
-        """Refuse what cannot be statistics."""
-        if self.mean.ndim != 1 or self.mean.shape != self.variance.shape:
-            raise ValueError(f"mean {tuple(self.mean.shape)} and variance {tuple(self.variance.shape)} do not pair up")
-        if not (self.mean.isfinite().all() and self.variance.isfinite().all() and (self.variance >= 0).all()):
-            raise ValueError("its mean and variance must be finite, and the variance not negative")
-        if not (0 <= self.epsilon < 1 and self.clip > 0):
-            raise ValueError(f"epsilon={self.epsilon} or clip={self.clip} is out of range")
-        scale = self.variance.to(getattr(torch, self.dtype)) + self.epsilon
-        if (still := (scale == 0).nonzero().flatten()).numel():
-            raise ValueError(
-                f"variance + epsilon is 0 in component {int(still[0])}, by which observations would be divided: use "
-                "an epsilon above 0, such as 1e-8"
-            )
-
-
-@dataclass(frozen=True)
 class ForeignAgent:
-    """A Gaussian policy of another library; its action is the Gaussian's draw, clipped to the environment's bounds."""
+    """A Gaussian policy of another library. Its action is a draw from the Gaussian, clipped to the bounds."""
 
-    library: str
-    """Which one, and its version where the file tells."""
     actor: Sequence[Layer]
-    """The hidden layers, and last the one that gives the mean."""
+    """The hidden layers, and last the layer of the mean."""
     critic: Sequence[Layer] | None
-    """The same of the reward critic; None where the file has none."""
+    """The same for the reward critic; None if the file has none."""
     log_std: torch.Tensor
     """Shape: (A,)."""
     activation: str
-    """Between layers; a name in `ACTIVATIONS`."""
+    """Non-linearity between layers; a name in `ACTIVATIONS`."""
     normaliser: Normaliser | None
     shared: bool = False
-    """Whether actor and critic have the same hidden layers."""
+    """Actor and critic have the same hidden layers."""
     unit_actions: bool = False
-    """Whether the range from -1 to 1 stands for the environment's bounds, whatever those are."""
+    """The range from -1 to 1 stands for the environment's bounds, whatever those are."""
     critic_sizes: Sequence[int] | None = None
-    """Widths of the critic's hidden layers, where the file has no critic; None: those of the actor."""
+    """Widths of the critic's hidden layers if the file has no critic; None: those of the actor."""
 
 
 def layers(weights: Weights, prefix: str) -> list[Layer]:
-    """The linear layers of a sequential network, `<prefix>.<index>.weight` and `.bias`, in order.
+    """Return the linear layers `<prefix>.<index>` of a sequential network, in order.
 
     Raises:
         ValueError: One of them is no linear layer.
@@ -94,10 +61,10 @@ def layers(weights: Weights, prefix: str) -> list[Layer]:
 
 
 def layer(weights: Weights, name: str) -> Layer:
-    """One linear layer.
+    """Return one linear layer, `<name>.weight` and `<name>.bias`.
 
     Raises:
-        ValueError: It is missing, or is none.
+        ValueError: It is missing, or is no linear layer.
     """
     weight, bias = (weights.get(f"{name}.{part}") for part in ("weight", "bias"))
     if weight is None or bias is None or weight.ndim != 2 or bias.shape != weight.shape[:1]:
@@ -106,15 +73,15 @@ def layer(weights: Weights, name: str) -> Layer:
 
 
 def as_policy(agent: ForeignAgent, simulator: Simulator, generator: torch.Generator) -> ActorCritic:
-    """The same policy as one of this package, with a cost critic that knows nothing yet (its value is 0).
+    """Build the same policy as an `ActorCritic` of this package, with a cost critic whose value is 0.
 
     Args:
-        agent: What was read.
-        simulator: The environment it is for.
-        generator: Stream that critics which the file lacks are drawn from.
+        agent: The agent.
+        simulator: The environment that it acts in.
+        generator: Random stream of the weights that the file lacks, those of critics.
 
     Raises:
-        ValueError: The agent's parts do not fit together, or not the environment.
+        ValueError: The agent's parts do not fit each other or the environment.
     """
     _require_fit(agent, simulator)
     policy = ActorCritic(_config(agent, simulator), generator)
@@ -132,41 +99,6 @@ def as_policy(agent: ForeignAgent, simulator: Simulator, generator: torch.Genera
             policy.normaliser.mean.copy_(agent.normaliser.mean)
             policy.normaliser.variance.copy_(agent.normaliser.variance)
     return policy
-
-
-@torch.inference_mode()
-def raw_states(
-    policy: ActorCritic, simulator: Simulator, count: int, seeds: Sequence[int] | None = None
-) -> torch.Tensor:
-    """Collect states that the policy meets while it acts deterministically, as the environment computes them.
-
-    Args:
-        policy: Acts.
-        simulator: Is reset first.
-        count: N.
-        seeds: One an environment; without them, their random streams go on.
-
-    Returns:
-        Observations, (N, O) float64.
-
-    Raises:
-        ValueError: An action is not finite.
-    """
-    states: list[np.ndarray] = []
-    observation = simulator.reset(None, seeds)
-    while len(states) * simulator.num_envs < count:
-        states.append(observation)
-        action = policy.act(torch.from_numpy(observation)).numpy().astype(np.float64)
-        if (invalid := np.argwhere(~np.isfinite(action))).size:
-            row, component = invalid[0]
-            raise ValueError(
-                f"component {component} of the policy's action is {action[row, component]} in the state "
-                f"{observation[row].tolist()}: its network must give finite numbers"
-            )
-        step = simulator.step(action)
-        done = step.terminated | step.truncated
-        observation = simulator.reset(done) if done.any() else step.observation
-    return torch.from_numpy(np.concatenate(states)[:count])
 
 
 def _require_fit(agent: ForeignAgent, simulator: Simulator) -> None:
@@ -200,6 +132,7 @@ def _require_chain(name: str, chain: Sequence[Layer], inputs: int, outputs: int,
 
 def _config(agent: ForeignAgent, simulator: Simulator) -> PolicyConfig:
     normaliser = agent.normaliser
+    critic_sizes = _sizes(agent.critic) if agent.critic else [*(agent.critic_sizes or _sizes(agent.actor))]
     return PolicyConfig(
         simulator.observation_size,
         simulator.action_low.tolist(),
@@ -208,7 +141,7 @@ def _config(agent: ForeignAgent, simulator: Simulator) -> PolicyConfig:
         activation=agent.activation,  # type: ignore[arg-type]
         squash="scale" if agent.unit_actions else "none",
         critics="shared" if agent.shared else "separate",
-        critic_hidden_sizes=None if agent.shared else _critic_sizes(agent),
+        critic_hidden_sizes=None if agent.shared else critic_sizes,
         normalise_observation=normaliser is not None,
         normaliser_epsilon=1e-8 if normaliser is None else normaliser.epsilon,
         normaliser_clip=10.0 if normaliser is None else min(normaliser.clip, MAX_NUMBER),
@@ -216,10 +149,6 @@ def _config(agent: ForeignAgent, simulator: Simulator) -> PolicyConfig:
         observation_dtype="float32" if normaliser is None else normaliser.observation_dtype,
         log_std_range=[min(-5.0, float(agent.log_std.min())), max(1.0, float(agent.log_std.max()))],
     )
-
-
-def _critic_sizes(agent: ForeignAgent) -> list[int]:
-    return _sizes(agent.critic) if agent.critic else [*(agent.critic_sizes or _sizes(agent.actor))]
 
 
 def _sizes(chain: Sequence[Layer]) -> list[int]:

@@ -1,50 +1,59 @@
-"""Agents of CleanRL's `ppo_continuous_action`: the state dict in its `.cleanrl_model`."""
+"""Agents of CleanRL's `ppo_continuous_action`: the state dict in a `.cleanrl_model` file."""
 
-from pathlib import Path
+from functools import cached_property
+
+import torch
 
 from lightning_unlearn.envs.simulator import Simulator
-from lightning_unlearn.importers.agent import ForeignAgent, Normaliser, layers
-from lightning_unlearn.importers.weights import read_torch, tensors
+from lightning_unlearn.importers.agent import ForeignAgent, Weights, layers
+from lightning_unlearn.importers.normaliser import reference_normalisation
+from lightning_unlearn.importers.reader import FileReader, Reference, finite_tensors, read_torch, reference_network
 
-SUPPORTED = "supported are agents of CleanRL's ppo_continuous_action"
-EXPORT = """
+_EXPORT = """
     env = envs.envs[0]
     while not hasattr(env, "obs_rms"):
         env = env.env
     np.savez("stats.npz", mean=env.obs_rms.mean, var=env.obs_rms.var)"""
 
 
-def read(path: Path, simulator: Simulator, normaliser: Normaliser | None, *, bare: bool) -> ForeignAgent:
-    """An agent from its file.
+class CleanRL(FileReader):
+    """An agent of CleanRL. Its file has no observation statistics, since the script does not save them."""
 
-    Args:
-        path: The `.cleanrl_model`.
-        simulator: The environment it is for.
-        normaliser: The statistics of its NormalizeObservation wrapper, which the script does not save.
-        bare: Whether it was trained without that wrapper.
+    supported = "supported are agents of CleanRL's ppo_continuous_action"
+    library = "CleanRL ppo_continuous_action"
 
-    Raises:
-        ValueError: It is not a supported agent, or its statistics are missing.
-    """
-    try:
-        weights = tensors(read_torch(path, str(path)), "it")
+    @cached_property
+    def _weights(self) -> Weights:
+        return finite_tensors(read_torch(self.path, str(self.path)), "it")
+
+    def _agent(self, simulator: Simulator) -> ForeignAgent:
+        weights = self._weights
         if not {"actor_logstd", "actor_mean.0.weight", "critic.0.weight"} <= set(weights):
             raise ValueError(
                 "it has no actor_mean, actor_logstd and critic: it is of another algorithm, has discrete actions, or "
                 "is recurrent"
             )
-    except ValueError as error:
-        raise ValueError(f"{path} cannot be imported: {error}; {SUPPORTED}.") from error
-    if normaliser is None and not bare:
-        raise ValueError(
-            f"{path} needs --normalizer stats.npz: the script normalises observations and does not save by what. Add "
-            f"this to its end{EXPORT}\nor give --normalizer none if the agent was trained without."
+        if self.normaliser is None and not self.acts_on_raw:
+            raise ValueError(
+                "it needs --normalizer stats.npz, since the script normalises observations and does not save by what. "
+                f"Add this to its end{_EXPORT}\nor give --normalizer none if the agent was trained without"
+            )
+        return ForeignAgent(
+            actor=layers(weights, "actor_mean"),
+            critic=layers(weights, "critic"),
+            log_std=weights["actor_logstd"].flatten(),
+            activation="tanh",
+            normaliser=self.normaliser,
         )
-    return ForeignAgent(
-        library="CleanRL ppo_continuous_action",
-        actor=layers(weights, "actor_mean"),
-        critic=layers(weights, "critic"),
-        log_std=weights["actor_logstd"].flatten(),
-        activation="tanh",
-        normaliser=normaliser,
-    )
+
+    def reference(self, simulator: Simulator) -> Reference:
+        """Return `Agent.actor_mean` behind NormalizeObservation and the clipping, and before ClipAction."""
+        normalise = reference_normalisation(self.statistics)
+        low, high = torch.from_numpy(simulator.action_low), torch.from_numpy(simulator.action_high)
+
+        def action(observation: torch.Tensor) -> torch.Tensor:
+            x = normalise(observation)
+            mean = reference_network(self._weights, "actor_mean", torch.tanh, x, last_is_linear=True)
+            return torch.minimum(torch.maximum(mean, low), high)
+
+        return action

@@ -1,19 +1,35 @@
-"""Agents of Stable-Baselines3: the zip that `PPO.save` writes. Its pickled fields are never decoded."""
+"""Agents of Stable-Baselines3: the zip that `PPO.save` writes, whose pickled fields are never decoded.
+
+They are found where rl-zoo3 puts them, too: `<run>/<env>.zip` is the final agent, `<run>/best_model.zip` the best one,
+and `<run>/<env>/` holds `vecnormalize.pkl`, `config.yml` and `args.yml`.
+"""
 
 import io
 import json
 import re
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from lightning_unlearn.envs.simulator import Simulator
-from lightning_unlearn.importers.agent import ForeignAgent, Normaliser, Weights, layer, layers
-from lightning_unlearn.importers.weights import MAX_BYTES, read_torch, tensors
-from lightning_unlearn.safe_files import open_zip
+import torch
+from torch.nn import functional as F
 
-SUPPORTED = "supported are Stable-Baselines3 PPO agents with MlpPolicy, continuous actions and no gSDE"
+from lightning_unlearn.envs.simulator import Simulator
+from lightning_unlearn.importers.agent import ForeignAgent, Weights, layer, layers
+from lightning_unlearn.importers.normaliser import reference_normalisation
+from lightning_unlearn.importers.reader import (
+    FUNCTIONS,
+    MAX_BYTES,
+    FileReader,
+    Reference,
+    finite_tensors,
+    read_torch,
+    reference_network,
+)
+from lightning_unlearn.safe_files import open_zip, read_yaml
+
 ACTIVATIONS = {
     "Tanh": "tanh",
     "ReLU": "relu",
@@ -28,93 +44,155 @@ ACTIVATIONS = {
 }
 """PyTorch's class → the name here."""
 FLATTEN = "<class 'stable_baselines3.common.torch_layers.FlattenExtractor'>"
-_WITHOUT_EFFECT = {
-    "ortho_init",
-    "log_std_init",
-    "full_std",
-    "use_expln",
-    "normalize_images",
-    "share_features_extractor",
-}
-"""Options of a policy that weights hold, or that only gSDE or pictures have."""
 OPTIONS = {
     *("activation_fn", "net_arch", "squash_output", "features_extractor_class", "features_extractor_kwargs"),
-    *("optimizer_class", "optimizer_kwargs", "sde_net_arch", "device", *_WITHOUT_EFFECT),
+    *("optimizer_class", "optimizer_kwargs", "sde_net_arch", "device"),
+    # without effect here: the weights hold the result, or only gSDE and pictures have them
+    *("ortho_init", "log_std_init", "full_std", "use_expln", "normalize_images", "share_features_extractor"),
 }
-"""All options of ActorCriticPolicy."""
+"""Options of ActorCriticPolicy."""
+_MAX_CONFIG_BYTES = 1 << 16
+_WRAPPERS = ("env_wrapper", "frame_stack", "vec_env_wrapper")
+"""Options of rl-zoo3's config.yml that change what an agent sees or what its actions do."""
+_SPACES, _POLICIES = ("observation_space", "action_space"), "stable_baselines3.common.policies"
+_NO_WRAPPER: tuple[Any, ...] = (None, "", [], {}, 0, 1, "None")
 
 
-def read(path: Path, simulator: Simulator, normaliser: Normaliser | None, *, bare: bool) -> ForeignAgent:
-    """An agent from its zip.
+class StableBaselines3(FileReader):
+    """A PPO agent of Stable-Baselines3, and the VecNormalize that rl-zoo3 saved with it."""
 
-    Args:
-        path: The zip.
-        simulator: The environment it is for.
-        normaliser: Of its VecNormalize.
-        bare: Whether it is meant to act on observations as they are.
+    supported = "supported are Stable-Baselines3 PPO agents with MlpPolicy, continuous actions and no gSDE"
 
-    Raises:
-        ValueError: It is not a supported agent, or its VecNormalize is missing.
-    """
-    try:
-        data, weights, version = _content(path)
+    @staticmethod
+    def find(path: Path) -> tuple[Path, Path | None]:
+        """Find an agent's zip, and the `vecnormalize.pkl` of its run if there is one.
+
+        Args:
+            path: The zip, with or without its ending, or a run's folder of rl-zoo3, whose final agent is preferred.
+
+        Raises:
+            ValueError: The folder holds no agent or several, or the agent was trained behind a wrapper.
+        """
+        is_run = path.is_dir()
+        if is_run:
+            path = _agent_in(path)
+        elif not path.exists() and Path(f"{path}.zip").exists():
+            path = Path(f"{path}.zip")
+        marks = ("args.yml", "config.yml", "vecnormalize.pkl") if is_run else ("args.yml",)
+        homes = {file.parent for mark in marks for file in path.parent.glob(f"*/{mark}")}
+        home = homes.pop() if len(homes) == 1 else path.parent if is_run else None
+        if home is None:
+            return path, None
+        if (home / "config.yml").is_file():
+            _require_no_wrapper(home / "config.yml")
+        statistics = home / "vecnormalize.pkl"
+        return path, statistics if statistics.is_file() else None
+
+    @property
+    def library(self) -> str:
+        """The name, and the version in the zip."""
+        return f"Stable-Baselines3 {self._content[2]}"
+
+    @cached_property
+    def _content(self) -> tuple[dict[str, Any], Weights, str]:
+        """Description, weights and version of the library."""
+        try:
+            with open_zip(self.path, MAX_BYTES) as archive:
+                data, version = json.loads(archive.read("data")), archive.read("_stable_baselines3_version")[:20]
+                weights = io.BytesIO(archive.read("policy.pth"))
+        except FileNotFoundError as error:
+            raise ValueError("it was not found") from error
+        except (KeyError, RecursionError, UnicodeDecodeError) as error:
+            raise ValueError(f"it has no data, policy.pth and _stable_baselines3_version ({error})") from error
+        if not isinstance(data, dict):
+            raise ValueError("its data is no description of an agent")
+        tensors = finite_tensors(read_torch(weights, "policy.pth"), "policy.pth")
+        return data, tensors, version.decode(errors="replace").strip()
+
+    def _agent(self, simulator: Simulator) -> ForeignAgent:
+        data, weights, _ = self._content
         _require_supported(data, weights)
         _require_bounds(data, simulator)
-        if normaliser is None and not bare and data.get("_last_original_obs") is not None:
+        if self.normaliser is None and not self.acts_on_raw and data.get("_last_original_obs") is not None:
             raise ValueError(
                 "it was trained behind a VecNormalize: give the file that VecNormalize.save wrote with --normalizer "
                 "(or --normalizer none, if that left observations as they are)"
             )
-        return _agent(data, weights, version, normaliser)
-    except ValueError as error:
-        raise ValueError(f"{path} cannot be imported: {error}; {SUPPORTED}.") from error
+        is_rounded = _field(data, "observation_space", "dtype") == "float32"  # before its VecNormalize
+        seen: Literal["float32", "float64"] = "float32" if is_rounded else "float64"
+        shared, pi, vf = (layers(weights, f"mlp_extractor.{net}_net") for net in ("shared", "policy", "value"))
+        return ForeignAgent(
+            actor=[*shared, *pi, layer(weights, "action_net")],
+            critic=[*shared, *vf, layer(weights, "value_net")],
+            log_std=weights["log_std"],
+            activation=_activation(data),
+            normaliser=self.normaliser and replace(self.normaliser, observation_dtype=seen),
+            shared=not pi and not vf,
+            unit_actions=str(_policy_kwargs(data).get("squash_output")) == "True",
+        )
+
+    def reference(self, simulator: Simulator) -> Reference:
+        """Return `PPO.predict`, behind `VecNormalize.normalize_obs` if the agent was trained so."""
+        data, weights, _ = self._content
+        kwargs, space = data.get("policy_kwargs") or {}, data["action_space"]
+        words = re.findall(r"\w+", str(kwargs.get("activation_fn", "Tanh")))
+        activation = next(FUNCTIONS[word.lower()] for word in words if word.lower() in FUNCTIONS)
+        dtype = torch.float32 if data["observation_space"].get("dtype") == "float32" else torch.float64
+        low, high = (
+            torch.tensor([float(word) for word in space[bound].strip("[] ").split()], dtype=torch.float64)
+            for bound in ("low", "high")
+        )
+        normalise = reference_normalisation(self.statistics)
+
+        def action(observation: torch.Tensor) -> torch.Tensor:
+            x = normalise(observation.to(dtype).double())
+            for net in ("mlp_extractor.shared_net", "mlp_extractor.policy_net"):
+                x = reference_network(weights, net, activation, x)
+            mean = F.linear(x, weights["action_net.weight"].double(), weights["action_net.bias"].double())
+            if str(kwargs.get("squash_output")) == "True":  # BasePolicy.unscale_action, and the environment's clipping
+                mean = low + 0.5 * (mean + 1.0) * (high - low)
+            return torch.minimum(torch.maximum(mean, low), high)
+
+        return action
 
 
-def _content(path: Path) -> tuple[dict[str, Any], dict[str, Any], str]:
+def _agent_in(folder: Path) -> Path:
+    """Return the final agent of a run's folder, else the best one, else the only one."""
+    final = [agent for agent in sorted(folder.glob("*.zip")) if (folder / agent.stem).is_dir()]
+    found = final or sorted(folder.glob("best_model.zip")) or sorted(folder.glob("*.zip"))
+    if len(found) != 1:
+        raise ValueError(f"{folder} holds {len(found)} agents (*.zip), not one: name the file of the one you mean.")
+    return found[0]
+
+
+def _require_no_wrapper(config: Path) -> None:
     try:
-        with open_zip(path, MAX_BYTES) as archive:
-            data, version = json.loads(archive.read("data")), archive.read("_stable_baselines3_version")[:20]
-            weights = io.BytesIO(archive.read("policy.pth"))
-    except FileNotFoundError as error:
-        raise ValueError("it was not found") from error
-    except (KeyError, RecursionError, UnicodeDecodeError) as error:
-        raise ValueError(f"it has no data, policy.pth and _stable_baselines3_version ({error})") from error
-    if not isinstance(data, dict):
-        raise ValueError("its data is no description of an agent")
-    return data, tensors(read_torch(weights, "policy.pth"), "policy.pth"), version.decode(errors="replace").strip()
+        content = read_yaml(config, _MAX_CONFIG_BYTES)
+        while isinstance(content, list) and len(content) == 1:
+            content = content[0]
+        options = dict(content)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{config} is no configuration of rl-zoo3: {str(error)[:200]}") from error
+    for name in _WRAPPERS:
+        if options.get(name) not in _NO_WRAPPER:
+            raise ValueError(
+                f"the agent cannot be imported: {config} has {name}: {str(options[name])[:200]}, which changes what "
+                "the agent sees or does. Register an environment that is wrapped so, and copy the agent's zip out of "
+                "this folder to import it for that environment."
+            )
 
 
-def _agent(data: Mapping[str, Any], weights: Weights, version: str, normaliser: Normaliser | None) -> ForeignAgent:
-    shared, pi, vf = (layers(weights, f"mlp_extractor.{net}_net") for net in ("shared", "policy", "value"))
-    return ForeignAgent(
-        library=f"Stable-Baselines3 {version}",
-        actor=[*shared, *pi, layer(weights, "action_net")],
-        critic=[*shared, *vf, layer(weights, "value_net")],
-        log_std=weights["log_std"],
-        activation=_activation(data),
-        normaliser=normaliser and replace(normaliser, observation_dtype=_observation_dtype(data)),
-        shared=not pi and not vf,
-        unit_actions=str(_kwargs(data).get("squash_output")) == "True",
-    )
-
-
-def _kwargs(data: Mapping[str, Any]) -> dict[str, Any]:
-    """The policy's options; where one of them is no plain value, all of them are texts."""
+def _policy_kwargs(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the policy's options. If one of them is no plain value, Stable-Baselines3 writes all of them as texts."""
     kwargs = data.get("policy_kwargs") or {}
     if not isinstance(kwargs, dict):
         raise ValueError(f"its policy_kwargs are {str(kwargs)[:80]}")
     return {name: value for name, value in kwargs.items() if name not in (":type:", ":serialized:")}
 
 
-def _observation_dtype(data: Mapping[str, Any]) -> Literal["float32", "float64"]:
-    """What Stable-Baselines3 rounds observations to before its VecNormalize sees them."""
-    space = data.get("observation_space")
-    return "float32" if isinstance(space, dict) and space.get("dtype") == "float32" else "float64"
-
-
 def _activation(data: Mapping[str, Any]) -> str:
-    """From the text that stands beside the pickled class."""
-    text = str(_kwargs(data).get("activation_fn", "Tanh"))
+    """Read the activation from the text beside the pickled class."""
+    text = str(_policy_kwargs(data).get("activation_fn", "Tanh"))
     name = re.sub(r"^<class '(?:torch\.nn\.modules\.activation\.)|'>$", "", text)
     if name not in ACTIVATIONS:
         raise ValueError(f"its activation is {text}, not one of {', '.join(ACTIVATIONS)}")
@@ -122,13 +200,13 @@ def _activation(data: Mapping[str, Any]) -> str:
 
 
 def _require_supported(data: Mapping[str, Any], weights: Weights) -> None:
-    kwargs = _kwargs(data)
+    kwargs, kind = _policy_kwargs(data), {field: _field(data, field, ":type:") for field in _SPACES}
     unknown = sorted(set(kwargs) - OPTIONS)
     refused = {
         "it is recurrent": any("lstm" in name for name in weights),
         "it sees pictures or several observations": any(".cnn." in n or ".extractors." in n for n in weights)
-        or ".dict.Dict" in _kind(data, "observation_space"),
-        "its actions are discrete": "action_space" in data and ".box.Box" not in _kind(data, "action_space"),
+        or ".dict.Dict" in kind["observation_space"],
+        "its actions are discrete": "action_space" in data and ".box.Box" not in kind["action_space"],
         "it is of another algorithm than PPO": not {"clip_range", "n_epochs"} <= set(data)
         or not any(name.startswith("action_net.") for name in weights),
         "it uses gSDE": data.get("use_sde") is not False,
@@ -137,31 +215,26 @@ def _require_supported(data: Mapping[str, Any], weights: Weights) -> None:
         f"its policy_kwargs hold {', '.join(unknown)}, which this package does not know": bool(unknown),
         f"its squash_output is {kwargs.get('squash_output')}": str(kwargs.get("squash_output", False))
         not in ("True", "False"),
-        "its observations are no vector of numbers": ".box.Box" not in _kind(data, "observation_space"),
-        "its policy is a class of its own": _module(data) != "stable_baselines3.common.policies",
+        "its observations are no vector of numbers": ".box.Box" not in kind["observation_space"],
+        "its policy is a class of its own": _field(data, "policy_class", "__module__") != _POLICIES,
         "it has no log_std": "log_std" not in weights,
     }
-    for why, is_so in refused.items():
-        if is_so:
-            raise ValueError(why)
+    for reason, applies in refused.items():
+        if applies:
+            raise ValueError(reason)
 
 
-def _kind(data: Mapping[str, Any], field: str) -> str:
-    described = data.get(field)
-    return str(described.get(":type:", "")) if isinstance(described, dict) else ""
-
-
-def _module(data: Mapping[str, Any]) -> str:
-    policy_class = data.get("policy_class")
-    return str(policy_class.get("__module__", "")) if isinstance(policy_class, dict) else ""
+def _field(data: Mapping[str, Any], name: str, part: str) -> str:
+    """Return a part of the description of a pickled object; empty if it is missing."""
+    described = data.get(name)
+    return str(described.get(part, "")) if isinstance(described, dict) else ""
 
 
 def _require_bounds(data: Mapping[str, Any], simulator: Simulator) -> None:
-    """Its actions are clipped to its own bounds, which must be the environment's."""
-    space = data.get("action_space")
-    described = space if isinstance(space, dict) else {}
+    """Check that the agent's own bounds, which its actions are clipped to, are the environment's."""
     for name, bound in (("low", simulator.action_low), ("high", simulator.action_high)):
-        numbers = [float(number) for number in re.findall(r"-?\d+\.?\d*(?:e[+-]?\d+)?", str(described.get(name, "")))]
+        text = _field(data, "action_space", name)
+        numbers = [float(number) for number in re.findall(r"-?\d+\.?\d*(?:e[+-]?\d+)?", text)]
         if len(numbers) != len(bound):
             raise ValueError(
                 f"it gives {len(numbers)} actions, but {simulator.env_id} takes {len(bound)}: name the environment it "

@@ -12,7 +12,7 @@ from tensordict import TensorDict
 
 from lightning_unlearn import cli, keys
 from lightning_unlearn.collectors.data import RolloutData
-from lightning_unlearn.importers.warm_up import explained, regress, warm_up
+from lightning_unlearn.importers.critic_warm_up import explained, regress, warm_up
 from lightning_unlearn.policies.actor_critic import ActorCritic, PolicyConfig
 from lightning_unlearn.tracking import registry
 from lightning_unlearn.tracking.store import open_store

@@ -8,10 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_unlearn.importers import cleanrl, omnisafe, reference
-from lightning_unlearn.importers.agent import Normaliser, as_policy
-from lightning_unlearn.importers.command import largest_difference
-from lightning_unlearn.importers.normaliser import read_normaliser
+from lightning_unlearn.importers.cleanrl import CleanRL
+from lightning_unlearn.importers.import_command import require_same_actions
+from lightning_unlearn.importers.omnisafe import OmniSafe
 
 CONFIG = {
     "algo": "PPO",
@@ -46,40 +45,41 @@ def run(tmp_path):
 
 def test_an_omnisafe_agent_does_the_same(run, toy):
     folder, mean, statistics = run
-    agent = omnisafe.read(folder, toy, None, bare=False)
-    policy = as_policy(agent, toy, torch.Generator().manual_seed(0))
+    reader = OmniSafe(folder)
+    policy = reader.policy(toy, torch.Generator().manual_seed(0))
     states = torch.randn(100, 2)
     normalised = ((states - statistics["_mean"]) / statistics["_std"]).clamp(-5, 5)
     scaled = -1.0 + 2.0 * (mean(normalised) + 1.0) / 2.0  # ActionScale's rounding is part of what the agent does
     expected = scaled.clamp(-1, 1).detach()
     assert torch.equal(policy.act(states), expected)
-    by_its_rules = reference.omnisafe(omnisafe.find(folder), None, toy)
-    torch.testing.assert_close(by_its_rules(states.double()).float(), expected)
+    torch.testing.assert_close(reader.reference(toy)(states.double()).float(), expected)
     assert (policy.config.critic_hidden_sizes, policy.config.activation) == ([11], "relu")
 
 
 def test_statistics_that_omnisafe_would_not_use_are_not_used(run, toy):
     folder, mean, _ = run
     (folder / "config.json").write_text(json.dumps(CONFIG | {"algo_cfgs": {"obs_normalize": False}}))
-    policy = as_policy(omnisafe.read(folder, toy, None, bare=False), toy, torch.Generator())
+    reader = OmniSafe(folder)
+    policy = reader.policy(toy, torch.Generator())
     states = torch.randn(20, 2)
     torch.testing.assert_close(policy.act(states), mean(states).clamp(-1, 1).detach())
-    assert largest_difference(reference.omnisafe(omnisafe.find(folder), None, toy), policy, states.double()) < 1e-5
+    assert require_same_actions(reader.reference(toy), policy, states.double()) < 1e-5
 
 
 def test_the_newest_epoch_or_the_one_named(run, toy):
     folder, *_ = run
     torch.save({"pi": {}}, folder / "torch_save" / "epoch-10.pt")
     with pytest.raises(ValueError, match="pi should hold"):
-        omnisafe.read(folder, toy, None, bare=False)
-    assert omnisafe.read(folder / "torch_save" / "epoch-2.pt", toy, None, bare=False).library == "OmniSafe (PPO)"
+        OmniSafe(folder).agent(toy)
+    named = OmniSafe(folder / "torch_save" / "epoch-2.pt")
+    assert (len(named.agent(toy).actor), named.library) == (3, "OmniSafe (PPO)")
 
 
 def test_actions_are_scaled_to_the_environments_bounds(run, toy, monkeypatch):
     """OmniSafe's ActionScale takes [−1, 1] to the bounds: a in [−1, 1] is 1 + 2a in [−1, 3]."""
     monkeypatch.setattr(toy, "action_high", np.array([3.0]))
     folder, mean, statistics = run
-    policy = as_policy(omnisafe.read(folder, toy, None, bare=False), toy, torch.Generator().manual_seed(0))
+    policy = OmniSafe(folder).policy(toy, torch.Generator().manual_seed(0))
     states = torch.randn(50, 2)
     raw = mean(((states - statistics["_mean"]) / statistics["_std"]).clamp(-5, 5))
     torch.testing.assert_close(policy.act(states), (1.0 + 2.0 * raw).clamp(-1, 3).detach())
@@ -100,7 +100,7 @@ def test_unsupported_omnisafe_agents_are_refused(run, toy, change, message):
     change(config)
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(ValueError, match=message) as refused:
-        omnisafe.read(folder, toy, None, bare=False)
+        OmniSafe(folder).agent(toy)
     assert "PPO family" in str(refused.value)
 
 
@@ -109,13 +109,13 @@ def test_a_normaliser_that_should_be_there_is_missed(run, toy):
     content = torch.load(folder / "torch_save" / "epoch-10.pt", weights_only=True)
     torch.save({"pi": content["pi"]}, folder / "torch_save" / "epoch-10.pt")
     with pytest.raises(ValueError, match="no obs_normalizer"):
-        omnisafe.read(folder, toy, None, bare=False)
+        OmniSafe(folder).agent(toy)
 
 
 @pytest.mark.parametrize(("name", "message"), [("nowhere", "config.json was not found"), ("", "torch_save")])
 def test_a_missing_omnisafe_agent_is_named(tmp_path, toy, name, message):
     with pytest.raises(ValueError, match=message):
-        omnisafe.read(tmp_path / name, toy, None, bare=False)
+        OmniSafe(tmp_path / name).agent(toy)
 
 
 class CleanRLAgent(nn.Module):
@@ -128,7 +128,18 @@ class CleanRLAgent(nn.Module):
         self.actor_logstd = nn.Parameter(torch.full((1, 1), -0.3))
 
 
-STATISTICS = Normaliser(torch.tensor([0.1, 0.2]).double(), torch.tensor([2.0, 0.5]).double(), 1e-8, 10.0)
+MEAN, VARIANCE = torch.tensor([0.1, 0.2], dtype=torch.float64), torch.tensor([2.0, 0.5], dtype=torch.float64)
+
+
+@pytest.fixture
+def statistics(tmp_path):
+    """Writes statistics and returns their file."""
+
+    def write(mean=MEAN, variance=VARIANCE, **more):
+        np.savez(tmp_path / "s.npz", mean=mean, var=variance, **more)
+        return str(tmp_path / "s.npz")
+
+    return write
 
 
 @pytest.fixture
@@ -138,50 +149,49 @@ def cleanrl_agent(tmp_path):
     return tmp_path / "a.cleanrl_model", agent
 
 
-def test_a_cleanrl_agent_does_the_same(cleanrl_agent, toy):
+def test_a_cleanrl_agent_does_the_same(cleanrl_agent, toy, statistics):
     path, original = cleanrl_agent
-    policy = as_policy(cleanrl.read(path, toy, STATISTICS, bare=False), toy, torch.Generator())
+    policy = CleanRL(path, statistics()).policy(toy, torch.Generator())
     states = 3.0 * torch.randn(100, 2)
-    normalised = ((states - STATISTICS.mean) / (STATISTICS.variance + 1e-8).sqrt()).clamp(-10, 10).float()
+    normalised = ((states - MEAN) / (VARIANCE + 1e-8).sqrt()).clamp(-10, 10).float()
     assert torch.equal(policy.act(states), original.actor_mean(normalised).clamp(-1, 1).detach())
     torch.testing.assert_close(policy(states).reward_value, original.critic(normalised).squeeze(-1).detach())
     torch.testing.assert_close(policy.std, torch.tensor([-0.3]).exp())
 
 
-def test_a_cleanrl_agent_far_from_zero_does_the_same(cleanrl_agent, toy, tmp_path):
+def test_a_cleanrl_agent_far_from_zero_does_the_same(cleanrl_agent, toy, statistics):
     """Its wrapper computes in float64; near 10⁷, float32 has steps of 1."""
     path, original = cleanrl_agent
-    np.savez(tmp_path / "s.npz", mean=[1e7, -1e7], var=[0.5, 2.0], clip=np.inf)
-    given = read_normaliser(tmp_path / "s.npz")
-    policy = as_policy(cleanrl.read(path, toy, given, bare=False), toy, torch.Generator())
-    states = torch.randn(50, 2).double() + given.mean
-    normalised = ((states - given.mean) / (given.variance + 1e-8).sqrt()).float()
+    mean, variance = 1e7 * torch.tensor([1.0, -1.0], dtype=torch.float64), VARIANCE
+    reader = CleanRL(path, statistics(mean, variance, clip=np.inf))
+    policy = reader.policy(toy, torch.Generator())
+    states = torch.randn(50, 2).double() + mean
+    normalised = ((states - mean) / (variance + 1e-8).sqrt()).float()
     torch.testing.assert_close(policy.act(states), original.actor_mean(normalised).clamp(-1, 1).detach())
-    assert largest_difference(reference.cleanrl(path, tmp_path / "s.npz", toy), policy, states) < 1e-5
+    assert require_same_actions(reader.reference(toy), policy, states) < 1e-5
 
 
 def test_cleanrls_statistics_are_asked_for_with_the_lines_that_save_them(cleanrl_agent, toy):
     path, _ = cleanrl_agent
     with pytest.raises(ValueError, match=r"np.savez\(\"stats.npz\""):
-        cleanrl.read(path, toy, None, bare=False)
-    assert cleanrl.read(path, toy, None, bare=True).normaliser is None
+        CleanRL(path).agent(toy)
+    assert CleanRL(path, "none").agent(toy).normaliser is None
 
 
-def test_statistics_of_another_size_are_refused(cleanrl_agent, toy):
+def test_statistics_of_another_size_are_refused(cleanrl_agent, toy, statistics):
     path, _ = cleanrl_agent
-    other = Normaliser(torch.zeros(3).double(), torch.ones(3).double(), 1e-8, 10.0)
     with pytest.raises(ValueError, match="normaliser is for 3 observations"):
-        as_policy(cleanrl.read(path, toy, other, bare=False), toy, torch.Generator())
+        CleanRL(path, statistics(np.zeros(3), np.ones(3))).policy(toy, torch.Generator())
 
 
 @pytest.mark.parametrize("content", [{"q_network.0.weight": torch.zeros(2)}, {"actor.weight": torch.zeros(2)}, [1]])
-def test_other_cleanrl_agents_are_refused(tmp_path, toy, content):
+def test_other_cleanrl_agents_are_refused(tmp_path, toy, statistics, content):
     torch.save(content, tmp_path / "a.cleanrl_model")
     with pytest.raises(ValueError, match="supported are agents of CleanRL's ppo_continuous_action"):
-        cleanrl.read(tmp_path / "a.cleanrl_model", toy, STATISTICS, bare=False)
+        CleanRL(tmp_path / "a.cleanrl_model", statistics()).agent(toy)
 
 
-def test_objects_are_not_unpickled(tmp_path, toy):
+def test_objects_are_not_unpickled(tmp_path, toy, statistics):
     torch.save(CleanRLAgent(), tmp_path / "a.cleanrl_model")
     with pytest.raises(ValueError, match="cannot be read safely"):
-        cleanrl.read(tmp_path / "a.cleanrl_model", toy, STATISTICS, bare=False)
+        CleanRL(tmp_path / "a.cleanrl_model", statistics()).agent(toy)

@@ -2,7 +2,10 @@
 
 import pytest
 
-from lightning_unlearn.importers import rl_zoo
+from lightning_unlearn.importers.sb3 import StableBaselines3
+
+find = StableBaselines3.find
+
 
 ARGS = "!!python/object/apply:collections.OrderedDict\n- - - algo\n    - ppo\n  - - env\n    - Line-v0\n"
 CONFIG = "!!python/object/apply:collections.OrderedDict\n- - - n_steps\n    - 256\n  - - normalize\n    - true\n"
@@ -22,8 +25,8 @@ def folder(tmp_path):
 
 def test_the_final_agent_of_a_folder_and_its_statistics_are_found(folder):
     expected = folder / "Line-v0.zip", folder / "Line-v0" / "vecnormalize.pkl"
-    assert rl_zoo.find(folder) == rl_zoo.find(folder / "Line-v0.zip") == expected
-    assert rl_zoo.find(folder / "best_model") == (folder / "best_model.zip", expected[1])
+    assert find(folder) == find(folder / "Line-v0.zip") == expected
+    assert find(folder / "best_model") == (folder / "best_model.zip", expected[1])
 
 
 @pytest.mark.parametrize("inner", ["args.yml", "config.yml", "vecnormalize.pkl"])
@@ -33,15 +36,15 @@ def test_the_best_agent_of_a_folder_without_a_final_one(folder, inner):
         if file.name != inner:
             file.unlink()
     statistics = folder / "Line-v0" / "vecnormalize.pkl" if inner == "vecnormalize.pkl" else None
-    assert rl_zoo.find(folder) == (folder / "best_model.zip", statistics)
+    assert find(folder) == (folder / "best_model.zip", statistics)
 
 
 def test_an_ending_may_be_left_out(tmp_path):
     (tmp_path / "ppo.v1.zip").touch()
     (tmp_path / "vecnormalize.pkl").touch()
-    assert rl_zoo.find(tmp_path / "ppo.v1") == (tmp_path / "ppo.v1.zip", None)
-    assert rl_zoo.find(tmp_path / "ppo.v2") == (tmp_path / "ppo.v2", None)
-    assert rl_zoo.find(tmp_path) == (tmp_path / "ppo.v1.zip", tmp_path / "vecnormalize.pkl")
+    assert find(tmp_path / "ppo.v1") == (tmp_path / "ppo.v1.zip", None)
+    assert find(tmp_path / "ppo.v2") == (tmp_path / "ppo.v2", None)
+    assert find(tmp_path) == (tmp_path / "ppo.v1.zip", tmp_path / "vecnormalize.pkl")
 
 
 WRAPPERS = {
@@ -55,7 +58,7 @@ WRAPPERS = {
 def test_an_agent_behind_a_wrapper_is_refused_by_name(folder, name, value):
     (folder / "Line-v0" / "config.yml").write_text(f"{CONFIG}  - - {name}\n    - {value}\n")
     with pytest.raises(ValueError, match=f"config.yml has {name}"):
-        rl_zoo.find(folder)
+        find(folder)
 
 
 @pytest.mark.parametrize("content", ["[1, 2", "text", "- 1", "!!python/object/apply:os.system [touch sprung]"])
@@ -63,7 +66,7 @@ def test_another_configuration_is_refused_and_nothing_of_it_is_run(folder, conte
     monkeypatch.chdir(folder)
     (folder / "Line-v0" / "config.yml").write_text(content)
     with pytest.raises(ValueError, match="no configuration of rl-zoo3"):
-        rl_zoo.find(folder)
+        find(folder)
     assert not (folder / "sprung").exists()
 
 
@@ -72,4 +75,4 @@ def test_a_folder_with_none_or_several_agents_is_refused(tmp_path, agents):
     for agent in agents:
         (tmp_path / agent).touch()
     with pytest.raises(ValueError, match=f"holds {len(agents)} agents"):
-        rl_zoo.find(tmp_path)
+        find(tmp_path)

@@ -8,39 +8,35 @@ import pytest
 import torch
 from fixture_agent import SB3, sb3_actions
 
-from lightning_unlearn.importers import reference, sb3
 from lightning_unlearn.importers.agent import as_policy
-from lightning_unlearn.importers.command import largest_difference
-from lightning_unlearn.importers.normaliser import read_normaliser
+from lightning_unlearn.importers.import_command import require_same_actions
+from lightning_unlearn.importers.sb3 import StableBaselines3
 
-
-def read(path, simulator):
-    return sb3.read(path, simulator, read_normaliser(SB3 / "vecnormalize.pkl"), bare=False)
+STATISTICS = str(SB3 / "vecnormalize.pkl")
 
 
 def imported(path, simulator):
-    return as_policy(read(path, simulator), simulator, torch.Generator().manual_seed(0))
+    return StableBaselines3(path, STATISTICS).policy(simulator, torch.Generator().manual_seed(0))
 
 
 def test_the_policy_does_what_stable_baselines3_did(goal):
     """`actions.npy` was written by Stable-Baselines3 itself."""
     states, expected = sb3_actions()
-    agent = read(SB3 / "agent.zip", goal)
-    policy = as_policy(agent, goal, torch.Generator())
+    reader = StableBaselines3(SB3 / "agent.zip", STATISTICS)
+    policy, reference = reader.policy(goal, torch.Generator()), reader.reference(goal)
     assert (expected.abs() < 1).float().mean() > 0.5
     torch.testing.assert_close(policy.act(states), expected, rtol=0, atol=1e-5)
-    by_its_rules = reference.sb3(SB3 / "agent.zip", SB3 / "vecnormalize.pkl", goal)(states.double())
-    torch.testing.assert_close(by_its_rules.float(), expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(reference(states.double()).float(), expected, rtol=0, atol=1e-5)
 
 
 def test_shape_normaliser_and_critic_are_the_agents(goal):
-    agent = read(SB3 / "agent.zip", goal)
-    policy = as_policy(agent, goal, torch.Generator())
+    reader = StableBaselines3(SB3 / "agent.zip", STATISTICS)
+    policy = reader.policy(goal, torch.Generator())
     config = policy.config
     assert (config.hidden_sizes, config.critic_hidden_sizes, config.activation) == ([32, 24], [24, 16], "relu")
     assert (config.squash, config.critics, config.normaliser_clip) == ("none", "separate", 5.0)
-    assert agent.library == "Stable-Baselines3 2.9.2"
-    torch.testing.assert_close(policy.reward_value.weight, agent.critic[-1].weight)
+    assert reader.library == "Stable-Baselines3 2.9.2"
+    torch.testing.assert_close(policy.reward_value.weight, reader.agent(goal).critic[-1].weight)
     assert torch.equal(policy(torch.randn(3, 60)).cost_value, torch.zeros(3))
 
 
@@ -50,26 +46,26 @@ OFFSET = 1e6
 
 
 def with_settings(name, simulator, monkeypatch):
-    """An agent of the fixtures, its reference, its states (64, 2) and what Stable-Baselines3 2.1.0 did in them."""
+    """An agent of the fixtures, its reference, states (64, 2) and the actions of Stable-Baselines3 2.1.0 in them."""
     low, high, shift = {"squash_output": (0.0, 4.0, 0.0), "offset": (-2.0, 2.0, OFFSET)}[name]
     monkeypatch.setattr(simulator, "action_low", np.array([low]))
     monkeypatch.setattr(simulator, "action_high", np.array([high]))
-    file, statistics = SETTINGS / f"{name}.zip", SETTINGS / "offset.pkl" if name == "offset" else None
-    agent = sb3.read(file, simulator, statistics and read_normaliser(statistics), bare=False)
+    statistics = str(SETTINGS / "offset.pkl") if name == "offset" else None
+    reader = StableBaselines3(SETTINGS / f"{name}.zip", statistics)
     recorded = np.load(SETTINGS / "actions.npz")
     states, actions = (torch.from_numpy(recorded[key]) for key in ("states", name))
-    by_its_rules = reference.sb3(file, statistics, simulator)
-    return agent, by_its_rules, states + shift, actions.clamp(low, high)  # the environment clips what is beyond
+    actions = actions.clamp(low, high)  # as the environment does
+    return reader.agent(simulator), reader.reference(simulator), states + shift, actions
 
 
 @pytest.mark.parametrize("name", ["squash_output", "offset"])
 def test_what_is_not_in_the_weights_is_part_of_the_policy(toy, monkeypatch, name):
-    agent, by_its_rules, states, expected = with_settings(name, toy, monkeypatch)
+    agent, reference, states, expected = with_settings(name, toy, monkeypatch)
     assert expected.std() > 0.3
     policy = as_policy(agent, toy, torch.Generator())
     torch.testing.assert_close(policy.act(states), expected, rtol=0, atol=1e-5)
-    torch.testing.assert_close(by_its_rules(states).float(), expected, rtol=0, atol=1e-5)
-    assert largest_difference(by_its_rules, policy, states) < 1e-5
+    torch.testing.assert_close(reference(states).float(), expected, rtol=0, atol=1e-5)
+    assert require_same_actions(reference, policy, states) < 1e-5
 
 
 OVERLOOKED = {
@@ -80,10 +76,10 @@ OVERLOOKED = {
 
 @pytest.mark.parametrize("name", OVERLOOKED)
 def test_a_setting_that_the_importer_overlooks_shows_as_a_difference(toy, monkeypatch, name):
-    agent, by_its_rules, states, _ = with_settings(name, toy, monkeypatch)
+    agent, reference, states, _ = with_settings(name, toy, monkeypatch)
     policy = as_policy(OVERLOOKED[name](agent), toy, torch.Generator())
     with pytest.raises(ValueError, match="off the agent's: nothing was stored"):
-        largest_difference(by_its_rules, policy, states)
+        require_same_actions(reference, policy, states)
 
 
 def test_observations_are_rounded_where_stable_baselines3_rounds_them(goal):
@@ -164,19 +160,19 @@ UNSUPPORTED = {
 @pytest.mark.parametrize(("changes", "message"), UNSUPPORTED.values(), ids=UNSUPPORTED)
 def test_what_is_not_supported_is_refused_and_the_supported_named(goal, rewritten, changes, message):
     with pytest.raises(ValueError, match=message) as refused:
-        read(rewritten(**changes), goal)
+        imported(rewritten(**changes), goal)
     assert "PPO agents with MlpPolicy" in str(refused.value)
 
 
 def test_a_missing_vecnormalize_is_noticed(goal):
     with pytest.raises(ValueError, match=r"trained behind a VecNormalize.*--normalizer"):
-        sb3.read(SB3 / "agent.zip", goal, None, bare=False)
-    assert sb3.read(SB3 / "agent.zip", goal, None, bare=True).normaliser is None
+        StableBaselines3(SB3 / "agent.zip").agent(goal)
+    assert StableBaselines3(SB3 / "agent.zip", "none").agent(goal).normaliser is None
 
 
 def test_an_agent_of_another_task_is_refused(toy):
     with pytest.raises(ValueError, match="--env"):
-        read(SB3 / "agent.zip", toy)
+        imported(SB3 / "agent.zip", toy)
 
 
 def test_a_network_of_another_observation_is_refused(goal, rewritten):
@@ -191,11 +187,11 @@ def test_a_network_of_another_observation_is_refused(goal, rewritten):
 def test_what_is_no_zip_is_refused(goal, tmp_path, content):
     (tmp_path / "a.zip").write_bytes(content)
     with pytest.raises(ValueError, match="no archive"):
-        read(tmp_path / "a.zip", goal)
+        imported(tmp_path / "a.zip", goal)
 
 
 def test_a_zip_bomb_is_not_unpacked(goal, tmp_path):
     with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("data", bytes(1 << 20))
     with pytest.raises(ValueError, match="compressed members"):
-        read(tmp_path / "a.zip", goal)
+        imported(tmp_path / "a.zip", goal)

@@ -1,4 +1,4 @@
-"""The `import` command: an agent trained elsewhere becomes a registered unsafe expert that acts as it did."""
+"""The `import` command: register an agent trained elsewhere as an unsafe expert that acts as it did."""
 
 import json
 import shlex
@@ -13,12 +13,17 @@ import torch
 
 from lightning_unlearn.collectors.data import RolloutData
 from lightning_unlearn.envs.concept_config import add_concept_option, parse_with_concept
-from lightning_unlearn.envs.simulator import Simulator
-from lightning_unlearn.importers import cleanrl, omnisafe, rl_zoo, sb3
-from lightning_unlearn.importers.agent import ForeignAgent, as_policy, raw_states
-from lightning_unlearn.importers.normaliser import read_normaliser
-from lightning_unlearn.importers.reference import REFERENCES, Reference
-from lightning_unlearn.importers.warm_up import WarmUp, warm_up
+from lightning_unlearn.importers.cleanrl import CleanRL
+from lightning_unlearn.importers.critic_warm_up import WarmUp, warm_up
+from lightning_unlearn.importers.omnisafe import OmniSafe
+from lightning_unlearn.importers.reader import (
+    LARGEST_DIFFERENCE,
+    FileReader,
+    Reference,
+    largest_difference,
+    raw_states,
+)
+from lightning_unlearn.importers.sb3 import StableBaselines3
 from lightning_unlearn.options import CommandParser, choose
 from lightning_unlearn.policies.actor_critic import ActorCritic
 from lightning_unlearn.policies.files import ModelCard
@@ -26,73 +31,54 @@ from lightning_unlearn.seeding import SeedStreams, torch_generator
 from lightning_unlearn.tracking import registry, runs
 from lightning_unlearn.tracking.store import TRACKING_URI_HELP, open_store, require_recordable
 
-READERS = {"sb3": sb3.read, "omnisafe": omnisafe.read, "cleanrl": cleanrl.read}
+READERS: dict[str, type[FileReader]] = {"sb3": StableBaselines3, "omnisafe": OmniSafe, "cleanrl": CleanRL}
 STATES = 10_000
-"""Most states of the agent's own episodes that its library's actions and the policy's are compared on."""
-LARGEST_DIFFERENCE = 1e-3
-"""Of an action; beyond it something else than rounding is at work."""
-NONE = "none"
+"""Most states, of the agent's own episodes, on which its library's actions and the policy's are compared."""
 
 
 def main(args: Sequence[str]) -> None:
-    """The `import` command."""
+    """Run the `import` command."""
     library, rest = choose("import", tuple(READERS), args)
     options, concept = parse_with_concept(_parser(library), rest)
-    _require_possible(options)
+    if options.warm_up_rollouts < 2:
+        raise ValueError(f"--warm_up_rollouts {options.warm_up_rollouts} is not possible: use at least 2.")
+    streams = SeedStreams.of(options.seed)
     torch.set_num_threads(1)  # networks of this size gain nothing from more, and lose much on a busy machine
     started = time.perf_counter()
     data = RolloutData(options.env, options.num_envs, options.horizon, concept, options.workers, options.seed)
     try:
-        _import(library, options, data, started)
+        simulator = data.env.simulator  # an impossible environment is refused before a store is made
+        store = open_store(options.tracking_uri)
+        require_recordable(options.env)
+        reader = _find(library, options)
+        policy, reference = reader.policy(simulator, torch_generator(streams.weights)), reader.reference(simulator)
+        read_s = time.perf_counter() - started
+        print(f"Read {options.agent} of {reader.library} in {read_s:.1f} s. Warming up its critics.", flush=True)
+        warmth = warm_up(policy, data, options.warm_up_rollouts)
+        states = raw_states(policy, simulator, min(STATES, len(warmth.observations)))
+        difference = require_same_actions(reference, policy, states)
+        figures = _figures(warmth, difference, read_s)
+        run_id, uri = _record(library, options, reader.library, policy, data.env.concept, figures)
+        print(_summary(warmth, difference, uri, run_id, options, store))
     finally:
         data.teardown("fit")
 
 
-def _import(library: str, options: Any, data: RolloutData, started: float) -> None:
-    simulator = data.env.simulator  # an impossible environment is refused before a store is made
-    store = open_store(options.tracking_uri)
-    require_recordable(options.env)
-    agent, reference = _read(library, options, simulator)
-    policy = as_policy(agent, simulator, torch_generator(SeedStreams.of(options.seed).weights))
-    read_s = time.perf_counter() - started
-    print(f"Read {options.agent} of {agent.library} in {read_s:.1f} s. Warming up its critics.", flush=True)
-    warmth = warm_up(policy, data, options.warm_up_rollouts)
-    states = raw_states(policy, simulator, min(STATES, len(warmth.observations)))
-    difference = largest_difference(reference, policy, states)
-    run_id, uri = _record(library, options, agent, policy, data, _figures(warmth, difference, read_s))
-    print(_summary(warmth, difference, uri, run_id, options, store))
+def _find(library: str, options: Any) -> FileReader:
+    reader = READERS[library](Path(options.agent), options.normalizer)
+    found_statistics = reader.statistics if options.normalizer is None else None
+    if reader.path != Path(options.agent) or found_statistics:
+        print(f"Found {reader.path}" + (f" with {reader.statistics}." if reader.statistics else "."))
+    return reader
 
 
-def _read(library: str, options: Any, simulator: Simulator) -> tuple[ForeignAgent, Reference]:
-    agent, statistics = _files(library, options)
-    given = None if statistics is None else read_normaliser(statistics)
-    bare = options.normalizer == NONE or (given is None and statistics is not None)
-    read = READERS[library](agent, simulator, given, bare=bare)
-    return read, REFERENCES[library](agent, statistics, simulator)
-
-
-def _files(library: str, options: Any) -> tuple[Path, Path | None]:
-    """The files of the agent and of its observation statistics; those given are preferred to those found."""
-    agent, statistics = Path(options.agent), None
-    if library == "sb3":
-        agent, statistics = rl_zoo.find(agent)
-    elif library == "omnisafe":
-        agent = omnisafe.find(agent)
-    if options.normalizer is not None:
-        statistics = None if options.normalizer == NONE else Path(options.normalizer)
-    if agent != Path(options.agent) or (statistics and options.normalizer is None):
-        print(f"Found {agent}" + (f" with {statistics}." if statistics else "."))
-    return agent, statistics
-
-
-@torch.no_grad()
-def largest_difference(reference: Reference, policy: ActorCritic, observation: torch.Tensor) -> float:
-    """Between the actions of the agent's library and the policy's. Observation: (N, O), float64.
+def require_same_actions(reference: Reference, policy: ActorCritic, observation: torch.Tensor) -> float:
+    """Compute the largest difference between the actions of the agent's library and the policy's. Shape: (N, O).
 
     Raises:
         ValueError: It is more than rounding.
     """
-    difference = float((policy.act(observation).double() - reference(observation)).abs().max())
+    difference = largest_difference(reference, policy, observation)
     if not difference < LARGEST_DIFFERENCE:
         raise ValueError(
             f"the imported policy's actions are up to {difference:.3g} off the agent's: nothing was stored."
@@ -108,23 +94,18 @@ def _figures(warmth: WarmUp, difference: float, read_s: float) -> dict[str, floa
 
 
 def _record(
-    library: str,
-    options: Any,
-    agent: ForeignAgent,
-    policy: ActorCritic,
-    data: RolloutData,
-    figures: dict[str, float],
+    library: str, options: Any, agent_library: str, policy: ActorCritic, concept: str, figures: dict[str, float]
 ) -> tuple[str, str]:
-    """The run and the registered model's URI."""
-    note = f"imported from {agent.library}, file {Path(options.agent).name}"
-    params = {"library": agent.library, **vars(options)} | {"policy": json.dumps(asdict(policy.config))[:500]}
+    """Record a run and register the model; return the run's id and the model's URI."""
+    note = f"imported from {agent_library}, file {Path(options.agent).name}"
+    params = {"library": agent_library, **vars(options)} | {"policy": json.dumps(asdict(policy.config))[:500]}
     params.pop("config", None)
     with tempfile.TemporaryDirectory() as scratch:
         file = Path(scratch, "import.json")
         content = json.dumps({"note": note, "policy": asdict(policy.config), **figures}, indent=2)
         file.write_text(f"{content}\n", encoding="utf-8")
         run_id = runs.record_audit(options.env, f"import-{library}", params, figures, {file: "import"})
-    card = ModelCard("unsafe", options.env, data.env.concept, options.seed, update=0, env_steps=0, note=note)
+    card = ModelCard("unsafe", options.env, concept, options.seed, update=0, env_steps=0, note=note)
     version = registry.register_policy(policy, card, run_id)
     return run_id, f"models:/{registry.model_name(card.method, card.env)}/{version}"
 
@@ -141,12 +122,6 @@ def _summary(warmth: WarmUp, difference: float, uri: str, run_id: str, options: 
         f"The expert is {uri}, of run {run_id}. Repair it with\n"
         f"  lightning-unlearn fit -c base.yaml -c env/point_goal1.yaml -c method/off_policy_concept.yaml {command}"
     )
-
-
-def _require_possible(options: Any) -> None:
-    if options.warm_up_rollouts < 2:
-        raise ValueError(f"--warm_up_rollouts {options.warm_up_rollouts} is not possible: use at least 2.")
-    SeedStreams.of(options.seed)
 
 
 def _parser(library: str) -> CommandParser:

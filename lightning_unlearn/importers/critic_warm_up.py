@@ -1,4 +1,4 @@
-"""Critics that know an agent: regression on its own rollouts, with the policy frozen."""
+"""Warm-up of an imported agent's critics: regression on its own rollouts, with the policy frozen."""
 
 import time
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ from lightning_unlearn.methods.dual_head_ppo import DualHeadPPO
 from lightning_unlearn.policies.actor_critic import ActorCritic
 
 PASSES = 4
-"""Over all that was collected so far, after each rollout."""
+"""Passes over all rollouts so far, after each rollout."""
 BATCH_SIZE = 256
 LEARNING_RATE = 1e-3
 _TARGETS = ((keys.REWARD_VALUE, keys.REWARD_TARGET), (keys.COST_VALUE, keys.COST_TARGET))
@@ -25,7 +25,7 @@ _TARGETS = ((keys.REWARD_VALUE, keys.REWARD_TARGET), (keys.COST_VALUE, keys.COST
 
 @dataclass(frozen=True)
 class Fit:
-    """Share of its targets' variance that each critic explains on the last rollout, which it was not fitted to."""
+    """Explained variance of each critic on the last rollout, before the critic is fitted to that rollout."""
 
     reward: float
     cost: float
@@ -33,27 +33,27 @@ class Fit:
 
 @dataclass(frozen=True)
 class WarmUp:
-    """What a warm-up did."""
+    """Result of a warm-up."""
 
     before: Fit
-    """Of the critics as they came."""
+    """Fit of the original critics."""
     after: Fit
-    """Of the warmed critics."""
+    """Fit of the warmed-up critics."""
     observations: torch.Tensor
-    """What the agent saw. Shape: (N, O)."""
+    """Observations of all rollouts. Shape: (N, O)."""
     seconds: float
 
 
 def warm_up(policy: ActorCritic, data: RolloutData, rollouts: int) -> WarmUp:
-    """Fit both critics to GAE targets after each rollout; the policy acts, stochastic, and does not change.
+    """Fit both critics to GAE targets after each rollout; the policy acts stochastically and does not change.
 
-    Each critic's error counts in units of its targets' standard deviation: costs vary ten times as much as an agent's
-    rewards may, and where both critics read one trunk, the reward critic that an agent came with would be lost.
+    The errors of each critic are divided by the standard deviation of its targets. Costs may vary ten times as much as
+    rewards, so that a trunk shared by both critics would otherwise unlearn the agent's reward critic.
 
     Args:
-        policy: Its critics are changed, and its trunk only where it is the critics' own.
+        policy: Its critics are changed, with their trunk if it is their own.
         data: The environments.
-        rollouts: How many rollouts of it; at least 2.
+        rollouts: Number of rollouts, at least 2.
     """
     started = time.perf_counter()
     original, estimator = _estimator(deepcopy(policy)), _estimator(policy)
@@ -71,7 +71,7 @@ def warm_up(policy: ActorCritic, data: RolloutData, rollouts: int) -> WarmUp:
 
 
 def _estimator(policy: ActorCritic) -> DualHeadPPO:
-    """What computes a policy's values and targets."""
+    """Return a method that computes a policy's values and targets."""
     estimator = DualHeadPPO("warm-up")
     estimator.policy = policy
     return estimator
@@ -82,14 +82,14 @@ def _fit(batch: TensorDict) -> Fit:
 
 
 def explained(value: torch.Tensor, target: torch.Tensor) -> float:
-    """1 − Var(target − value)/Var(target); 0 where the targets do not vary. Any equal shapes."""
+    """Compute 1 − Var(target − value)/Var(target), or 0 if the targets do not vary. Any equal shapes."""
     variance = target.var(correction=0)
     return 0.0 if variance < 1e-12 else float(1.0 - (target - value).var(correction=0) / variance)
 
 
 @contextmanager
 def _only_critics(policy: ActorCritic) -> Iterator[torch.optim.Optimizer]:
-    """An optimizer of the critics; everything else is frozen inside the block."""
+    """Context manager: yield an optimizer of the critics, and freeze everything else inside the block."""
     critics = [module for module in (policy.critic_trunk, policy.reward_value, policy.cost_value) if module is not None]
     policy.requires_grad_(False)
     for module in critics:
@@ -103,7 +103,7 @@ def _only_critics(policy: ActorCritic) -> Iterator[torch.optim.Optimizer]:
 def regress(
     policy: ActorCritic, optimizer: torch.optim.Optimizer, batch: TensorDict, generator: torch.Generator
 ) -> None:
-    """Fit the critics to the targets of all that was collected, in minibatches that are shuffled anew each pass."""
+    """Fit the critics to the targets of a batch, in minibatches that are shuffled before each pass."""
     observation = batch[keys.OBSERVATION].flatten(0, 1)  # (N, O)
     target = torch.cat([batch[key] for _, key in _TARGETS], -1).flatten(0, 1)  # (N, 2)
     unit = deviation(target)
