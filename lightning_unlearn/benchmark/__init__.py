@@ -1,1 +1,1 @@
-"""How fast everything is, beside the machine's own limit and beside the environments' own vectorisation."""
+"""The benchmark: speed of everything, beside the machine's own limit and the environments' own vectorisation."""

@@ -1,15 +1,17 @@
-"""The machine's limit, and this package's environments, collectors and evaluation.
+"""Speed of the machine's physics and of this package's environments, collectors and evaluation; and a long collection.
 
 Shapes: E environments, A action size.
 """
 
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
+from typing import Any
 
 import mujoco
 import numpy as np
@@ -17,10 +19,11 @@ import torch
 
 from lightning_unlearn import keys
 from lightning_unlearn.audits.policy_suite import evaluate
-from lightning_unlearn.benchmark.plan import PEER_ENVS, Measurement, Plan
+from lightning_unlearn.benchmark.measurement import PEER_ENVS, Measurement, Plan
+from lightning_unlearn.benchmark.peers import memory_megabytes
 from lightning_unlearn.collectors.acting import actor_of
 from lightning_unlearn.collectors.collector import RolloutCollector
-from lightning_unlearn.collectors.stock import StockCollector
+from lightning_unlearn.collectors.data import RolloutData
 from lightning_unlearn.envs.batched import BatchedEnv, make_env
 from lightning_unlearn.envs.compat import BaseTask, make_task
 from lightning_unlearn.envs.layouts import ModelTemplate, lay_out
@@ -32,12 +35,18 @@ from lightning_unlearn.seeding import evaluation_layouts
 FRAMES = 10
 """Physics steps of one environment step."""
 EPISODES = 50
-"""Of an evaluation."""
+"""Episodes of the measured evaluation."""
 _PHYSICS_STEPS = 4000
+POINTS = 20
+"""Points of a long collection."""
+SPEED_DRIFT, MEMORY_DRIFT = 0.05, 0.05
+"""Relative change between the first points' median and the last points' that still counts as flat."""
+_ENDS = 5
+"""Points compared at each end, without the first one, which warms up."""
 
 
 def physics(plan: Plan) -> list[Measurement]:
-    """The limit, its mj_step and its mj_forward alone, and the limit of one core."""
+    """Measure the physics limit, its mj_step and its mj_forward alone, and the limit of one core."""
     tasks = [_laid_out(plan.env, plan.seed + k) for k in range(cores())]
     rows = (
         ("physics.limit", "10 mj_step + 3 mj_forward on all cores", FRAMES, 3, tasks, plan.repeats),
@@ -52,7 +61,7 @@ def physics(plan: Plan) -> list[Measurement]:
 
 
 def stepping(plan: Plan, num_envs: int, workers: int) -> list[Measurement]:
-    """Environment stepping with random actions, episode ends and resets included."""
+    """Measure environment stepping with random actions, including ends of episodes and resets."""
     with _environment(plan, num_envs, workers) as env:
         rates = [step_rate(env.simulator, plan.steps // num_envs, plan.seed) for _ in range(plan.repeats)]
     name, what = stepping_name(num_envs, workers), f"stepping, E={num_envs}, {workers} worker(s)"
@@ -60,38 +69,28 @@ def stepping(plan: Plan, num_envs: int, workers: int) -> list[Measurement]:
 
 
 def stepping_name(num_envs: int, workers: int) -> str:
-    """Name of the measurement of our stepping."""
+    """Return the name of a measurement of our stepping."""
     return f"env.ours_e{num_envs}_w{workers}"
 
 
 def resets(plan: Plan) -> list[Measurement]:
-    """Milliseconds of one reset, amortised over a batch of them."""
+    """Measure the milliseconds of one reset, amortised over a batch."""
     with _environment(plan, PEER_ENVS, 1) as env:
         values = [1000 * _seconds(env.simulator.reset) / PEER_ENVS for _ in range(10 * plan.repeats)]
     return [Measurement("reset.ours", "one reset", "ms", values)]
 
 
 def collection(plan: Plan) -> list[Measurement]:
-    """Rollouts of 8 × T with a random policy by this package's collector and TorchRL's, in the same environments."""
+    """Measure rollouts of 8 × T with a random policy."""
     with _environment(plan, PEER_ENVS, _workers(PEER_ENVS)) as env:
-        policy = random_policy(env, plan.seed)
-        return [
-            _collecting("lean", RolloutCollector(env, policy, plan.horizon, torch.Generator()), plan, plan.repeats),
-            _collecting(
-                "stock", StockCollector(env, policy, plan.horizon, torch.Generator()), plan, plan.fewer_repeats
-            ),
-        ]
-
-
-def _collecting(name: str, collector: RolloutCollector | StockCollector, plan: Plan, repeats: int) -> Measurement:
-    rates = [PEER_ENVS * plan.horizon / _seconds(collector.rollout) for _ in range(repeats)]
-    what = f"collecting {PEER_ENVS} x {plan.horizon}, {name} collector"
-    return Measurement(f"collect.{name}", what, "steps/s", rates)
+        collector = RolloutCollector(env, random_policy(env, plan.seed), plan.horizon, torch.Generator())
+        rates = [PEER_ENVS * plan.horizon / _seconds(collector.rollout) for _ in range(plan.repeats)]
+    return [Measurement("collect.lean", f"collecting {PEER_ENVS} x {plan.horizon}", "steps/s", rates)]
 
 
 @dataclass(frozen=True)
 class RolloutCosts:
-    """What collecting a rollout takes."""
+    """Times of the parts of collecting a rollout."""
 
     step_s: float
     """Seconds of one environment step and its action, in one process that has a core."""
@@ -101,7 +100,7 @@ class RolloutCosts:
     """Seconds to hand one step over to the learner, in the learner's process."""
 
     def rate(self, workers: int, horizon: int) -> float:
-        """Environment steps a second of so many workers with a core and 8 environments each."""
+        """Extrapolate the environment steps a second of workers with a core and 8 environments each."""
         each = PEER_ENVS * horizon
         seconds = each * self.step_s + (workers - 1) * self.message_s + workers * each * self.hand_over_s
         return workers * each / seconds
@@ -128,7 +127,7 @@ def rollout_costs(plan: Plan) -> RolloutCosts:
 
 
 def scaling(plan: Plan, workers: int) -> list[Measurement]:
-    """Collecting and stepping with so many workers and 8 environments each."""
+    """Measure collecting and stepping with a number of workers and 8 environments each."""
     num_envs = PEER_ENVS * workers
     with _environment(plan, num_envs, workers) as env:
         gatherer = RolloutCollector(env, random_policy(env, plan.seed), plan.horizon, torch.Generator())
@@ -144,46 +143,99 @@ def scaling(plan: Plan, workers: int) -> list[Measurement]:
 
 
 def evaluation(plan: Plan) -> list[Measurement]:
-    """50 deterministic episodes in one batch, from building the environments to the result."""
+    """Measure 50 deterministic episodes in one batch, from building the environments to the result."""
     with _environment(plan, 1, 1) as env:
         policy = random_policy(env, plan.seed)
-    rates = [_evaluation_rate(plan, policy) for _ in range(min(plan.repeats, 3))]
+    rates = []
+    for _ in range(min(plan.repeats, 3)):
+        started = time.perf_counter()
+        layouts, workers = evaluation_layouts(EPISODES), _workers(EPISODES)
+        outcome = evaluate(policy, plan.env, layouts, workers=workers, max_steps=plan.evaluation_steps)
+        rates.append(float(outcome.episodes.length.sum() / (time.perf_counter() - started)))
     return [Measurement("evaluate.ours", f"evaluating {EPISODES} episodes in one batch", "steps/s", rates)]
 
 
+@dataclass(frozen=True)
+class Soak:
+    """Speed and memory along a long collection, one entry a point."""
+
+    env_steps: list[int]
+    steps_per_s: list[float]
+    memory_mb: list[float]
+
+    @property
+    def speed_change(self) -> float:
+        """Relative change of speed from the first points to the last."""
+        return _change(self.steps_per_s)
+
+    @property
+    def memory_change(self) -> float:
+        """Relative change of memory from the first points to the last."""
+        return _change(self.memory_mb)
+
+    @property
+    def flat(self) -> bool:
+        """Neither speed nor memory drifts for the worse."""
+        return self.speed_change >= -SPEED_DRIFT and self.memory_change <= MEMORY_DRIFT
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the soak as it is written to JSON."""
+        drift = {"speed_change": self.speed_change, "memory_change": self.memory_change, "flat": self.flat}
+        return asdict(self) | drift
+
+
+def soak(plan: Plan, steps: int) -> Soak:
+    """Collect at least `steps` environment steps at 8 × T, to see whether speed or memory drift.
+
+    Every point prints a line to stderr.
+    """
+    data = RolloutData(plan.env, PEER_ENVS, plan.horizon, workers=_workers(PEER_ENVS), seed=plan.seed)
+    rollouts = max(1, round(steps / POINTS / data.steps_per_update))
+    outcome = Soak([], [], [])
+    try:
+        collector = data.collector(random_policy(data.env, plan.seed))
+        for point in range(1, POINTS + 1):
+            started = time.perf_counter()
+            for _ in range(rollouts):
+                collector.rollout()
+            seconds = time.perf_counter() - started
+            outcome.env_steps.append(point * rollouts * data.steps_per_update)
+            outcome.steps_per_s.append(rollouts * data.steps_per_update / seconds)
+            outcome.memory_mb.append(memory_megabytes())
+            print(
+                f"soak {outcome.env_steps[-1]:>9} steps, {outcome.steps_per_s[-1]:.0f} steps/s, "
+                f"{outcome.memory_mb[-1]:.0f} MB",
+                file=sys.stderr,
+            )
+    finally:
+        data.teardown("fit")
+    return outcome
+
+
+def _change(values: list[float]) -> float:
+    first, last = statistics.median(values[1 : 1 + _ENDS]), statistics.median(values[-_ENDS:])
+    return last / first - 1.0
+
+
 def random_policy(env: BatchedEnv, seed: int) -> ActorCritic:
-    """The default network with random weights."""
+    """Return the default network with random weights."""
     sim = env.simulator
     config = PolicyConfig(sim.observation_size, sim.action_low.tolist(), sim.action_high.tolist())
     return ActorCritic(config, torch.Generator().manual_seed(seed))
 
 
 def step_rate(sim: Simulator, steps: int, seed: int) -> float:
-    """Environment steps a second of `steps` steps of every environment, resetting what ends."""
+    """Measure the environment steps a second over `steps` steps of every environment, including resets."""
     actions = np.random.default_rng(seed).uniform(
         sim.action_low, sim.action_high, (steps, sim.num_envs, len(sim.action_low))
     )
-    return steps * sim.num_envs / _seconds(partial(_step_all, sim, actions))
-
-
-def _step_all(sim: Simulator, actions: np.ndarray) -> None:
+    started = time.perf_counter()
     for action in actions:
         step = sim.step(action)
         done = step.terminated | step.truncated
         if done.any():
             sim.reset(done)
-
-
-def _evaluation_rate(plan: Plan, policy: ActorCritic) -> float:
-    started = time.perf_counter()
-    outcome = evaluate(
-        policy,
-        plan.env,
-        evaluation_layouts(EPISODES),
-        workers=_workers(EPISODES),
-        max_steps=plan.evaluation_steps,
-    )
-    return float(outcome.episodes.length.sum() / (time.perf_counter() - started))
+    return steps * sim.num_envs / (time.perf_counter() - started)
 
 
 def _laid_out(env_id: str, seed: int) -> BaseTask:
@@ -194,7 +246,7 @@ def _laid_out(env_id: str, seed: int) -> BaseTask:
 
 
 def _physics_rate(tasks: list[BaseTask], frames: int, forwards: int, seed: int) -> float:
-    """Steps a second of several simulations, each on a thread of its own."""
+    """Measure the steps a second of several simulations, each in its own thread."""
     with ThreadPoolExecutor(len(tasks)) as pool:
         run = partial(_simulate, frames=frames, forwards=forwards, seed=seed)
         return len(tasks) * _PHYSICS_STEPS / _seconds(lambda: list(pool.map(run, tasks)))

@@ -1,4 +1,4 @@
-"""What safety_gymnasium and TorchRL do by themselves, each in a process of its own.
+"""Speed of safety_gymnasium's and TorchRL's own vectorisation, each measured in a process of its own.
 
 The peers run the original environments with nothing but the import shim of `envs.compat`: forked workers inherit it.
 Shapes: E environments, O observation size, A action size.
@@ -17,7 +17,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from lightning_unlearn.benchmark.plan import PEER_ENVS, Measurement, Plan
+from lightning_unlearn.benchmark.measurement import PEER_ENVS, Measurement, Plan
 from lightning_unlearn.envs.batched import make_env
 from lightning_unlearn.envs.compat import make_original, original_vector
 from lightning_unlearn.policies.actor_critic import ActorCritic, PolicyConfig
@@ -35,40 +35,38 @@ MEMORY = (
     Measurement("memory.process", "memory (PSS) of the processes of 128 environments", "MB", []),
     Measurement("memory.environments", "of it for the 128 environments", "MB", []),
 )
+_TORCHRL_STEPS = 200
 
 
 def vector_make(plan: Plan) -> list[Measurement]:
-    """`safety_gymnasium.vector.make` with 8 processes: stepping, collecting with the same policy, resets."""
+    """Measure `safety_gymnasium.vector.make` with 8 processes: stepping, collecting with the same policy, resets."""
     return _in_own_process(_vector_make, plan, "fork")
 
 
 def torchrl_parallel(plan: Plan) -> list[Measurement]:
-    """TorchRL's `SafetyGymnasiumEnv` in a `ParallelEnv` of 8 processes, with random actions."""
+    """Measure TorchRL's `SafetyGymnasiumEnv` in a `ParallelEnv` of 8 processes, with random actions."""
     return _in_own_process(_torchrl_parallel, plan, "fork")
 
 
 def memory(plan: Plan) -> list[Measurement]:
-    """Memory of 128 environments, reset and stepped."""
+    """Measure the memory of 128 environments after a reset and some steps."""
     return _in_own_process(_memory, plan, "spawn")  # a forked process shares memory with this one
 
 
 def memory_megabytes() -> float:
-    """Memory of this process and its children, what they share counted once (PSS); its own maximum without /proc."""
+    """Return the memory of this process and its children (PSS, which counts shared pages once).
+
+    Without /proc, it is the maximum of this process alone.
+    """
+    kilobytes = 0
     try:
-        return sum(_proportional_kilobytes(pid) for pid in ["self", *_children()]) / 2**10
+        lists = [file.read_text(encoding="utf-8") for file in Path("/proc/self/task").glob("*/children")]
+        for pid in ("self", *" ".join(lists).split()):
+            lines = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="utf-8").splitlines()
+            kilobytes += next(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
     except OSError:
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
-
-
-def _proportional_kilobytes(pid: str) -> int:
-    lines = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="utf-8").splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
-
-
-def _children() -> list[str]:
-    return [
-        pid for tasks in Path("/proc/self/task").glob("*/children") for pid in tasks.read_text(encoding="utf-8").split()
-    ]
+        kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return kilobytes / 2**10
 
 
 def _in_own_process(
@@ -101,7 +99,7 @@ def _vector_make(plan: Plan) -> list[Measurement]:
 
 
 def _vector_reset(env: Any, seed: int) -> float:
-    """Milliseconds of one reset, amortised over the batch."""
+    """Measure the milliseconds of one reset, amortised over the batch."""
     started = time.perf_counter()
     env.reset(seed=list(range(seed, seed + PEER_ENVS)))
     return 1000 * (time.perf_counter() - started) / PEER_ENVS
@@ -119,7 +117,7 @@ def _vector_steps(env: Any, plan: Plan) -> float:
 
 
 class _PlainLoop:
-    """The usual collection loop: policy, step, store; with autoreset as `vector.make` does it."""
+    """The usual collection loop of policy, step and storage, with the autoreset of `vector.make`."""
 
     def __init__(self, env: Any, plan: Plan) -> None:
         space = env.single_action_space
@@ -134,7 +132,7 @@ class _PlainLoop:
 
     @torch.inference_mode()
     def rate(self) -> float:
-        """Environment steps a second of one rollout."""
+        """Measure the environment steps a second of one rollout."""
         started = time.perf_counter()
         for t in range(self._steps):
             self._advance(t)
@@ -170,9 +168,6 @@ def _torchrl_parallel(plan: Plan) -> list[Measurement]:
     finally:
         env.close()
     return [Measurement(m.name, m.what, m.unit, rates, f"{_TORCHRL_STEPS} steps, without resets") for m in TORCHRL]
-
-
-_TORCHRL_STEPS = 200
 
 
 def _memory(plan: Plan) -> list[Measurement]:

@@ -1,29 +1,100 @@
-"""What a benchmark run leaves: a table, a JSON file, figures, and the summary."""
+"""The `bench` command: one run that times everything and can be repeated anywhere."""
 
 import json
 import os
 import platform
-from collections.abc import Sequence
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
+from jsonargparse import Namespace
+from jsonargparse.typing import NonNegativeInt, PositiveInt
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from lightning_unlearn.audits.drawing import BLUE, INK, save_png
-from lightning_unlearn.benchmark.ours import RolloutCosts, stepping_name
-from lightning_unlearn.benchmark.plan import PEER_ENVS, Measurement, Plan
-from lightning_unlearn.benchmark.soak import Soak
+from lightning_unlearn.benchmark import ours, peers, training_speed
+from lightning_unlearn.benchmark.measurement import PEER_ENVS, Item, Measurement, Plan
+from lightning_unlearn.options import CommandParser
 from lightning_unlearn.processes import cores
 
 _VERSIONS = ("lightning-unlearn", "torch", "torchrl", "lightning", "mujoco", "safety-gymnasium", "numpy")
 _PEER, _LIMIT = "#BBBBBB", "#555555"
+_PHYSICS_LIMIT = Measurement("physics.limit", "10 mj_step + 3 mj_forward on all cores", "steps/s", [])
+
+
+def main(args: Sequence[str]) -> None:
+    """Measure, print the table, write JSON and figures; the last line of the output is the summary."""
+    options = _options(args)
+    torch.set_num_threads(1)
+    make = Plan.quick if options.quick else Plan.full
+    plan = make(options.env, options.repeats or (2 if options.quick else 5), options.seed)
+    measurements = measure(plan, options.workers)
+    soaked = ours.soak(plan, options.soak_steps) if options.soak_steps else None
+    print(table(measurements))
+    if soaked:
+        verdict = "flat" if soaked.flat else "not flat"
+        print(f"soak: {verdict}; speed {soaked.speed_change:+.1%}, memory {soaked.memory_change:+.1%}")
+    if options.workers:
+        print(scaling_table(ours.rollout_costs(plan), plan.horizon))
+    written = write(Path(options.out), plan, measurements, soaked)
+    print("wrote " + ", ".join(map(str, written)))
+    print(summary_line(summary(measurements)))
+
+
+def measure(plan: Plan, workers: Sequence[int] = ()) -> list[Measurement]:
+    """Run all items, and collecting with each of these numbers of workers. Each item prints a line to stderr first."""
+    measurements, started = [], time.perf_counter()
+    listed = [*items(plan), *(Item(f"scaling, {w} worker(s)", partial(ours.scaling, workers=w)) for w in workers)]
+    for number, item in enumerate(listed, start=1):
+        elapsed = time.perf_counter() - started
+        print(f"[{number}/{len(listed)}, {elapsed:.0f} s] {item.label}", file=sys.stderr, flush=True)
+        measurements += item.run(plan)
+    return measurements
+
+
+def items(plan: Plan) -> Iterator[Item]:
+    """Yield the items of a plan, the physics limit first."""
+    yield Item("physics limit", ours.physics, (_PHYSICS_LIMIT,))
+    for num_envs in plan.sizes:
+        for workers in sorted({1, min(cores(), num_envs)}):
+            yield Item(f"stepping, E={num_envs}", partial(ours.stepping, num_envs=num_envs, workers=workers))
+    yield Item(f"vector.make, E={PEER_ENVS}, in a process of its own", peers.vector_make, peers.VECTOR)
+    if plan.thorough:
+        yield Item("TorchRL's ParallelEnv, in a process of its own", peers.torchrl_parallel, peers.TORCHRL)
+    yield Item("resets", ours.resets)
+    yield Item("collecting", ours.collection)
+    yield Item("training", training_speed.whole_training)
+    for threads in ("1", "auto") if plan.thorough else ("1",):
+        row = training_speed.off_policy_row(threads)
+        yield Item(row.what, partial(training_speed.off_policy_updates, threads=threads), (row,))
+    if plan.thorough:
+        yield Item("evaluation", ours.evaluation)
+        yield Item("memory of 128 environments, in a process of its own", peers.memory)
+
+
+def _options(args: Sequence[str]) -> Namespace:
+    parser = CommandParser(prog="lightning-unlearn bench", description=__doc__)
+    parser.add_argument("--env", type=str, default="SafetyPointGoal1-v0", help="the task that is measured")
+    quick = "about a minute: less of all, and no TorchRL, off-policy updates on all cores, evaluation or memory"
+    parser.add_argument("--quick", action="store_true", help=quick)
+    scaling = "also collect with each of these numbers of workers and 8 environments each, and extrapolate to 64"
+    parser.add_argument("--workers", type=PositiveInt, nargs="*", default=[], help=scaling)
+    parser.add_argument("--repeats", type=PositiveInt | None, help="of each measurement; medians count; 5, quick 2")
+    parser.add_argument("--seed", type=NonNegativeInt, default=0, help="of layouts, actions and policies")
+    parser.add_argument("--soak_steps", type=NonNegativeInt, default=0, help="also collect so many steps; 0: do not")
+    parser.add_argument("--out", type=str, default="bench/bench.json", help="JSON file; figures are written beside it")
+    return parser.parse_args(args)
 
 
 def machine() -> dict[str, Any]:
-    """Where this was measured."""
+    """Describe this machine."""
     return {
         "cpu": _cpu(),
         "cores": cores(),
@@ -35,10 +106,10 @@ def machine() -> dict[str, Any]:
 
 
 def summary(measurements: Sequence[Measurement]) -> dict[str, float | None]:
-    """Speed-ups over `vector.make` at E = 8, training's rate and share of the limit, and an off-policy minibatch."""
+    """Compute speed-ups over `vector.make` at E = 8, training's rate and share of the limit, an off-policy update."""
     median = {m.name: m.median for m in measurements}
     training = median.get("train.published")
-    stepping = median.get(stepping_name(PEER_ENVS, min(cores(), PEER_ENVS)))
+    stepping = median.get(ours.stepping_name(PEER_ENVS, min(cores(), PEER_ENVS)))
     return {
         "env_speedup": _ratio(stepping, median.get("env.vector_make")),
         "collect_speedup": _ratio(median.get("collect.lean"), median.get("collect.vector_make")),
@@ -49,12 +120,12 @@ def summary(measurements: Sequence[Measurement]) -> dict[str, float | None]:
 
 
 def summary_line(numbers: dict[str, float | None]) -> str:
-    """`key=value` pairs, null where something could not be measured."""
+    """Format the summary as `key=value` pairs; a value that could not be measured is null."""
     return " ".join(f"{key}={'null' if value is None else f'{value:.4g}'}" for key, value in numbers.items())
 
 
 def table(measurements: Sequence[Measurement]) -> str:
-    """One row a quantity: words, median, unit, spread over the repeats, note."""
+    """Format one row a quantity: description, median, unit, spread over the repeats, note."""
     rows = [("what", "median", "unit", "lowest to highest", "note"), *(_row(m) for m in measurements)]
     widths = [max(len(row[k]) for row in rows) for k in range(4)]
     return "\n".join(
@@ -63,8 +134,8 @@ def table(measurements: Sequence[Measurement]) -> str:
     )
 
 
-def scaling_table(costs: RolloutCosts, horizon: int) -> str:
-    """Rates of collecting with more cores than were measured: one row a number of workers, 8 environments each."""
+def scaling_table(costs: ours.RolloutCosts, horizon: int) -> str:
+    """Format extrapolated rates of collecting: one row a number of workers, with 8 environments and a core each."""
     rows = [f"{workers:>7}  {costs.rate(workers, horizon):>9,.0f}" for workers in (1, 2, 4, 8, 16, 32, 64)]
     return "\n".join(
         [
@@ -77,15 +148,15 @@ def scaling_table(costs: RolloutCosts, horizon: int) -> str:
     )
 
 
-def write(out: Path, plan: Plan, measurements: Sequence[Measurement], soak: Soak | None) -> list[Path]:
+def write(out: Path, plan: Plan, measurements: Sequence[Measurement], soak: ours.Soak | None) -> list[Path]:
     """Write the JSON file, and figures beside it; return what was written."""
     out.parent.mkdir(parents=True, exist_ok=True)
     content = {
         "machine": machine(),
         "options": vars(plan),
         "summary": summary(measurements),
-        "measurements": [m.record() for m in measurements],
-        "soak": soak.record() if soak else None,
+        "measurements": [m.as_json() for m in measurements],
+        "soak": soak.as_json() if soak else None,
     }
     out.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
     figures = {out.with_suffix(".png"): bars(measurements)}
@@ -97,7 +168,7 @@ def write(out: Path, plan: Plan, measurements: Sequence[Measurement], soak: Soak
 
 
 def bars(measurements: Sequence[Measurement]) -> Figure:
-    """Every rate as a horizontal bar: the limit and peers grey, this package blue."""
+    """Draw every rate as a horizontal bar: the limit and peers grey, this package blue."""
     rates = [(m.what, m.median, _colour(m.name)) for m in measurements if m.unit == "steps/s" and m.median]
     figure = Figure(figsize=(9, 1.2 + 0.28 * len(rates)), dpi=100, layout="constrained")
     FigureCanvasAgg(figure)
@@ -111,8 +182,8 @@ def bars(measurements: Sequence[Measurement]) -> Figure:
     return figure
 
 
-def soak_curve(soak: Soak) -> Figure:
-    """Speed and memory along the soak."""
+def soak_curve(soak: ours.Soak) -> Figure:
+    """Draw speed and memory along the soak."""
     figure = Figure(figsize=(8, 4.4), dpi=100, layout="constrained")
     FigureCanvasAgg(figure)
     speed, memory = figure.subplots(2, 1, sharex=True)

@@ -1,4 +1,4 @@
-"""Whole training through the real command's path, and its minibatch loop beside a plain one."""
+"""Speed of whole trainings, built as `fit` builds them, and of their minibatch loop beside a plain PyTorch loop."""
 
 import math
 import statistics
@@ -14,7 +14,7 @@ import torch
 from tensordict import TensorDict
 
 from lightning_unlearn import fit, keys
-from lightning_unlearn.benchmark.plan import Measurement, Plan
+from lightning_unlearn.benchmark.measurement import Measurement, Plan
 from lightning_unlearn.configuration import shipped_config
 from lightning_unlearn.losses.dual_ppo import dual_ppo_loss
 from lightning_unlearn.methods.dual_head_ppo import DualHeadPPO
@@ -22,14 +22,15 @@ from lightning_unlearn.processes import cores
 from lightning_unlearn.tracking.addresses import sqlite_uri
 
 METHOD, OFF_POLICY = "method/unsafe.yaml", "method/off_policy_concept.yaml"
-"""The published settings: 8 environments of 1024 steps, 6 epochs, minibatches of 256; and off-policy unlearning."""
+"""Configs of the published settings (8 environments of 1024 steps, 6 epochs, minibatches of 256) and of off-policy
+unlearning."""
 _OFF_POLICY_NAMES = {"1": "update.off_policy", "auto": "update.off_policy_auto"}
 OFF_POLICY_STEPS = 128
 """Minibatches of an off-policy update, fewer than the method's default: only one of them is timed."""
 
 
 class Stopwatch(pl.Callback):
-    """Seconds of every update from start to start, logging included, and of its minibatches; and a kept rollout."""
+    """Seconds of every update, with and without rollout and logging, its minibatches, and the last rollout."""
 
     def __init__(self) -> None:
         self.starts: list[float] = []
@@ -38,28 +39,28 @@ class Stopwatch(pl.Callback):
         self.rollout: TensorDict | None = None
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """The rollout begins."""
+        """Note the start of the rollout."""
         self.starts.append(time.perf_counter())
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: TensorDict, batch_idx: int) -> None:
-        """The update begins."""
+        """Note the start of the update."""
         self._began = time.perf_counter()
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: TensorDict, batch_idx: int
     ) -> None:
-        """The update is done."""
+        """Keep the update's duration and its rollout."""
         self.updates.append(time.perf_counter() - self._began)
         self.minibatches.append(float(trainer.callback_metrics.get("train/minibatches", 0)))
         self.rollout = batch.clone()
 
     def cycles(self) -> list[float]:
-        """Seconds of each update but the last, from its rollout's start to the next one's."""
+        """Return the seconds from each rollout's start to the next one's."""
         return [after - before for before, after in zip(self.starts[:-1], self.starts[1:], strict=True)]
 
 
 def whole_training(plan: Plan) -> list[Measurement]:
-    """Training at the published settings, and its minibatch loop beside a plain one on the last rollout."""
+    """Measure training at the published settings, and its minibatch loop beside a plain one on the last rollout."""
     clock, module = _train(_options(plan, METHOD, plan.updates))
     rates = [8 * plan.horizon / seconds for seconds in clock.cycles()]
     taken = f"{statistics.median(clock.minibatches):.0f} minibatches an update"
@@ -75,7 +76,7 @@ def whole_training(plan: Plan) -> list[Measurement]:
 
 
 def off_policy_updates(plan: Plan, threads: Literal["1", "auto"]) -> list[Measurement]:
-    """A minibatch of `off_policy_concept`, the policy's every second one included, through Lightning."""
+    """Measure a minibatch of `off_policy_concept` through Lightning; every second one also updates the policy."""
     options = [*_options(plan, OFF_POLICY, 1 + plan.updates), "--model.steps", str(OFF_POLICY_STEPS)]
     options += ["--horizon", "256", "--model.warm_up", "0.0", "--model.critic_steps", "0", "--data.workers", "1"]
     clock, _ = _train([*options, "--torch_threads", threads])
@@ -85,13 +86,13 @@ def off_policy_updates(plan: Plan, threads: Literal["1", "auto"]) -> list[Measur
 
 
 def off_policy_row(threads: Literal["1", "auto"]) -> Measurement:
-    """The measurement of `off_policy_updates`, without values."""
+    """Return the row of `off_policy_updates` without values."""
     what = f"updating off policy, a minibatch of 256, torch_threads={threads}"
     return Measurement(_OFF_POLICY_NAMES[threads], what, "ms", [])
 
 
 def _each(seconds: float, minibatches: float) -> float:
-    """Milliseconds of one minibatch."""
+    """Return the milliseconds of one minibatch."""
     return 1000 * seconds / minibatches
 
 
@@ -124,7 +125,7 @@ def _options(plan: Plan, method: str, updates: int) -> list[str]:
 
 
 def _plain_update(module: DualHeadPPO, rollout: TensorDict | None) -> float:
-    """Milliseconds a minibatch of the loop as it is usually written: a gather for every minibatch and key."""
+    """Measure the milliseconds a minibatch of the loop as usually written: a gather for every minibatch and key."""
     assert rollout is not None
     flat = {key: rollout[key].reshape(rollout.numel(), -1) for key in _READ}
     optimizer = torch.optim.Adam(module.policy.parameters(), lr=module.lr)

@@ -1,4 +1,4 @@
-"""What a benchmark run measures, how long, and how a measurement is kept."""
+"""Size of a benchmark run, and its measurements."""
 
 import statistics
 from collections.abc import Callable
@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 Unit = Literal["steps/s", "ms", "s", "MB"]
 PEER_ENVS = 8
-"""Environments of the peers, and of ours where the two are compared."""
+"""Environments in comparisons with the peers."""
 
 
 @dataclass(frozen=True)
@@ -18,30 +18,30 @@ class Plan:
     repeats: int
     seed: int
     sizes: tuple[int, ...]
-    """Numbers of environments that stepping is measured with."""
+    """Numbers of environments in the measurements of stepping."""
     steps: int
-    """Environment steps of one repeat of our stepping, over all environments."""
+    """Environment steps in one repeat of our stepping, over all environments."""
     peer_steps: int
-    """Steps of each environment in one repeat of a peer; from 1000 on they include the end of an episode."""
+    """Steps of each environment in one repeat of a peer; 1000 or more include the end of an episode."""
     fewer_repeats: int
-    """Repeats of the peers, which are slow, and of what no summary reads."""
+    """Repeats of the peers, which are slow, and of measurements outside the summary."""
     updates: int
-    """Updates that training is timed over."""
+    """Updates in the measurement of training."""
     evaluation_steps: int
-    """Most steps of an evaluated episode."""
+    """Maximum steps of an evaluated episode."""
     thorough: bool
-    """Whether TorchRL's own environment, off-policy updates on all cores, evaluation and memory are measured."""
+    """Also measure TorchRL's own environment, off-policy updates on all cores, evaluation and memory."""
     horizon: int = 1024
-    """T of collecting, updating and training."""
+    """T in the measurements of collecting, updating and training."""
 
     @classmethod
     def full(cls, env: str, repeats: int, seed: int) -> "Plan":
-        """Minutes."""
+        """Return the plan of the full benchmark, which takes minutes."""
         return cls(env, repeats, seed, (8, 32, 128), 16384, 1024, min(repeats, 3), 8, 2000, True)
 
     @classmethod
     def quick(cls, env: str, repeats: int, seed: int) -> "Plan":
-        """Under a minute on two cores: 8 environments, fewer repeats, shorter training, and not `thorough`."""
+        """Return a plan that takes under a minute on two cores: 8 environments, fewer repeats, shorter training."""
         return cls(env, repeats, seed, (8,), 8192, 256, 1, 2, 200, False)
 
 
@@ -52,35 +52,35 @@ class Measurement:
     name: str
     """Unique: `<group>.<what>`."""
     what: str
-    """In words."""
+    """Description in words."""
     unit: Unit
     values: list[float]
-    """One value a repeat; empty when it could not be measured."""
+    """One value a repeat; empty if it could not be measured."""
     note: str = ""
-    """Why there is no value, or what to know about it."""
+    """Reason for a missing value, or a remark."""
 
     @property
     def median(self) -> float | None:
-        """Over the repeats; None when there are none."""
+        """Median over the repeats; None if there are none."""
         return statistics.median(self.values) if self.values else None
 
-    def record(self) -> dict[str, Any]:
-        """As it is written to JSON."""
+    def as_json(self) -> dict[str, Any]:
+        """Return the measurement as it is written to JSON."""
         return asdict(self) | {"median": self.median}
 
 
 @dataclass(frozen=True)
 class Item:
-    """Something to measure, which may give several quantities."""
+    """A step of the benchmark, which may measure several quantities."""
 
     label: str
-    """Shown while it runs."""
+    """Text shown while it runs."""
     measure: Callable[[Plan], list[Measurement]]
     missing: tuple[Measurement, ...] = ()
-    """What stands in the results if it cannot be measured; empty: the benchmark ends with the error then."""
+    """Rows in the results if it fails; empty: a failure ends the benchmark."""
 
     def run(self, plan: Plan) -> list[Measurement]:
-        """Measure, or say in one line why not."""
+        """Measure; if that fails, return the missing rows with the reason in one line."""
         try:
             return self.measure(plan)
         except Exception as error:
