@@ -2,15 +2,15 @@
 
 import gc
 import importlib
+import linecache
 import logging
 import re
 import sys
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import cache
 from importlib import metadata
 from io import TextIOWrapper
-from opcode import opmap
 from pathlib import Path
 from types import FrameType, ModuleType
 
@@ -42,15 +42,15 @@ COMMANDS = {
     "study": ("lightning_unlearn.study.command", "a whole study from one file: methods, seeds, audits, report"),
     "bench": ("lightning_unlearn.benchmark.bench_command", "time everything beside the machine's limit and its peers"),
 }
-"""Name → the module whose `main(args)` runs it, and what it does."""
+"""Name → the module whose `main(args)` runs the command, and its description."""
 
 HELP_FLAGS = ("-h", "--help")
 HELP_TEXTS = Path(__file__).parent / "help"
-"""What each command's own parser prints; `tests/help_texts.py` writes the files, and a test compares them."""
+"""Help of each command, as its parser prints it. `tests/help_texts.py` writes the files, and a test compares them."""
 
 _OURS = "lightning_unlearn"
 _CHECK_OPTIONS = sys.stdlib_module_names | {"jsonargparse", "lightning", "mlflow"}
-"""Whose errors are about what was given."""
+"""Modules whose ValueErrors are about the options."""
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -86,7 +86,7 @@ def main(args: Sequence[str] | None = None) -> None:
 
 
 def _import(name: str) -> ModuleType:
-    """Import a module with Python's garbage collection off: a search of a million new objects, which are all used."""
+    """Import a module without garbage collection, which would search a million new objects that are all in use."""
     gc.disable()
     try:
         return importlib.import_module(name)
@@ -96,73 +96,69 @@ def _import(name: str) -> ModuleType:
 
 
 def _is_explained(error: Exception) -> bool:
-    """Whether an error's message says all: what was asked for is impossible, or the disk, the store or numbers failed.
+    """Return whether an error's message is enough: a request is impossible, or the disk, the store or numbers failed.
 
-    What comes out of somebody else's code (an environment, a concept, a callback), also as the cause, keeps its
-    traceback, and so does a mistake of this package. Errors of libraries go by their names, so that the libraries need
-    not be imported for that.
+    Errors raised by somebody else's code (an environment, a concept, a callback), also as the cause, keep their
+    traceback, and so do mistakes of this package. Errors of libraries are known by their names, so that the libraries
+    need not be imported.
     """
-    if isinstance(error, BrokenPipeError):  # of standard output: not an error
+    if isinstance(error, BrokenPipeError):  # the reader of standard output has ended, which is no error
         return False
-    if any(_is_foreign(link) for link in _chain(error)):
-        return False
+    link: BaseException | None = error
+    while link is not None:
+        if _is_foreign(link):
+            return False
+        link = link.__cause__ or (None if link.__suppress_context__ else link.__context__)
     if isinstance(error, OSError) or type(error).__name__ in ("MisconfigurationException", "MlflowException"):
         return True
     return isinstance(error, ValueError | FloatingPointError) and _is_deliberate(error)
 
 
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """An error, its cause, and so on."""
-    while error is not None:
-        yield error
-        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
-
-
 def _is_foreign(error: BaseException) -> bool:
-    """Whether an error comes out of code that is neither this package's nor that of Python or a library below it."""
+    """Return whether the innermost frame outside of libraries is not this package's."""
     owners = (_owner(frame) for frame, _ in reversed([*traceback.walk_tb(error.__traceback__)]))
     return next((owner for owner in owners if owner not in _libraries()), _OURS) != _OURS
 
 
+def _is_deliberate(error: BaseException) -> bool:
+    """Return whether a `raise` of this package, or a library's check of options, made an error."""
+    frames = [*traceback.walk_tb(error.__traceback__)]
+    if not frames:
+        return True
+    frame, line = frames[-1]
+    if (owner := _owner(frame)) != _OURS:
+        return owner in _CHECK_OPTIONS
+    return linecache.getline(frame.f_code.co_filename, line).lstrip().startswith("raise ")
+
+
+def _owner(frame: FrameType) -> str:
+    """Return the top-level package of a frame's code."""
+    return str(frame.f_globals.get("__name__")).partition(".")[0]
+
+
 @cache
 def _libraries() -> set[str]:
-    """Modules of Python, of this package's dependencies and of theirs, which call what a user wrote."""
+    """Return the modules of Python, of this package's dependencies and of theirs, which call a user's code."""
     found, new = set(), {"lightning-unlearn"}
     while new:
         found |= new
-        new = {name for distribution in new for name in _dependencies(distribution)} - found
+        new = {requirement for distribution in new for requirement in _requirements(distribution)} - found
     found.discard("lightning-unlearn")
     modules = metadata.packages_distributions()
     return {*sys.stdlib_module_names} | {m for m, names in modules.items() if found & {*map(_canonical, names)}}
 
 
-def _dependencies(distribution: str) -> Iterator[str]:
-    """Names of the distributions that one requires, for its extras too; none if it is not installed."""
+def _requirements(distribution: str) -> list[str]:
+    """Return the distributions that one requires, those of its extras included; none if it is not installed."""
     try:
         required = metadata.requires(distribution) or []
     except metadata.PackageNotFoundError:
-        return
-    for requirement in required:
-        yield _canonical(re.split(r"[^\w.-]", requirement, maxsplit=1)[0])
+        return []
+    return [_canonical(re.split(r"[^\w.-]", requirement, maxsplit=1)[0]) for requirement in required]
 
 
 def _canonical(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
-
-
-def _is_deliberate(error: BaseException) -> bool:
-    """Whether this package's own `raise`, or a library's check of options, made an error."""
-    last = error.__traceback__
-    while last is not None and last.tb_next is not None:
-        last = last.tb_next
-    if last is None or (owner := _owner(last.tb_frame)) != _OURS:
-        return last is None or owner in _CHECK_OPTIONS
-    return last.tb_frame.f_code.co_code[last.tb_lasti] == opmap["RAISE_VARARGS"]
-
-
-def _owner(frame: FrameType) -> str:
-    """The top-level package of a frame's code."""
-    return str(frame.f_globals.get("__name__")).partition(".")[0]
 
 
 def _notes(error: BaseException) -> list[str]:
@@ -170,13 +166,13 @@ def _notes(error: BaseException) -> list[str]:
 
 
 def help_text(*words: str) -> str:
-    """The stored help of a command or subcommand, for which nothing has to be imported; empty if there is none."""
+    """Return the stored help of a command or subcommand, without importing anything; empty if there is none."""
     file = HELP_TEXTS / f"{' '.join(words)}.txt".replace("/", "")
     return file.read_text(encoding="utf-8") if file.is_file() else ""
 
 
 def usage() -> str:
-    """The top-level help."""
+    """Return the top-level help."""
     rows = "\n".join(f"  {name:<24} {what}" for name, (_, what) in COMMANDS.items())
     return (
         "usage: lightning-unlearn COMMAND [options]\n\n"
@@ -194,7 +190,7 @@ def _escape_unprintable() -> None:
 
 
 def _is_no_plugin_news(record: logging.LogRecord) -> bool:
-    """Gymnasium loads every plugin it finds, and gymnasium-robotics then speaks of its own environments."""
+    """Filter out messages of gymnasium-robotics about its own environments; Gymnasium loads every plugin it finds."""
     return "AdroitHand" not in record.getMessage()
 
 

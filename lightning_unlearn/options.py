@@ -1,4 +1,4 @@
-"""Options of the tools: a parser that reports in one line, and names the nearest option when one is unknown."""
+"""Command-line options: a parser that reports errors in one line and names the option nearest to an unknown one."""
 
 import difflib
 import re
@@ -45,21 +45,21 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 class CommandParser(ArgumentParser):
-    """Refuses abbreviations; a bad option is a `ValueError`."""
+    """A parser that refuses abbreviations and raises a `ValueError` for a bad option."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **{"allow_abbrev": False, **kwargs})
 
     @utf8_configs()
     def parse_args(self, args: Iterable[str] | None = None, *others: Any, **kwargs: Any) -> Any:
-        """Parse options, and the config files among them as UTF-8."""
+        """Parse options, and the config files that they name as UTF-8."""
         return super().parse_args(with_current_names(args), *others, **kwargs)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Report a bad option.
 
         Raises:
-            ValueError: At the top; the parser's own trials of nested values end as it wants them to.
+            ValueError: Always, except in the parser's own trials of nested values, which it handles itself.
         """
         if not self.exit_on_error:
             super().error(message, ex)
@@ -68,11 +68,11 @@ class CommandParser(ArgumentParser):
 
 
 _UNKNOWN = re.compile(r"(?:[Oo]ption '|unrecognized arguments: --)([\w.]+)")
-"""An unknown key in a parser's message. Other keys in it are known ones with an impossible value."""
+"""An unknown key in a parser's message; its other keys are known, and their values impossible."""
 
 
 def suggestion(message: str, known: Sequence[str]) -> str:
-    """The nearest of the known keys to an unknown one in a parser's message, as a question; empty if none is."""
+    """Return the known key nearest to an unknown one in a parser's message, as a question; empty if none is near."""
     for key in _UNKNOWN.findall(message):
         begun = [name for name in known if name.startswith(key)]
         near = difflib.get_close_matches(key, known, n=1, cutoff=0.7) or begun
@@ -82,10 +82,10 @@ def suggestion(message: str, known: Sequence[str]) -> str:
 
 
 def choose(command: str, subcommands: Sequence[str], args: Sequence[str]) -> tuple[str, list[str]]:
-    """The subcommand, and the options after it; asking for help prints the choices.
+    """Return the subcommand and the options after it; a request for help prints the choices.
 
     Raises:
-        ValueError: It is none of `subcommands`.
+        ValueError: The first argument is none of `subcommands`.
     """
     usage = f"lightning-unlearn {command} {'|'.join(subcommands)} [options]"
     name, *options = [*args] or ["--help"]

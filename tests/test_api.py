@@ -4,6 +4,7 @@ import logging
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -340,6 +341,19 @@ def test_models_are_looked_up_where_the_programs_mlflow_points(registered, templ
     mlflow.set_registry_uri(None)
     monkeypatch.delenv("MLFLOW_REGISTRY_URI", raising=False)
     assert torch.equal(lu.load_policy(uri).action_mean.weight, here)
+
+
+def test_a_moved_store_is_read_where_it_is(registered, tmp_path):
+    import mlflow
+
+    uri, moved = "models:/concept.SafetyPointGoal1-v0/1", tmp_path / "elsewhere"
+    expected = lu.load_policy(uri).action_mean.weight
+    shutil.move("mlruns", moved)
+    mlflow.set_tracking_uri(None)
+    mlflow.set_registry_uri(None)
+    before = global_state()
+    assert torch.equal(lu.load_policy(uri, f"sqlite:///{moved}/mlflow.db").action_mean.weight, expected)
+    assert differing(before) == []
 
 
 def test_a_repair_takes_the_shipped_configs(store, policy):

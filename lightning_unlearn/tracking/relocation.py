@@ -67,6 +67,23 @@ def relocate(database: Path) -> None:
         raise ValueError(f"The paths in {database} cannot be rewritten for its folder: {error}.") from error
 
 
+def needs_relocation(database: Path) -> bool:
+    """Return whether the paths of a SQLite store name another folder than its own. Nothing is written.
+
+    Args:
+        database: Absolute, without symbolic links.
+    """
+    _artifact_repos_cache.clear()  # as in `relocate`
+    try:
+        with closing(sqlite3.connect(f"{database.as_uri()}?mode=ro", uri=True, timeout=20.0)) as connection:
+            recorded = _recorded_folder(connection)
+            if recorded is not None:
+                return not _is_same(recorded, database.parent)
+            return bool(_folders_of_experiments(connection, database))
+    except sqlite3.Error:  # no store of MLflow, which says so itself
+        return False
+
+
 def _recorded_folder(connection: sqlite3.Connection) -> Path | None:
     row = connection.execute(
         "SELECT value FROM experiment_tags WHERE experiment_id = 0 AND key = ?", (_TAG,)

@@ -30,7 +30,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from lightning_unlearn import processes
 from lightning_unlearn.tracking import database_schema
 from lightning_unlearn.tracking.addresses import sign_in, sqlite_uri, without_password
-from lightning_unlearn.tracking.relocation import ARTIFACTS, CHECKPOINTS, relocate
+from lightning_unlearn.tracking.relocation import ARTIFACTS, CHECKPOINTS, needs_relocation, relocate
 
 DEFAULT_TRACKING_URI = "sqlite:///mlruns/mlflow.db"
 TRACKING_URI_HELP = "MLflow store; default: MLFLOW_TRACKING_URI, else ./mlruns"
@@ -111,13 +111,13 @@ def _absolute(tracking_uri: str) -> str:
 
 
 def use_existing_store(given: str | None = None) -> None:
-    """Make MLflow look things up in a store, which is neither made nor changed.
+    """Make MLflow look things up in a store that exists. In one that was copied or moved, paths are rewritten first.
 
     Args:
         given: URI of the store; None: wherever MLflow points, its model registry included, or else `./mlruns`.
 
     Raises:
-        ValueError: There is no such store.
+        ValueError: There is no such store, or its paths have to be rewritten and cannot be.
     """
     tracking_uri = resolve_tracking_uri(given)
     if tracking_uri.startswith(_SQLITE):
@@ -130,6 +130,11 @@ def use_existing_store(given: str | None = None) -> None:
         tracking_uri = sqlite_uri(database)
     if given is not None or not mlflow.is_tracking_uri_set():
         _point_mlflow_at(tracking_uri)
+    if (file := database_file()) is not None and needs_relocation(file.resolve()):
+        database_schema.require_current(file.resolve())
+        _require_writable(file)
+        with writing():
+            relocate(file.resolve())
 
 
 def _point_mlflow_at(tracking_uri: str) -> None:

@@ -8,6 +8,7 @@ from safetensors.torch import load_file, save_file
 
 from lightning_unlearn.policies.actor_critic import ActorCritic, PolicyConfig
 from lightning_unlearn.policies.files import ModelCard, load_policy, save_policy
+from lightning_unlearn.policies.latent_editor import AffineEditor, GatedEditor
 
 CARD = ModelCard("concept", "ToyLine-v0", "cost_hazards", 3, 50, 1000)
 
@@ -178,3 +179,69 @@ def test_a_missing_file_is_said_to_be_missing(tmp_path):
 def test_a_missing_folder_is_named_itself_and_not_a_file_beside_it(tmp_path):
     with pytest.raises(FileNotFoundError, match="missing-600 does not exist"):
         load_policy(tmp_path / "missing-600")
+
+
+UNIT = torch.nn.functional.normalize(torch.arange(1.0, 9.0), dim=0)
+EDITORS = {
+    "gated": GatedEditor(UNIT, 1.5, -2.0, 10.0),
+    "affine": AffineEditor(torch.diag(torch.arange(8.0)), torch.ones(8)),
+}
+
+
+@pytest.mark.parametrize("name", EDITORS)
+def test_an_edited_policy_comes_back_the_same(policy, tmp_path, name):
+    edited = policy.with_editor(EDITORS[name])
+    save_policy(tmp_path, edited, ModelCard("repedit", note="how it was made"))
+    stored = load_policy(tmp_path)
+    assert stored.policy.config == edited.config
+    assert stored.card.note == "how it was made"
+    observation = torch.randn(6, 2)
+    assert torch.equal(stored.policy.act(observation), edited.act(observation))
+    assert not torch.equal(stored.policy.act(observation), policy.act(observation))
+
+
+def test_a_description_from_before_editors_is_read(policy, tmp_path):
+    save_policy(tmp_path, policy, ModelCard())
+    description = json.loads((tmp_path / "policy.json").read_text())
+    del description["policy"]["editor"], description["card"]["note"]
+    (tmp_path / "policy.json").write_text(json.dumps(description))
+    assert load_policy(tmp_path).policy.editor is None
+
+
+def respoil(**changes):
+    def spoil(folder):
+        weights = load_file(folder / "policy.safetensors") | changes
+        save_file({k: v for k, v in weights.items() if v is not None}, folder / "policy.safetensors")
+
+    return spoil
+
+
+def redescribe(editor):
+    def spoil(folder):
+        description = json.loads((folder / "policy.json").read_text())
+        description["policy"]["editor"] = editor
+        (folder / "policy.json").write_text(json.dumps(description))
+
+    return spoil
+
+
+SPOILED_EDITORS = {
+    "no unit vector": (respoil(**{"editor.direction": torch.ones(8)}), "length 1"),
+    "all zeros": (respoil(**{"editor.direction": torch.zeros(8)}), "length 1"),
+    "another size": (respoil(**{"editor.direction": torch.ones(3)}), "shape"),
+    "no tau": (respoil(**{"editor.tau": None}), "editor.tau"),
+    "infinite": (respoil(**{"editor.alpha": torch.tensor(float("inf"))}), "infinite"),
+    "described without": (redescribe("none"), "do not fit"),
+    "another kind": (redescribe("affine"), "more weights"),
+    "unknown kind": (redescribe("os.system"), "os.system"),
+    "no name": (redescribe(["gated"]), "does not describe|is not one of"),
+}
+
+
+@pytest.mark.parametrize(("spoil", "message"), SPOILED_EDITORS.values(), ids=SPOILED_EDITORS)
+def test_a_damaged_or_foreign_editor_is_refused(policy, tmp_path, spoil, message):
+    save_policy(tmp_path, policy.with_editor(EDITORS["gated"]), ModelCard())
+    spoil(tmp_path)
+    seal(tmp_path)
+    with pytest.raises(ValueError, match=message):
+        load_policy(tmp_path)

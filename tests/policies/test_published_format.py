@@ -51,3 +51,41 @@ def test_what_the_layout_cannot_hold_is_refused(policy, tmp_path):
     with pytest.raises(ValueError, match="editor=affine"):
         save_published(tmp_path / "p.pt", policy.with_editor(AffineEditor(torch.eye(8), torch.zeros(8))))
     assert not (tmp_path / "p.pt").exists()
+
+
+UNIT = torch.nn.functional.normalize(torch.arange(1.0, 9.0), dim=0)
+
+
+def published(path, editor):
+    sizes = {"shared.0": (8, 3), "shared.2": (8, 8), "mu": (2, 8), "vr": (1, 8), "vc": (1, 8)}
+    generator = torch.Generator().manual_seed(0)
+    weights = {f"{name}.weight": torch.randn(*size, generator=generator) for name, size in sizes.items()}
+    weights |= {f"{name}.bias": torch.randn(size[0], generator=generator) for name, size in sizes.items()}
+    torch.save({"state_dict": weights | {"logstd": torch.zeros(2)}, "editor": editor}, path)
+    return path
+
+
+def test_the_published_layouts_editor_is_read(tmp_path):
+    editor = {"direction": 4.0 * UNIT, "alpha": 1.5, "tau": torch.tensor([0.25]), "beta": 10}
+    policy = load_policy(published(tmp_path / "repedit.pt", editor)).policy
+    plain = load_policy(published(tmp_path / "unsafe.pt", None)).policy
+    assert plain.editor is None
+    # τ is compared with the score along the normalised direction, so it stays as it is
+    expected = plain.with_editor(GatedEditor(UNIT, 1.5, 0.25, 10.0))
+    observation = torch.randn(5, 3)
+    torch.testing.assert_close(policy.mean(observation), expected.mean(observation))
+
+
+@pytest.mark.parametrize(
+    ("editor", "message"),
+    [
+        ({"direction": UNIT, "alpha": 1.5, "beta": 10.0}, "must hold direction, alpha, tau, beta"),
+        ({"direction": torch.zeros(8), "alpha": 1.5, "tau": 0.0, "beta": 10.0}, "not a number"),
+        ({"direction": torch.ones(3), "alpha": 1.5, "tau": 0.0, "beta": 10.0}, "shape"),
+        ({"direction": UNIT, "alpha": None, "tau": 0.0, "beta": 10.0}, "no number"),
+        ([1.0], "must hold"),
+    ],
+)
+def test_a_published_editor_that_is_none_is_refused(tmp_path, editor, message):
+    with pytest.raises(ValueError, match=message):
+        load_policy(published(tmp_path / "repedit.pt", editor))
