@@ -1,6 +1,6 @@
-"""The Python API: load a policy, evaluate it, repair it, dial how much, and wrap what was trained elsewhere.
+"""The Python API: load, evaluate, repair, extrapolate and save policies, and wrap networks trained elsewhere.
 
-All of it is importable from `lightning_unlearn` itself, which loads nothing until a name is used.
+All functions can be imported from `lightning_unlearn` itself, which loads nothing until a name is used.
 """
 
 import random
@@ -33,7 +33,7 @@ from lightning_unlearn.tracking import registry
 from lightning_unlearn.tracking.store import not_autologged, same_store, use_existing_store
 
 __all__ = ["ModelCard", "evaluate", "extrapolate", "load_policy", "repair", "save_policy", "wrap"]
-_OF_A_RUN = (
+_WITHOUT_EFFECT = (
     "--trainer.accelerator",
     "--trainer.max_epochs",
     "--updates",
@@ -48,9 +48,9 @@ _OF_A_RUN = (
     "-h",
     "--print_config",
 )
-"""Options of `fit` that a repair has arguments for, or no use."""
+"""Options of `fit` that have no effect on a repair, or an argument of `repair` in their place."""
 _IN_MEMORY = "a policy in memory"
-"""Recorded as the source of a repair from Python."""
+"""Source that is recorded for a repair from Python."""
 
 
 @contextmanager
@@ -68,7 +68,9 @@ wrap, extrapolate = undisturbed()(wrap_module), undisturbed()(extrapolate_polici
 
 @undisturbed()
 def load_policy(uri: str, tracking_uri: str | None = None) -> ActorCritic:
-    """A policy from the registry, a run, the shipped ones, or a file; `policy.act` maps (N, O) to actions (N, A).
+    """Load a policy from the registry, a run, the shipped models or a file; `policy.act` maps (N, O) to actions (N, A).
+
+    A store that was copied or moved is first made to work where it is, as by the command line.
 
     Args:
         uri: `models:/…`, `runs:/…`, `zoo:…`, a folder or a `.pt` file.
@@ -76,7 +78,7 @@ def load_policy(uri: str, tracking_uri: str | None = None) -> ActorCritic:
             (`mlflow.set_tracking_uri`, or MLFLOW_TRACKING_URI), else the store in `./mlruns`.
 
     Raises:
-        ValueError: Nothing is there, or it is not a policy.
+        ValueError: There is no such model, or it is not a policy.
     """
     if uri.startswith(("models:", "runs:")):
         use_existing_store(tracking_uri)
@@ -88,9 +90,9 @@ def save_policy(folder: str | Path, policy: ActorCritic, card: ModelCard) -> Non
     """Write a policy into a folder, which `load_policy` reads.
 
     Args:
-        folder: Made if need be.
-        policy: Loaded or repaired; a wrapped network cannot be stored like this.
-        card: Where it comes from: at least its method and environment.
+        folder: It is made if it is missing.
+        policy: A loaded or repaired policy; a wrapped network cannot be stored like this.
+        card: Origin of the policy: at least its method and environment.
 
     Raises:
         ValueError: A weight is not finite, or the policy is wrapped around a network.
@@ -102,14 +104,17 @@ def save_policy(folder: str | Path, policy: ActorCritic, card: ModelCard) -> Non
 def evaluate(
     policy: ActorCritic, env: str, episodes: int = 50, concept: str | Concept = "auto", workers: int = 2
 ) -> pd.DataFrame:
-    """The deterministic policy on the fixed bank of layouts, one row an episode (reward, cost_sum, cforget_sum, …).
+    """Evaluate the deterministic policy on the fixed bank of layouts.
 
     Args:
-        policy: Acts.
+        policy: The policy.
         env: The task.
-        episodes: How many layouts of the bank; every policy sees the same ones.
-        concept: What counts as C_forget: auto, an info key or a concept.
+        episodes: Number of layouts; every policy gets the same ones.
+        concept: The behaviour counted as C_forget: auto, an info key or a concept.
         workers: Processes that step the environments; results do not depend on it.
+
+    Returns:
+        One row an episode: reward, cost_sum, cforget_sum, …
     """
     layouts = evaluation_layouts(episodes)
     return per_episode(evaluate_episodes(policy, env, layouts, concept=concept, workers=workers).episodes)
@@ -124,25 +129,25 @@ def repair(
     options: Sequence[str] = (),
     tracking_uri: str | None = None,
 ) -> ActorCritic:
-    """A repaired copy of a policy, by one of the methods that update by gradient; the policy itself stays as it is.
+    """Return a repaired copy of a policy, trained by one of the methods that update by gradient.
 
-    With `average`, in the method's config or among the options, what comes back is what that makes of the weights.
+    With `average`, in the method's config or among the options, the copy has the mean of the late weights.
 
     Args:
-        policy: Loaded, or wrapped.
+        policy: A loaded or wrapped policy; it is not changed.
         env: The task.
-        method: Names the shipped config, `method/<method>.yaml`: off_policy_concept, concept, concept_tuned,
+        method: Name of the shipped config `method/<method>.yaml`: off_policy_concept, concept, concept_tuned,
             localized_concept, continued or trajectory_decremental.
-        updates: Of that method, each one rollout. None: as many as its config file says.
-        options: More options of `fit` about method, multiplier and rollouts, such as `["--cost_limit", "10"]`.
-        tracking_uri: The MLflow store that the repair is recorded in, as a run with the registered result; where the
+        updates: Updates of the method, one rollout each. None: as many as in its config file.
+        options: Further options of `fit` for method, multiplier and rollouts, such as `["--cost_limit", "10"]`.
+        tracking_uri: The MLflow store in which the repair is recorded as a run with the registered result. If the
             method's config says `keep_best: true`, the verdict on it is recorded and printed, as by `fit`. None:
             nothing is recorded or judged, and no store is needed.
 
     Raises:
         ValueError: An option is impossible, or the policy does not fit the environment.
     """
-    _require_effect(options, _OF_A_RUN if tracking_uri else (*_OF_A_RUN, "--keep_best"))
+    _require_effect(options, _WITHOUT_EFFECT if tracking_uri else (*_WITHOUT_EFFECT, "--keep_best"))
     files = ("base.yaml", "env/point_goal1.yaml", f"method/{method}.yaml")
     chain = [part for file in files for part in ("-c", str(shipped_config(file)))]
     given = ["--env", env, "--tracking_uri", tracking_uri or "null"]
@@ -181,11 +186,11 @@ def _require_effect(options: Sequence[str], without: tuple[str, ...]) -> None:
 
 
 class _Repair(fit.FitCLI):
-    """Builds what `fit` builds; without a store, with a trainer that leaves nothing behind."""
+    """The training that `fit` builds; without a store, its trainer leaves nothing behind."""
 
     @property
     def recorded(self) -> bool:
-        """Whether a store was named."""
+        """A store was named."""
         return self.config.tracking_uri is not None
 
     def open_store(self) -> None:
@@ -194,11 +199,11 @@ class _Repair(fit.FitCLI):
             super().open_store()
 
     def recorders(self) -> tuple[list[MLflowRun], list[pl.Callback]]:
-        """The MLflow run and what writes to it, if a store was named."""
+        """Return the MLflow run and the callbacks that write to it, if a store was named."""
         return super().recorders() if self.recorded else ([], [])
 
     def _set_seed(self) -> None:
-        """Seed as Lightning does, but for what could not be restored: random streams of GPUs."""
+        """Seed as Lightning does, except random streams of GPUs, which could not be restored."""
         random.seed(self.config.seed_everything)
         np.random.seed(self.config.seed_everything)  # noqa: NPY002 (the global stream, as Lightning does)
         torch.default_generator.manual_seed(self.config.seed_everything)

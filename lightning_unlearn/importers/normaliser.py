@@ -82,9 +82,10 @@ def reference_normalisation(path: Path | None) -> Callable[[torch.Tensor], torch
     """
     if path is None:
         return lambda observation: observation.float().double()
+    found: dict[str, Any]
     if zipfile.is_zipfile(path):
         with np.load(path, allow_pickle=False) as file:
-            found = {"epsilon": _EPSILON, "clip": _CLIP} | dict(file)
+            found = {"epsilon": _EPSILON, "clip": _CLIP, **file}
     elif (state := read_pickle(path).state).get("norm_obs", True):
         found = {name: float_array(state["obs_rms"].state[name]) for name in ("mean", "var")}
         found |= {"epsilon": state["epsilon"], "clip": state["clip_obs"]}

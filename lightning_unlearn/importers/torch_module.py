@@ -131,9 +131,8 @@ class TorchModule(Reader):
         return action
 
     def _difference_message(self, difference: float, config: PolicyConfig, states: torch.Tensor) -> str:
-        kind = "none"
-        if hasattr(self._actor, "get_dist"):
-            kind = type(self._actor.get_dist(_as_input(states))).__name__
+        distribution_of = getattr(self._actor, "get_dist", None)
+        kind = "none" if distribution_of is None else type(distribution_of(_as_input(states))).__name__
         hint = ""
         if any(getattr(module, "safe", False) for module in self._actor.modules()):
             hint = " Its safe=True projects actions into its own spec, which is not copied: leave it out."

@@ -1,6 +1,6 @@
 """Valid files, mutated at random: a loader returns a valid object or raises a ValueError, in little time and memory.
 
-`FUZZ_EXAMPLES=20000 pytest tests/safe_files/test_fuzzed_files.py` looks further than CI does, at other examples each time.
+`FUZZ_EXAMPLES=20000 pytest tests/safe_files/test_fuzzed_files.py` tries more than CI does, and new examples each time.
 """
 
 import io
