@@ -1,1 +1,1 @@
-"""What happens around an update: the multiplier, save points, the run's record, throughput and progress."""
+"""Lightning callbacks: λ controller, measures of the expert, save points, MLflow record, progress."""

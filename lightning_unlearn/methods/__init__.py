@@ -1,1 +1,1 @@
-"""The methods: LightningModules."""
+"""The methods: a LightningModule each."""

@@ -85,7 +85,9 @@ class DualHeadPPO(LagrangianMethod):
         self.ent_coef, self.ppo_epochs, self.gamma, self.gae_lambda = ent_coef, ppo_epochs, gamma, gae_lambda
         self.clip_epsilon, self.value_coef, self.target_kl = clip_epsilon, value_coef, target_kl
         self.advantage: AdvantageForm = advantage
-        self._architecture = {"hidden_sizes": hidden_sizes or [64, 64], "activation": activation, "critics": critics}
+        self._architecture = {"activation": activation, "critics": critics}
+        if hidden_sizes:
+            self._architecture["hidden_sizes"] = hidden_sizes
         self._critic_units = torch.ones(2)
         """Scale of the errors of the reward critic and of the cost critic. Shape: (2,)."""
 

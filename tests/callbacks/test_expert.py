@@ -49,7 +49,7 @@ def test_where_no_episode_of_the_expert_ends_it_is_as_long_as_the_task_lets_it(s
 
 
 class Watched:
-    """What `ExpertRecord` reads of a method, and writes to it."""
+    """The attributes of a method that `ExpertRecord` uses."""
 
     source, expert_measures, measured_envs = "an expert", None, slice(-2, None)
 

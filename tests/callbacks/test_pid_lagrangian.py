@@ -15,7 +15,7 @@ EXPERT = ExpertMeasures(steps=8192, reward_size=1.0, c_forget=0.05, episode_retu
 
 
 class Method:
-    """What the callback reads of a method, and writes to it."""
+    """The attributes of a method that the callback uses."""
 
     def __init__(self, measures=EXPERT, rollouts=range(1), unit=1.0, envs=slice(None)):
         self.expert_measures, self.expert_rollouts, self.cost_unit, self.measured_envs = measures, rollouts, unit, envs
