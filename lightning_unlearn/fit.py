@@ -33,7 +33,7 @@ from lightning_unlearn.tracking.store import (
     TRACKING_URI_HELP,
     not_autologged,
     open_store,
-    require_recordable,
+    require_active_experiment,
     ui_command,
 )
 from lightning_unlearn.trainer_options import (
@@ -262,7 +262,7 @@ def train(args: Sequence[str]) -> FinishedRun:
     cli = FitCLI(args)
     try:
         cli.save_points.require_names(cli.model.method, cli.datamodule.env_id)
-        require_recordable(cli.datamodule.env_id)
+        require_active_experiment(cli.datamodule.env_id)
         cli.build()
         cli.fit()
     finally:

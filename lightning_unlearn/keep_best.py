@@ -22,7 +22,7 @@ from lightning_unlearn.policies.actor_critic import ActorCritic
 from lightning_unlearn.seeding import validation_layouts, verdict_layouts
 from lightning_unlearn.tracking import registry, runs
 from lightning_unlearn.tracking.registry import RegisteredModel
-from lightning_unlearn.tracking.store import patiently, store_address
+from lightning_unlearn.tracking.store import store_address, with_retries
 
 PLACE = "eval/verdict"
 """Folder of the files among a run's artifacts."""
@@ -82,7 +82,7 @@ class KeepBest(pl.Callback):
             "max_steps": max_steps,
             "layouts": f"{layouts[0]} to {layouts[-1]}",
         }
-        patiently(lambda: self._record(found, chosen, settings, tables), "the verdict")
+        with_retries(lambda: self._record(found, chosen, settings, tables), "the verdict")
         self.run.log_metrics(self.verdict.numbers, pl_module.env_steps - data.steps_per_update)  # the last update's
 
     def _models(self, module: Any) -> list[RegisteredModel]:

@@ -10,10 +10,9 @@ from typing import Any
 import yaml
 
 from lightning_unlearn import fit, resume
-from lightning_unlearn.audits.subjects import weights_digest
 from lightning_unlearn.envs.concept_config import custom_classes
 from lightning_unlearn.options import CommandParser
-from lightning_unlearn.policies.files import save_policy
+from lightning_unlearn.policies.files import save_policy, weights_digest
 from lightning_unlearn.seeding import ARITHMETIC
 from lightning_unlearn.tracking import registry, runs
 from lightning_unlearn.tracking.addresses import sqlite_uri

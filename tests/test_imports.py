@@ -63,7 +63,6 @@ ROOMS = {
         "policies",
         "seeding",
     },
-    "housekeeping": {"audits", "tracking", "processes", "policies", "options", "safe_files"},
     "reproduce": {"fit", "audits", "envs", "tracking", "resume", "policies", "options", "seeding"},
     "quickstart": {"fit", "configuration", "audits", "report", "tracking", "policies", "seeding", "options"},
     "study": {
@@ -90,7 +89,7 @@ ROOMS = {
     "__main__": {"cli"},
 }
 NO_TRAINER_OR_STORE = ("envs", "policies", "losses", "keys", "seeding", "global_state")
-MLFLOW = ("tracking", "callbacks", "housekeeping", "report", "study")
+MLFLOW = ("tracking", "callbacks", "report", "study")
 """Rooms that may import mlflow."""
 DISPATCHES = "cli.py"
 """Its table names every command's module as text, which is imported for that command only."""

@@ -21,10 +21,10 @@ import yaml
 from mlflow.exceptions import MlflowException
 
 from lightning_unlearn import cli, fit, keys, processes, resume
-from lightning_unlearn.audits.subjects import weights_digest
 from lightning_unlearn.envs.toy import ToySimulator
 from lightning_unlearn.methods.dual_head_ppo import DualHeadPPO
 from lightning_unlearn.options import flatten
+from lightning_unlearn.policies.files import weights_digest
 from lightning_unlearn.tracking import checkpoints, registry, runs
 from lightning_unlearn.tracking import store as store_module
 from lightning_unlearn.tracking.store import open_store

@@ -21,7 +21,7 @@ from lightning_unlearn.audits.probe_figures import prediction_figure
 from lightning_unlearn.audits.records import output_file, require_at_least, write_json
 from lightning_unlearn.audits.splits import Splits, add_split_options, make_splits, read_split_options
 from lightning_unlearn.options import CommandParser
-from lightning_unlearn.tracking.store import TRACKING_URI_HELP, open_store, require_recordable
+from lightning_unlearn.tracking.store import TRACKING_URI_HELP, open_store, require_active_experiment
 
 ALPHA = 1.0
 FOLDER = "probes"
@@ -35,7 +35,7 @@ def main(args: Sequence[str]) -> None:
     data = load_data(options.dataset, options.env)
     splits = make_splits(data.labels, data.episode_ids, split_options)
     open_store(options.tracking_uri)
-    require_recordable(options.env)
+    require_active_experiment(options.env)
     features, target = _features(options, data)
     predictions = {name: predict(x, target, splits) for name, x in features.items()}
     reports = {name: report(predicted, target, splits) for name, predicted in predictions.items()}

@@ -60,7 +60,7 @@ from lightning_unlearn.envs.concepts import Concept
 from lightning_unlearn.options import CommandParser
 from lightning_unlearn.safe_files import read_json
 from lightning_unlearn.tracking import registry, runs
-from lightning_unlearn.tracking.store import TRACKING_URI_HELP, open_store, require_recordable, store_address
+from lightning_unlearn.tracking.store import TRACKING_URI_HELP, open_store, require_active_experiment, store_address
 
 KIND, NAME = "policy_suite_eval", "policy-suite"
 """Folder of the files, and name of the run."""
@@ -74,7 +74,7 @@ def main(args: Sequence[str]) -> None:
     (options, wanted), started = read_options(args), time.perf_counter()
     torch.set_num_threads(1)  # networks of this size gain nothing from more, and lose much on a busy machine
     open_store(options.tracking_uri)
-    require_recordable(options.env)
+    require_active_experiment(options.env)
     comparisons = gather(options)
     wanted = replace(
         wanted, concept=resolve_concept(wanted.concept, [c.subject.concept for c in repaired(comparisons)])

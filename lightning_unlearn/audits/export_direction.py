@@ -8,7 +8,7 @@ from lightning_unlearn.audits.records import output_file
 from lightning_unlearn.options import CommandParser
 from lightning_unlearn.policies.latent_editor import save_direction
 from lightning_unlearn.tracking import runs
-from lightning_unlearn.tracking.store import TRACKING_URI_HELP, open_store, require_recordable
+from lightning_unlearn.tracking.store import TRACKING_URI_HELP, open_store, require_active_experiment
 
 
 def main(args: Sequence[str], command: str = "export-hazard-direction") -> None:
@@ -18,7 +18,7 @@ def main(args: Sequence[str], command: str = "export-hazard-direction") -> None:
     direction = stored.probe.direction()
     out = output_file("out", options.out)
     open_store(options.tracking_uri)
-    require_recordable(stored.metadata["env"])
+    require_active_experiment(stored.metadata["env"])
     save_direction(out, direction if options.include_tau else replace(direction, tau=None))
     params = {"probe_path": options.probe_path, "include_tau": options.include_tau}
     run = runs.record_audit(stored.metadata["env"], "probe-export", params, {"tau": direction.tau}, {out: "probes"})  # type: ignore[dict-item]

@@ -18,7 +18,7 @@ from lightning_unlearn.audits.probe_figures import shift_figure
 from lightning_unlearn.audits.records import evaluation_folder, require_at_least, write_json
 from lightning_unlearn.options import CommandParser
 from lightning_unlearn.policies.actor_critic import ActorCritic
-from lightning_unlearn.tracking.store import TRACKING_URI_HELP, open_store, require_recordable
+from lightning_unlearn.tracking.store import TRACKING_URI_HELP, open_store, require_active_experiment
 
 KIND = "latent_shift_eval"
 METRICS = "latent_shift_metrics.json"
@@ -43,7 +43,7 @@ def main(args: Sequence[str]) -> None:
     options = read_options(args)
     data = load_data(options.dataset, options.env)
     open_store(options.tracking_uri)
-    require_recordable(options.env)
+    require_active_experiment(options.env)
     names = ("ref_model_path", "cmp_model_path")
     reference, compared = (load_model(name, options[name], data.states.shape[1], data.env) for name in names)
     folder = evaluation_folder(options.out, KIND)

@@ -12,7 +12,7 @@ from lightning_unlearn.audits.records import output_file
 from lightning_unlearn.envs.concept_config import add_concept_option, parse_with_concept, resolve_concept
 from lightning_unlearn.options import CommandParser, choose
 from lightning_unlearn.tracking import registry
-from lightning_unlearn.tracking.store import TRACKING_URI_HELP, open_store, require_recordable
+from lightning_unlearn.tracking.store import TRACKING_URI_HELP, open_store, require_active_experiment
 
 
 def main(args: Sequence[str]) -> None:
@@ -28,7 +28,7 @@ def _collect(args: Sequence[str]) -> None:
     options, wanted = read_collect_options(args)
     out = output_file("out", options.out)
     open_store(options.tracking_uri)
-    require_recordable(wanted.env)
+    require_active_experiment(wanted.env)
     stored = registry.load_policy(wanted.model_path)
     require_env("model_path", wanted.model_path, stored.card, wanted.env)
     data = collect(

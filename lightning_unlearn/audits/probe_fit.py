@@ -23,7 +23,7 @@ from lightning_unlearn.audits.splits import (
     require_apart,
 )
 from lightning_unlearn.options import CommandParser
-from lightning_unlearn.tracking.store import TRACKING_URI_HELP, open_store, require_recordable
+from lightning_unlearn.tracking.store import TRACKING_URI_HELP, open_store, require_active_experiment
 
 FOLDER = "probes"
 SHUFFLED = "shuffled labels"
@@ -45,7 +45,7 @@ def fit(args: Sequence[str]) -> None:
     data = load_data(options.dataset, options.env)
     splits = make_splits(data.labels, data.episode_ids, split_options)
     open_store(options.tracking_uri)
-    require_recordable(data.env)
+    require_active_experiment(data.env)
     probe, outcomes = fit_beside(_all_features(options, data), data.labels, splits, split_options.seed)
     stored = StoredProbe(probe, splits, _provenance(options, data))
     files = [out, save_probe(out, stored)]
@@ -73,7 +73,7 @@ def evaluate(args: Sequence[str]) -> None:
     data = load_data(options.dataset, stored.metadata["env"])
     _require_same_data(options, stored, data)
     open_store(options.tracking_uri)
-    require_recordable(data.env)
+    require_active_experiment(data.env)
     features = _eval_features(options, data)
     refitted = refit(stored, features, data.labels)
     about = {

@@ -36,7 +36,7 @@ from lightning_unlearn.envs.concepts import Concept
 from lightning_unlearn.options import CommandParser
 from lightning_unlearn.safe_files import read_json
 from lightning_unlearn.tracking import registry, runs
-from lightning_unlearn.tracking.store import TRACKING_URI_HELP, open_store, require_recordable
+from lightning_unlearn.tracking.store import TRACKING_URI_HELP, open_store, require_active_experiment
 
 KIND = "relearn_test_eval"
 RANDOM = "random"
@@ -68,7 +68,7 @@ def main(args: Sequence[str]) -> None:
     options, wanted = read_options(args)
     torch.set_num_threads(1)  # networks of this size gain nothing from more, and lose much on a busy machine
     open_store(options.tracking_uri)
-    require_recordable(options.env)
+    require_active_experiment(options.env)
     models = {name: read(name, options.env, "model_path") for name in options.model_path if name != RANDOM}
     unsafe = expert(options.env, _seed_of(models.values(), options), options.unsafe_model)
     named = [] if options.compute_threshold_only else options.model_path

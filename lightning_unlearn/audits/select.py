@@ -21,7 +21,7 @@ from lightning_unlearn.options import CommandParser
 from lightning_unlearn.seeding import VALIDATION_BANK, validation_layouts
 from lightning_unlearn.tracking import registry, runs
 from lightning_unlearn.tracking.registry import RegisteredModel
-from lightning_unlearn.tracking.store import TRACKING_URI_HELP, open_store, require_recordable
+from lightning_unlearn.tracking.store import TRACKING_URI_HELP, open_store, require_active_experiment
 
 KIND = "save_point_selection"
 _SHOWN = ["Seed", "Update", "Reward", "RewardStd", "Cost_Sum", "CostStd", "Cost_Free_Share", "C_forget_Sum"]
@@ -33,7 +33,7 @@ def main(args: Sequence[str]) -> None:
     options, concept, layouts = read_options(args)
     torch.set_num_threads(1)  # networks of this size gain nothing from more, and lose much on a busy machine
     open_store(options.tracking_uri)
-    require_recordable(options.env)
+    require_active_experiment(options.env)
     models = [model for seed in dict.fromkeys(options.seed) for model in _candidates(options, seed)]
     if unused := set(options.run) - {model.run_id for model in models}:
         raise ValueError(f"--run {min(unused)} has no save point of {options.method} with these seeds: leave it out.")

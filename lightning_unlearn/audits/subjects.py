@@ -1,6 +1,5 @@
 """Which models an audit looks at: found in the registry, in the zoo, or named; with labels and origins."""
 
-import hashlib
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -9,6 +8,7 @@ from pathlib import Path
 
 from lightning_unlearn.envs.simulator import Simulator
 from lightning_unlearn.policies.actor_critic import ActorCritic
+from lightning_unlearn.policies.files import weights_digest
 from lightning_unlearn.tracking import registry
 
 UNSAFE, ORACLE, ZOO = "unsafe", "oracle", "zoo"
@@ -194,11 +194,3 @@ def _distinct(subjects: list[Subject]) -> list[Subject]:
         count = seen[subject.label]
         result.append(subject if count == 1 else replace(subject, label=f"{subject.label}_{count}"))
     return result
-
-
-def weights_digest(policy: ActorCritic) -> str:
-    """The first 16 hexadecimal digits of a SHA-256 over names and weights."""
-    state = hashlib.sha256()
-    for name, tensor in sorted(policy.state_dict().items()):
-        state.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
-    return state.hexdigest()[:16]

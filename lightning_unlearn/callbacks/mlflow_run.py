@@ -17,12 +17,12 @@ from lightning_unlearn import processes
 from lightning_unlearn.seeding import ARITHMETIC, SeedStreams
 from lightning_unlearn.tracking.runs import tags_of_new_run
 from lightning_unlearn.tracking.store import (
-    answers,
     artifact_location,
     checkpoint_folder,
     experiment_id,
-    patiently,
+    is_reachable,
     tracking_uri,
+    with_retries,
     writing,
 )
 
@@ -85,12 +85,12 @@ class MLflowRun(MLFlowLogger):
 
         Writing the same points twice changes nothing: points of equal name, step, time and value are one.
         """
-        if not answers():
+        if not is_reachable():
             return
         try:
             self._write_pending()
         except (MlflowException, OSError):
-            if answers():
+            if is_reachable():
                 raise
 
     def _write_pending(self) -> None:
@@ -105,8 +105,8 @@ class MLflowRun(MLFlowLogger):
         if self._run_id is None or not self._initialized:
             return
         if status == "success":
-            patiently(self._write_pending, "what was measured")
-            patiently(lambda: self._end("FINISHED"), "the run's end")
+            with_retries(self._write_pending, "what was measured")
+            with_retries(lambda: self._end("FINISHED"), "the run's end")
             return
         with suppress(MlflowException, OSError):  # a store that is full or locked must not hide why the run ended
             self._end("KILLED" if self.interrupted else "FAILED")

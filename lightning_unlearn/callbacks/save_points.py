@@ -9,7 +9,7 @@ from lightning_unlearn.callbacks.mlflow_run import MLflowRun
 from lightning_unlearn.callbacks.weight_average import averaged_policy, weight_average_of
 from lightning_unlearn.policies.files import ModelCard
 from lightning_unlearn.tracking import registry
-from lightning_unlearn.tracking.store import patiently
+from lightning_unlearn.tracking.store import with_retries
 
 
 class SavePoints(pl.Callback):
@@ -100,6 +100,6 @@ class SavePoints(pl.Callback):
             return
         policy = averaged_policy(trainer, pl_module)
         due, run_id = self._due, str(self.run.run_id)
-        version = patiently(lambda: registry.register_policy(policy, due, run_id), f"update {due.update}")
+        version = with_retries(lambda: registry.register_policy(policy, due, run_id), f"update {due.update}")
         self.saved[self._due.update] = f"models:/{registry.model_name(self._due.method, self._due.env)}/{version}"
         self._due = None

@@ -29,7 +29,7 @@ from lightning_unlearn.policies.actor_critic import ActorCritic
 from lightning_unlearn.policies.files import ModelCard
 from lightning_unlearn.seeding import SeedStreams, torch_generator
 from lightning_unlearn.tracking import registry, runs
-from lightning_unlearn.tracking.store import TRACKING_URI_HELP, open_store, require_recordable
+from lightning_unlearn.tracking.store import TRACKING_URI_HELP, open_store, require_active_experiment
 
 READERS: dict[str, type[FileReader]] = {"sb3": StableBaselines3, "omnisafe": OmniSafe, "cleanrl": CleanRL}
 STATES = 10_000
@@ -49,7 +49,7 @@ def main(args: Sequence[str]) -> None:
     try:
         simulator = data.env.simulator  # an impossible environment is refused before a store is made
         store = open_store(options.tracking_uri)
-        require_recordable(options.env)
+        require_active_experiment(options.env)
         reader = _find(library, options)
         policy, reference = reader.policy(simulator, torch_generator(streams.weights)), reader.reference(simulator)
         read_s = time.perf_counter() - started

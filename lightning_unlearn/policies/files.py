@@ -173,6 +173,14 @@ def _is_finite(number: object) -> bool:
     return type(number) in (int, float) and abs(number) <= MAX_NUMBER  # type: ignore[arg-type]
 
 
+def weights_digest(policy: ActorCritic) -> str:
+    """Return the first 16 hexadecimal digits of a SHA-256 over names and weights."""
+    state = hashlib.sha256()
+    for name, tensor in sorted(policy.state_dict().items()):
+        state.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
+    return state.hexdigest()[:16]
+
+
 def _read_safetensors(path: Path, digest: str | None) -> dict[str, torch.Tensor]:
     content = read_bytes(path, MAX_WEIGHTS_BYTES)
     require_small_header(path)

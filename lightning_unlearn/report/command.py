@@ -24,7 +24,7 @@ from lightning_unlearn.report.maps import Places, drive, heat_maps, together
 from lightning_unlearn.report.material import Material
 from lightning_unlearn.seeding import evaluation_layouts
 from lightning_unlearn.tracking import registry, runs
-from lightning_unlearn.tracking.store import TRACKING_URI_HELP, open_store, require_recordable
+from lightning_unlearn.tracking.store import TRACKING_URI_HELP, open_store, require_active_experiment
 
 _SECTIONS = (
     results.headline,
@@ -45,7 +45,7 @@ def main(args: Sequence[str]) -> None:
     (options, wanted), started = read_options(args), time.perf_counter()
     torch.set_num_threads(1)  # networks of this size gain nothing from more, and lose much on a busy machine
     store = open_store(options.tracking_uri)
-    require_recordable(options.env)
+    require_active_experiment(options.env)
     findings = gather(wanted)
     out = results_folder(options.out or f"{ARTIFACTS}/report/{options.env}", "report", None)
     found = kinds(findings.evaluation, wanted) if findings.evaluation else []

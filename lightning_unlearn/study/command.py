@@ -25,7 +25,7 @@ from lightning_unlearn.study.steps import Result, Step, done_steps
 from lightning_unlearn.study.store import FAILED, FINISHED, KILLED, StudyStore, stored_digest
 from lightning_unlearn.study.trainings import Training, resolve
 from lightning_unlearn.study.view import View, plan_table, step_table
-from lightning_unlearn.tracking.store import TRACKING_URI_HELP, open_store, patiently, tracking_uri, ui_command
+from lightning_unlearn.tracking.store import TRACKING_URI_HELP, open_store, tracking_uri, ui_command, with_retries
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ def _run(planned: Planned, store: StudyStore, executor: Executor, retries: int) 
     finally:
         table = step_table(progress)
         Path(planned.out, "steps.csv").write_text(table, encoding="utf-8")
-        patiently(lambda: store.end(conduct.parent, status, table), "how the study ended")
+        with_retries(lambda: store.end(conduct.parent, status, table), "how the study ended")
     _print_end(progress, status, conduct.parent, planned.out, time.perf_counter() - started)
     if status != FINISHED:
         raise SystemExit(130 if status == KILLED else 1)

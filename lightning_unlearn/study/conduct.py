@@ -13,7 +13,7 @@ from lightning_unlearn.study.jobs import log_file, make_job
 from lightning_unlearn.study.steps import Result, Step, step_digest
 from lightning_unlearn.study.store import StudyStore, context
 from lightning_unlearn.tracking import registry
-from lightning_unlearn.tracking.store import patiently, tracking_uri
+from lightning_unlearn.tracking.store import tracking_uri, with_retries
 
 _T = TypeVar("_T")
 
@@ -48,7 +48,7 @@ class Conduct:
         return Doing(self._start, self._settle, show, jobs, retries)
 
     def _start(self, step: Step) -> Running:
-        return _refused(lambda: patiently(lambda: self._started(step), step.name))
+        return _refused(lambda: with_retries(lambda: self._started(step), step.name))
 
     def _settle(self, step: Step, seconds: float) -> Result:
         return _refused(lambda: self._settled(step, seconds))
@@ -61,7 +61,7 @@ class Conduct:
 
     def _settled(self, step: Step, seconds: float) -> Result:
         log = Path(log_file(self._out, step)).read_text(encoding="utf-8", errors="replace")
-        result = patiently(lambda: self._store.settle(step, self._digests[step.name], seconds, log), step.name)
+        result = with_retries(lambda: self._store.settle(step, self._digests[step.name], seconds, log), step.name)
         for update, uri in result.models.items():
             stored = registry.load_policy(uri)
             folder = Path(self._out, *step.name.split("/")[:-1], "weights", f"{step.stage}-{update}")

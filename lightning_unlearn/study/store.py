@@ -14,10 +14,10 @@ import mlflow
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
 from lightning_unlearn import processes
-from lightning_unlearn.audits.subjects import weights_digest
+from lightning_unlearn.policies.files import weights_digest
 from lightning_unlearn.study.steps import Result, Step
 from lightning_unlearn.tracking import registry, runs
-from lightning_unlearn.tracking.store import experiment_id, require_recordable, store_address, writing
+from lightning_unlearn.tracking.store import experiment_id, require_active_experiment, store_address, writing
 
 DIGEST, RESULT, KIND, STUDY = "study.digest", "study.result", "study.step", "study.name"
 SECONDS, WORK = "study/seconds", "study/env_steps"
@@ -49,7 +49,7 @@ class StudyStore:
 
     def __init__(self, env_ids: Sequence[str]) -> None:
         self._client = mlflow.MlflowClient()
-        found = {env: require_recordable(env) for env in env_ids}
+        found = {env: require_active_experiment(env) for env in env_ids}
         self._experiments = {env: known for env, known in found.items() if known is not None}
         self._env_ids = env_ids
 

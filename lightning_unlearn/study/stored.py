@@ -7,7 +7,7 @@ from typing import Any
 from lightning_unlearn.options import CommandParser
 from lightning_unlearn.policies.files import StoredPolicy
 from lightning_unlearn.tracking import registry, runs
-from lightning_unlearn.tracking.store import TRACKING_URI_HELP, open_store, require_recordable
+from lightning_unlearn.tracking.store import TRACKING_URI_HELP, open_store, require_active_experiment
 
 
 def main(args: Sequence[str]) -> None:
@@ -17,7 +17,7 @@ def main(args: Sequence[str]) -> None:
         raise ValueError("--updates and --model_path must name equally many.")
     found = [_read(uri, update, options) for update, uri in zip(options.updates, options.model_path, strict=True)]
     open_store(options.tracking_uri)
-    require_recordable(options.env)
+    require_active_experiment(options.env)
     name, sources = f"{options.method}-seed{options.seed}", " ".join(options.model_path)
     about = {"method": options.method, "seed": str(options.seed), "env": options.env, "source": sources}
     run_id = runs.record_training(options.env, name, about)

@@ -1,4 +1,4 @@
-"""MLflow's runs beside the models: files of a run, audits as runs of their own, and what a run left as text."""
+"""MLflow's runs: found and read, their config and artifacts, and finished audits recorded as runs of their own."""
 
 import os
 import tempfile
@@ -13,7 +13,7 @@ from typing import Any
 import mlflow
 import numpy as np
 import yaml
-from mlflow.entities import Dataset, DatasetInput, InputTag, LifecycleStage, Metric, Param
+from mlflow.entities import Dataset, DatasetInput, InputTag, LifecycleStage, Metric, Param, Run
 from mlflow.exceptions import MlflowException
 from mlflow.tracking.context.registry import resolve_tags
 from mlflow.utils.mlflow_tags import MLFLOW_DATASET_CONTEXT, MLFLOW_PARENT_RUN_ID
@@ -29,110 +29,9 @@ FREE = ("tracking_uri", "data.workers", "torch_threads", "resume")
 """Options of a training that no result depends on, but for rounding."""
 
 
-def log_files(run_id: str, folder: Path, artifact_path: str) -> None:
-    """Store a folder's files with a run, under `artifact_path`."""
-    mlflow.MlflowClient().log_artifacts(run_id, str(folder), artifact_path)
-
-
-def set_tags(run_id: str, tags: Mapping[str, str]) -> None:
-    """Set tags of a run."""
-    with writing():
-        for key, value in tags.items():
-            mlflow.MlflowClient().set_tag(run_id, key, value)
-
-
-@dataclass(frozen=True)
-class AuditData:
-    """The labelled states that an audit looked at."""
-
-    name: str
-    path: Path
-    digest: str
-    states: np.ndarray
-    """Shape: (N, O)."""
-    labels: np.ndarray
-    """Shape: (N,)."""
-
-
-def record_audit(
-    env_id: str,
-    name: str,
-    params: Mapping[str, Any],
-    metrics: Mapping[str, float],
-    files: Mapping[Path, str],
-    data: AuditData | None = None,
-    seeds: Iterable[int | None] = (),
-) -> str:
-    """Store a finished audit as a run of its own in the environment's experiment; returns the run's id.
-
-    Args:
-        env_id: The environment, which names the experiment.
-        name: Of the run, such as `probe-fit`.
-        params: The options.
-        metrics: By name.
-        files: File → folder among the run's artifacts, such as `probes`.
-        data: Logged as the run's dataset.
-        seeds: Training seeds of the models that were looked at, as far as they are known.
-    """
-    known = sorted({seed for seed in seeds if seed is not None and seed >= 0})
-    tags = {"audit": name, "env": env_id, SEEDS_TAG: " ".join(map(str, known)), **processes.owner()}
-    given = [Param(key, without_password(str(value))) for key, value in params.items() if value is not None]
-    now = int(time.time() * 1000)
-    measured = [Metric(key, float(value), now, 0) for key, value in metrics.items()]
-    with writing(), _run_of_its_own(env_id, name, tags) as run_id:
-        client = mlflow.MlflowClient()
-        client.log_batch(run_id, metrics=measured, params=given)
-        if data is not None:
-            client.log_inputs(run_id, [_as_input(data)])
-        for file, folder in files.items():
-            client.log_artifact(run_id, str(file), folder)
-    return run_id
-
-
-def record_training(env_id: str, name: str, tags: Mapping[str, str]) -> str:
-    """A finished run for models that were trained elsewhere; returns its id."""
-    with writing(), _run_of_its_own(env_id, name, tags) as run_id:
-        return run_id
-
-
-def tags_of_new_run(tags: Mapping[str, str]) -> dict[str, str]:
-    """The tags given, those that MLflow takes from where a process runs, and the run around it as the parent.
-
-    That is the program's active run, or the one that `mlflow run` began for this process (MLFLOW_RUN_ID), if it is one
-    of this store. Nothing else comes of it: runs of ours are never logged into it, and stay in their own experiment.
-    """
-    active = mlflow.active_run()
-    outer = active.info.run_id if active else os.environ.get("MLFLOW_RUN_ID", "")
-    parent = {MLFLOW_PARENT_RUN_ID: outer} if outer and _is_stored(outer) else {}
-    return parent | resolve_tags(dict(tags))  # a study's steps name their parent in MLFLOW_RUN_CONTEXT
-
-
-def _is_stored(run_id: str) -> bool:
-    try:
-        run = mlflow.MlflowClient().get_run(run_id)
-    except MlflowException:
-        return False
-    return bool(run.info.lifecycle_stage == LifecycleStage.ACTIVE)
-
-
-@contextmanager
-def _run_of_its_own(env_id: str, name: str, tags: Mapping[str, str]) -> Iterator[str]:
-    """A new run in the environment's experiment; it ends FINISHED, or FAILED if an error does. Yields its id."""
-    client = mlflow.MlflowClient()
-    run = client.create_run(experiment_id(env_id), tags=tags_of_new_run(tags), run_name=name)
-    run_id = str(run.info.run_id)
-    try:
-        yield run_id
-    except BaseException:
-        with suppress(MlflowException, OSError):  # the error that stopped the record is the one to tell
-            client.set_terminated(run_id, "FAILED")
-        raise
-    client.set_terminated(run_id)
-
-
-def log_table(run_id: str, table: Any, artifact_file: str) -> None:
-    """Store a pandas table with a run, so that MLflow shows it as a table."""
-    mlflow.MlflowClient().log_table(run_id, table, artifact_file)
+def utc(milliseconds: int) -> datetime:
+    """Convert a time of MLflow, in milliseconds since 1970."""
+    return datetime.fromtimestamp(milliseconds / 1000, UTC)
 
 
 @dataclass(frozen=True)
@@ -149,6 +48,16 @@ class StoredRun:
     """This project's own, not MLflow's."""
     metrics: dict[str, float]
     """Last value of each metric."""
+    is_deleted: bool = False
+    """MLflow keeps the files of a deleted run until they are cleared up."""
+
+    @classmethod
+    def of(cls, run: Run) -> "StoredRun":
+        """Return MLflow's entity of a run as one of ours."""
+        info, data = run.info, run.data
+        tags = {key: value for key, value in data.tags.items() if not key.startswith("mlflow.")}
+        about = str(info.run_name), info.status, utc(info.start_time or 0), dict(data.params), tags, dict(data.metrics)
+        return cls(info.run_id, *about, is_deleted=info.lifecycle_stage == LifecycleStage.DELETED)
 
     @property
     def audit(self) -> str:
@@ -157,9 +66,14 @@ class StoredRun:
 
     @property
     def seeds(self) -> set[int]:
-        """Of a training, or of the models of an audit as far as they are known."""
+        """Seed of a training, or training seeds of the models of an audit as far as they are known."""
         named = self.tags.get(SEEDS_TAG if self.audit else "seed", "").split()
         return {int(seed) for seed in named if seed.isdecimal()}  # anybody may store runs and set tags
+
+    @property
+    def may_write(self) -> bool:
+        """True if the run may still write; a process that cannot be seen from here counts as alive."""
+        return self.status in ("RUNNING", "SCHEDULED") and not processes.is_gone(self.tags)
 
 
 def stored_runs(env_id: str, tags: Mapping[str, str] | None = None) -> list[StoredRun]:
@@ -176,15 +90,27 @@ def stored_runs(env_id: str, tags: Mapping[str, str] | None = None) -> list[Stor
     ids, order = [experiment.experiment_id], ["attributes.start_time ASC"]
     condition = " and ".join(f"tags.`{key}` = '{value}'" for key, value in (tags or {}).items())
     found = pages(lambda token: client.search_runs(ids, condition, order_by=order, page_token=token))
-    return [_stored_run(run) for run in found]
+    return [StoredRun.of(run) for run in found]
 
 
 def find_run(run_id: str) -> StoredRun | None:
     """Return a run, a deleted one too; None if the store does not know it."""
     try:
-        return _stored_run(mlflow.MlflowClient().get_run(run_id))
+        return StoredRun.of(mlflow.MlflowClient().get_run(run_id))
     except MlflowException:
         return None
+
+
+def history(run_id: str, metric: str) -> list[tuple[int, float]]:
+    """Return step and value of a run's metric, in order; empty if it was never logged."""
+    points = mlflow.MlflowClient().get_metric_history(run_id, metric)
+    return sorted((point.step, point.value) for point in points)
+
+
+def stored_config(run_id: str) -> str:
+    """Return a run's resolved config, as YAML, with today's paths of classes and without removed options."""
+    text = str(mlflow.artifacts.load_text(f"runs:/{run_id}/config.yaml"))
+    return without_removed_options(with_current_paths(text))
 
 
 def stored_options(run_id: str) -> dict[str, Any]:
@@ -201,36 +127,35 @@ def stored_options(run_id: str) -> dict[str, Any]:
         raise ValueError(f"the config.yaml of run {run_id} is damaged: {type(error).__name__}.") from error
 
 
-def stored_config(run_id: str) -> str:
-    """Return a run's resolved config, as YAML, with today's paths of classes and without removed options."""
-    text = str(mlflow.artifacts.load_text(f"runs:/{run_id}/config.yaml"))
-    return without_removed_options(with_current_paths(text))
-
-
-def history(run_id: str, metric: str) -> list[tuple[int, float]]:
-    """Step and value of a run's metric, in order; empty if it was never logged."""
-    points = mlflow.MlflowClient().get_metric_history(run_id, metric)
-    return sorted((point.step, point.value) for point in points)
-
-
-def copy_artifacts(run_id: str, artifact_path: str, folder: Path) -> None:
-    """Copy a run's artifacts under `artifact_path` to the same path under a folder; nothing if there are none."""
-    if mlflow.MlflowClient().list_artifacts(run_id, artifact_path):
-        mlflow.artifacts.download_artifacts(run_id=run_id, artifact_path=artifact_path, dst_path=str(folder))
+def as_text(run: StoredRun) -> str:
+    """Format a run, metrics included, as a log file."""
+    lines = [f"# Written from the MLflow run {run.run_id}; the run left no other log file.", f"status: {run.status}"]
+    for title, entries in (("tags", run.tags), ("parameters", run.params)):
+        lines += ["", f"## {title}", *(f"{key}: {value}" for key, value in sorted(entries.items()))]
+    lines += ["", "## metrics (step: value)"]
+    for metric in sorted(run.metrics):
+        lines += [f"{metric}: " + " ".join(f"{step}: {value:.6g}" for step, value in history(run.run_id, metric))]
+    return "\n".join(lines) + "\n"
 
 
 def artifact_paths(run_id: str, folder: str) -> list[str]:
-    """Every file among a run's artifacts under a folder; empty if there is none."""
+    """Return the path of every file among a run's artifacts under a folder."""
     found = mlflow.MlflowClient().list_artifacts(run_id, folder)
     deeper = [path for entry in found if entry.is_dir for path in artifact_paths(run_id, entry.path)]
     return [entry.path for entry in found if not entry.is_dir] + deeper
 
 
 def read_artifact(run_id: str, path: str) -> bytes:
-    """The content of one file among a run's artifacts."""
+    """Return the content of one file among a run's artifacts."""
     with tempfile.TemporaryDirectory() as scratch:
         copied = mlflow.artifacts.download_artifacts(run_id=run_id, artifact_path=path, dst_path=scratch)
         return Path(copied).read_bytes()
+
+
+def copy_artifacts(run_id: str, artifact_path: str, folder: Path) -> None:
+    """Copy a run's artifacts under `artifact_path`, if there are any, to the same path under a folder."""
+    if mlflow.MlflowClient().list_artifacts(run_id, artifact_path):
+        mlflow.artifacts.download_artifacts(run_id=run_id, artifact_path=artifact_path, dst_path=str(folder))
 
 
 @contextmanager
@@ -251,29 +176,110 @@ def local_file(uri: str) -> Iterator[Path]:
         yield Path(path)
 
 
-def as_text(run: StoredRun) -> str:
-    """All that a run left, metrics included, as a log file would have it."""
-    lines = [f"# Written from the MLflow run {run.run_id}; the run left no other log file.", f"status: {run.status}"]
-    for title, entries in (("tags", run.tags), ("parameters", run.params)):
-        lines += ["", f"## {title}", *(f"{key}: {value}" for key, value in sorted(entries.items()))]
-    lines += ["", "## metrics (step: value)"]
-    for metric in sorted(mlflow.MlflowClient().get_run(run.run_id).data.metrics):
-        lines += [f"{metric}: " + " ".join(f"{step}: {value:.6g}" for step, value in history(run.run_id, metric))]
-    return "\n".join(lines) + "\n"
+def log_files(run_id: str, folder: Path, artifact_path: str) -> None:
+    """Store a folder's files with a run, under `artifact_path`."""
+    mlflow.MlflowClient().log_artifacts(run_id, str(folder), artifact_path)
 
 
-def _stored_run(run: Any) -> StoredRun:
-    tags = {key: value for key, value in run.data.tags.items() if not key.startswith("mlflow.")}
-    started = datetime.fromtimestamp((run.info.start_time or 0) / 1000, UTC)
-    info, data = run.info, run.data
-    return StoredRun(info.run_id, info.run_name, info.status, started, dict(data.params), tags, dict(data.metrics))
+def log_table(run_id: str, table: Any, artifact_file: str) -> None:
+    """Store a pandas table with a run, so that MLflow shows it as a table."""
+    mlflow.MlflowClient().log_table(run_id, table, artifact_file)
 
 
-def _as_input(data: AuditData) -> DatasetInput:
-    from mlflow.data.numpy_dataset import from_numpy
-    from mlflow.data.sources import LocalArtifactDatasetSource  # type: ignore[attr-defined]
+def set_tags(run_id: str, tags: Mapping[str, str]) -> None:
+    """Set tags of a run."""
+    with writing():
+        for key, value in tags.items():
+            mlflow.MlflowClient().set_tag(run_id, key, value)
 
-    # given only the path, from_numpy finds two kinds of source that fit, and warns
-    source = LocalArtifactDatasetSource(data.path.resolve().as_uri())
-    dataset = from_numpy(data.states, source=source, targets=data.labels, name=data.name, digest=data.digest)
-    return DatasetInput(Dataset(**dataset.to_dict()), [InputTag(MLFLOW_DATASET_CONTEXT, "probe")])
+
+def tags_of_new_run(tags: Mapping[str, str]) -> dict[str, str]:
+    """Return the tags for a new run: the given ones, MLflow's own about the process, and the outer run as parent.
+
+    The outer run is the program's active run, or the one that `mlflow run` began for this process (MLFLOW_RUN_ID), if
+    this store has it. It changes nothing else: our runs are never logged into it, and stay in their own experiment.
+    """
+    active = mlflow.active_run()
+    outer = active.info.run_id if active else os.environ.get("MLFLOW_RUN_ID", "")
+    run = find_run(outer) if outer else None
+    parent = {} if run is None or run.is_deleted else {MLFLOW_PARENT_RUN_ID: outer}
+    return parent | resolve_tags(dict(tags))  # a study's steps name their parent in MLFLOW_RUN_CONTEXT
+
+
+@dataclass(frozen=True)
+class AuditData:
+    """The labelled states that an audit looked at."""
+
+    name: str
+    path: Path
+    digest: str
+    states: np.ndarray
+    """Shape: (N, O)."""
+    labels: np.ndarray
+    """Shape: (N,)."""
+
+    def as_input(self) -> DatasetInput:
+        """Return the states as a dataset of MLflow."""
+        from mlflow.data.numpy_dataset import from_numpy
+        from mlflow.data.sources import LocalArtifactDatasetSource  # type: ignore[attr-defined]
+
+        # given only the path, from_numpy finds two kinds of source that fit, and warns
+        source = LocalArtifactDatasetSource(self.path.resolve().as_uri())
+        dataset = from_numpy(self.states, source=source, targets=self.labels, name=self.name, digest=self.digest)
+        return DatasetInput(Dataset(**dataset.to_dict()), [InputTag(MLFLOW_DATASET_CONTEXT, "probe")])
+
+
+def record_audit(
+    env_id: str,
+    name: str,
+    params: Mapping[str, Any],
+    metrics: Mapping[str, float],
+    files: Mapping[Path, str],
+    data: AuditData | None = None,
+    seeds: Iterable[int | None] = (),
+) -> str:
+    """Store a finished audit as a run of its own in the environment's experiment; returns the run's id.
+
+    Args:
+        env_id: The environment, which names the experiment.
+        name: Name of the run, such as `probe-fit`.
+        params: The options.
+        metrics: Metric → value.
+        files: File → folder among the run's artifacts, such as `probes`.
+        data: Logged as the run's dataset.
+        seeds: Training seeds of the models that were looked at, as far as they are known.
+    """
+    known = sorted({seed for seed in seeds if seed is not None and seed >= 0})
+    tags = {"audit": name, "env": env_id, SEEDS_TAG: " ".join(map(str, known)), **processes.owner()}
+    given = [Param(key, without_password(str(value))) for key, value in params.items() if value is not None]
+    now = int(time.time() * 1000)
+    measured = [Metric(key, float(value), now, 0) for key, value in metrics.items()]
+    with writing(), _finished_run(env_id, name, tags) as run_id:
+        client = mlflow.MlflowClient()
+        client.log_batch(run_id, metrics=measured, params=given)
+        if data is not None:
+            client.log_inputs(run_id, [data.as_input()])
+        for file, folder in files.items():
+            client.log_artifact(run_id, str(file), folder)
+    return run_id
+
+
+def record_training(env_id: str, name: str, tags: Mapping[str, str]) -> str:
+    """Create a finished run for models that were trained elsewhere; returns its id."""
+    with writing(), _finished_run(env_id, name, tags) as run_id:
+        return run_id
+
+
+@contextmanager
+def _finished_run(env_id: str, name: str, tags: Mapping[str, str]) -> Iterator[str]:
+    """Create a run in the environment's experiment and end it as FINISHED, or as FAILED after an error."""
+    client = mlflow.MlflowClient()
+    run = client.create_run(experiment_id(env_id), tags=tags_of_new_run(tags), run_name=name)
+    run_id = str(run.info.run_id)
+    try:
+        yield run_id
+    except BaseException:
+        with suppress(MlflowException, OSError):  # the error that stopped the record is the one to report
+            client.set_terminated(run_id, "FAILED")
+        raise
+    client.set_terminated(run_id)

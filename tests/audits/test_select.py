@@ -7,7 +7,7 @@ import pytest
 import lightning_unlearn as lu
 from lightning_unlearn import cli
 from lightning_unlearn.audits.selection import Validated, choices_of_seeds, choose, in_words
-from lightning_unlearn.audits.subjects import weights_digest
+from lightning_unlearn.policies.files import weights_digest
 from lightning_unlearn.seeding import EVALUATION_BANK, TRAINING_SEED_FLOOR, VALIDATION_BANK, validation_layouts
 from lightning_unlearn.tracking import registry
 from lightning_unlearn.tracking.registry import RegisteredModel

@@ -29,7 +29,7 @@ def test_a_server_that_does_not_answer_is_named_before_anything_runs(tmp_path, m
 def test_metrics_are_kept_while_the_server_is_away(store, monkeypatch):
     run = MLflowRun("ToyLine-v0", "a run", {})
     run.log_metrics({"x": 1.0}, 1)
-    monkeypatch.setattr("lightning_unlearn.callbacks.mlflow_run.answers", lambda: False)
+    monkeypatch.setattr("lightning_unlearn.callbacks.mlflow_run.is_reachable", lambda: False)
     run.publish()
     assert len(run.pending) == 1
     monkeypatch.undo()
@@ -41,7 +41,7 @@ def test_metrics_are_kept_while_the_server_is_away(store, monkeypatch):
 
 def test_a_write_is_tried_until_the_server_is_back(monkeypatch, capsys):
     there = iter([False, False, True])
-    monkeypatch.setattr(store, "answers", lambda: next(there))
+    monkeypatch.setattr(store, "is_reachable", lambda: next(there))
     monkeypatch.setattr(store, "RETRY_S", 0.0)
     tries = iter([OSError("refused"), None])
 
@@ -51,7 +51,7 @@ def test_a_write_is_tried_until_the_server_is_back(monkeypatch, capsys):
             raise problem
         return "written"
 
-    assert store.patiently(write, "update 5") == "written"
+    assert store.with_retries(write, "update 5") == "written"
     assert "update 5 is kept" in capsys.readouterr().out
 
 
@@ -60,7 +60,7 @@ def test_a_write_that_the_server_refuses_is_an_error():
         raise OSError("no space")
 
     with pytest.raises(OSError, match="no space"):
-        store.patiently(write, "update 5")  # the present store is a file: it always answers
+        store.with_retries(write, "update 5")  # the present store is a file: it always answers
 
 
 @pytest.mark.slow

@@ -79,11 +79,11 @@ def test_a_certificate_is_trusted_as_mlflow_is_told_to(server, certificate, monk
         open_store(address)
     mlflow.set_tracking_uri(address)
     monkeypatch.setenv("MLFLOW_TRACKING_INSECURE_TLS", "true")
-    assert store.answers()
+    assert store.is_reachable()
     monkeypatch.delenv("MLFLOW_TRACKING_INSECURE_TLS")
-    assert not store.answers()
+    assert not store.is_reachable()
     monkeypatch.setenv("MLFLOW_TRACKING_SERVER_CERT_PATH", str(certificate))
-    assert store.answers()
+    assert store.is_reachable()
 
 
 def test_a_login_in_the_address_reaches_the_server_and_is_never_shown(server, certificate, monkeypatch):

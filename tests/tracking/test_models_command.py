@@ -7,13 +7,10 @@ import pandas as pd
 import pytest
 import torch
 
-from lightning_unlearn.audits.subjects import weights_digest
-from lightning_unlearn.housekeeping.disk import size
-from lightning_unlearn.housekeeping.inventory import all_runs, all_versions, model_id
-from lightning_unlearn.housekeeping.lineage import derived_from
-from lightning_unlearn.housekeeping.models_compare import layer_differences
-from lightning_unlearn.policies.files import ModelCard, save_policy
+from lightning_unlearn.policies.files import ModelCard, save_policy, weights_digest
 from lightning_unlearn.tracking import registry, runs
+from lightning_unlearn.tracking.inventory import all_runs, all_versions, derived_from, model_id, size
+from lightning_unlearn.tracking.models_command import layer_differences
 
 TOY = "ToyLine-v0"
 
@@ -26,7 +23,7 @@ def derived(uri):
     name, _, number = uri.removeprefix("models:/").rpartition("/")
     every = all_versions()
     (version,) = [v for v in every if (v.name, str(v.version)) == (name, number)]
-    return {run.info.run_name for run in derived_from(version, all_runs(), every)}
+    return {run.name for run in derived_from(version, all_runs(), every)}
 
 
 def aliases(name):

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from lightning_unlearn.housekeeping.disk import is_settled, megabytes, size
+from lightning_unlearn.tracking.inventory import is_settled, megabytes, size
 
 RUN, MODEL = "0" * 32, "m-" + "0" * 32
 

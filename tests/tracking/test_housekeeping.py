@@ -12,11 +12,10 @@ import mlflow
 import pytest
 
 from lightning_unlearn import cli, processes
-from lightning_unlearn.housekeeping import plan
-from lightning_unlearn.housekeeping.inventory import model_id
-from lightning_unlearn.housekeeping.plan import find_waste
 from lightning_unlearn.policies.files import ModelCard
+from lightning_unlearn.tracking import housekeeping as gc
 from lightning_unlearn.tracking import registry
+from lightning_unlearn.tracking.inventory import model_id
 from lightning_unlearn.tracking.verify import verify
 
 ABSENT = "a" * 32
@@ -32,7 +31,7 @@ def end(run_id, status="FINISHED"):
 
 
 def found(files):
-    return {(waste.kind, waste.path.relative_to(files.root).as_posix()) for waste in find_waste(files)}
+    return {(waste.kind, waste.path.relative_to(files.root).as_posix()) for waste in gc.find_waste(files)}
 
 
 def everything(files):
@@ -55,7 +54,7 @@ def test_checkpoints_of_finished_runs_go_and_those_that_a_run_can_resume_from_st
         put(files.checkpoints_of(run_id))
         if status != "RUNNING":
             end(run_id, status)
-    assert found(files) == {(plan.FINISHED, f"checkpoints/{runs['FINISHED']}")}
+    assert found(files) == {(gc.FINISHED, f"checkpoints/{runs['FINISHED']}")}
 
 
 def test_files_of_deleted_runs_go_unless_something_points_to_them(files, begin, put, policy_of):
@@ -67,8 +66,8 @@ def test_files_of_deleted_runs_go_unless_something_points_to_them(files, begin, 
         put(files.checkpoints_of(run_id))
         end(run_id, "KILLED")
         client().delete_run(run_id)
-    expected = {(plan.DELETED, f"checkpoints/{run_id}") for run_id in (deleted, named, source)}
-    assert found(files) == expected | {(plan.DELETED_RUN, f"artifacts/{deleted}")}
+    expected = {(gc.DELETED, f"checkpoints/{run_id}") for run_id in (deleted, named, source)}
+    assert found(files) == expected | {(gc.DELETED_RUN, f"artifacts/{deleted}")}
     assert version == "1"
 
 
@@ -81,14 +80,17 @@ def test_runs_that_still_run_are_left_alone_even_deleted_ones(files, begin, put)
         put(files.of_run(run_id))
         put(files.checkpoints_of(run_id), name="unfinished")
         client().delete_run(run_id)
-    assert found(files) == {(plan.DELETED_RUN, f"artifacts/{dead}"), (plan.DELETED, f"checkpoints/{dead}")}
+    assert found(files) == {
+        (gc.DELETED_RUN, f"artifacts/{dead}"),
+        (gc.DELETED, f"checkpoints/{dead}"),
+    }
 
 
 def test_files_of_runs_that_no_longer_exist_go_when_they_are_old(files, put, store):
     put(files.of_run(ABSENT))
     put(files.checkpoints_of(ABSENT))
     put(files.of_run("b" * 32), age=10)
-    expected = {(plan.ABSENT_RUN, f"artifacts/{ABSENT}"), (plan.ABSENT, f"checkpoints/{ABSENT}")}
+    expected = {(gc.ABSENT_RUN, f"artifacts/{ABSENT}"), (gc.ABSENT, f"checkpoints/{ABSENT}")}
     assert found(files) == expected
 
 
@@ -96,7 +98,7 @@ def test_files_that_the_store_does_not_know_go_only_with_foreign(files, begin, p
     """They may be those of a copy's runs; what the store knows to be over goes without."""
     foreign = [put(files.of_run(ABSENT)), put(files.checkpoints_of(ABSENT)), put(files.of_model(f"m-{ABSENT}"))]
     printed = shown("gc", "--yes")
-    assert f"{plan.ABSENT_MODEL}: 1, 0.00 MB" in printed
+    assert f"{gc.ABSENT_MODEL}: 1, 0.00 MB" in printed
     assert "What the store does not know stays: it may belong to another store" in printed
     assert "Deleted" not in printed
     run_id = begin()
@@ -116,7 +118,7 @@ def test_a_model_that_was_deleted_is_known(files, begin, old, policy_of):
     cut_off = registry._log_model(policy_of(), CARD, begin())
     old(files.of_model(cut_off))
     client().delete_logged_model(cut_off)
-    assert found(files) == {(plan.MODELS, f"artifacts/models/{cut_off}")}
+    assert found(files) == {(gc.MODELS, f"artifacts/models/{cut_off}")}
 
 
 def test_runs_of_another_database_in_the_same_folder_are_not_taken_for_absent(files, put, shown):
@@ -143,7 +145,7 @@ def test_models_that_never_became_a_version_go_and_others_stay(files, begin, old
     assert found(files) == set()  # an hour has not passed
     for folder in files.model_folders():
         old(folder)
-    assert found(files) == {(plan.MODELS, f"artifacts/models/{cut_off}")}
+    assert found(files) == {(gc.MODELS, f"artifacts/models/{cut_off}")}
     cli.main(["gc", "--yes"])
     left = {folder.name for folder in files.model_folders()}
     version = client().get_model_version("concept.ToyLine-v0", registered)
@@ -157,7 +159,7 @@ def test_models_of_versions_deleted_elsewhere_go(files, register, old):
     (folder,) = files.model_folders()
     client().delete_model_version("concept.ToyLine-v0", "1")
     old(folder)
-    assert found(files) == {(plan.MODELS, f"artifacts/models/{folder.name}")}
+    assert found(files) == {(gc.MODELS, f"artifacts/models/{folder.name}")}
 
 
 def test_what_interrupted_writes_left_goes(files, begin, put):
@@ -167,7 +169,10 @@ def test_what_interrupted_writes_left_goes(files, begin, put):
     put(files.checkpoints_of(running), name="unfinished")
     end(killed, "KILLED")
     (files.root / "mlflow.db.part").write_bytes(b"SQLite format 3\0")
-    expected = {(plan.LEFTOVERS, f"checkpoints/{killed}/unfinished"), (plan.LEFTOVERS, "mlflow.db.part")}
+    expected = {
+        (gc.LEFTOVERS, f"checkpoints/{killed}/unfinished"),
+        (gc.LEFTOVERS, "mlflow.db.part"),
+    }
     assert found(files) == expected
 
 
@@ -256,7 +261,7 @@ def test_a_training_in_another_process_does_not_notice(files, tmp_path):
     options += ["--updates", "6", "--save_points", *(str(update) for update in range(1, 7))]
     command = [sys.executable, "-m", "lightning_unlearn", "fit", *options]
     collected = 0
-    with (tmp_path / "log").open("w") as log, mock.patch("lightning_unlearn.housekeeping.disk.SETTLED_S", -1.0):
+    with (tmp_path / "log").open("w") as log, mock.patch("lightning_unlearn.tracking.inventory.SETTLED_S", -1.0):
         training = subprocess.Popen(command, stdout=log, stderr=log, cwd=tmp_path)
         while training.poll() is None:
             cli.main(["gc", "--yes"])

@@ -12,9 +12,9 @@ import mlflow
 import pytest
 
 from lightning_unlearn import processes
-from lightning_unlearn.housekeeping.inventory import all_runs
 from lightning_unlearn.policies.files import ModelCard
 from lightning_unlearn.tracking import registry
+from lightning_unlearn.tracking.inventory import all_runs
 from lightning_unlearn.tracking.store import experiment_id, open_store
 from lightning_unlearn.tracking.verify import verify
 
@@ -59,7 +59,7 @@ def by_an_earlier_release(folder):
 
 def save_point(update, policy):
     """Register another save point of the first run, in the present store."""
-    run = all_runs()[0].info.run_id
+    run = all_runs()[0].run_id
     return registry.register_policy(policy, ModelCard("concept", TOY, "cost_hazards", 0, update, 1), run)
 
 
@@ -82,12 +82,12 @@ def works(policy_of):
 
     def check(folder):
         open_in(folder)
-        assert mlflow.artifacts.load_text(f"runs:/{all_runs()[1].info.run_id}/note.txt") == "text"
+        assert mlflow.artifacts.load_text(f"runs:/{all_runs()[1].run_id}/note.txt") == "text"
         assert verify(MODEL).is_sound
         before = len(list((folder / "artifacts" / "models").iterdir()))
         update = 51 + before
         save_point(update, policy_of(1))
-        mlflow.MlflowClient().log_text(all_runs()[1].info.run_id, "more", "more.txt")
+        mlflow.MlflowClient().log_text(all_runs()[1].run_id, "more", "more.txt")
         assert len(list((folder / "artifacts" / "models").iterdir())) == before + 1
         assert len(list((folder / "artifacts").rglob("more.txt"))) == 1
         registry.load_policy(f"models:/concept.{TOY}@update-{update}")
@@ -228,7 +228,7 @@ def test_models_that_a_copy_wrote_among_the_originals_files_are_fetched(original
     shutil.copytree(original, copy)
     mlflow.set_tracking_uri(uri(copy))
     mlflow.set_registry_uri(uri(copy))
-    model = registry._log_model(policy_of(3), ModelCard("concept", TOY, "", 0, 7, 1), all_runs()[0].info.run_id)
+    model = registry._log_model(policy_of(3), ModelCard("concept", TOY, "", 0, 7, 1), all_runs()[0].run_id)
     mlflow.MlflowClient().create_experiment("Other-v0", artifact_location=f"{copy.as_uri()}/artifacts")
     assert (original / "artifacts" / "models" / model).is_dir()
     message = refused("models", "list", "--tracking_uri", uri(copy))

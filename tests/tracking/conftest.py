@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from lightning_unlearn import cli, processes
-from lightning_unlearn.housekeeping.disk import SETTLED_S, Files
 from lightning_unlearn.policies.actor_critic import ActorCritic, PolicyConfig
 from lightning_unlearn.policies.files import ModelCard
 from lightning_unlearn.tracking import registry
 from lightning_unlearn.tracking import store as store_module
+from lightning_unlearn.tracking.inventory import SETTLED_S, Files
 
 TOY = "ToyLine-v0"
 
