@@ -21,7 +21,7 @@ HOST, PROCESS, STARTED = "process.host", "process.id", "process.started"
 
 
 def host() -> str:
-    """This machine, and on Linux the container's own numbering of processes."""
+    """Return the name of this machine and, on Linux, of the container's process namespace."""
     try:
         return f"{socket.gethostname()} {os.readlink('/proc/self/ns/pid')}"
     except OSError:
@@ -29,17 +29,17 @@ def host() -> str:
 
 
 def cores() -> int:
-    """Cores that this process may use."""
+    """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def owner() -> dict[str, str]:
-    """Tags that name this process."""
+    """Return tags that name this process."""
     return {HOST: host(), PROCESS: str(os.getpid()), STARTED: started(os.getpid())}
 
 
 def is_gone(tags: Mapping[str, str]) -> bool:
-    """Whether the process that `owner` named is no longer there; False where that cannot be seen from here."""
+    """Return whether the process that `owner` named has ended; False if that cannot be seen from here."""
     if tags.get(HOST) != host() or not tags.get(PROCESS, "").isdigit():
         return False
     process = int(tags[PROCESS])
@@ -53,12 +53,12 @@ def is_gone(tags: Mapping[str, str]) -> bool:
 
 
 def lives_here(tags: Mapping[str, str]) -> bool:
-    """Whether the process that `owner` named is one of this machine, and still there."""
+    """Return whether the process that `owner` named runs on this machine, and still lives."""
     return tags.get(HOST) == host() and not is_gone(tags)
 
 
 def started(process: int) -> str:
-    """When a process started, in the kernel's ticks; empty where the kernel does not tell, or it has ended."""
+    """Return the start time of a process in the kernel's ticks; empty if it is unknown, or the process has ended."""
     try:
         line = Path(f"/proc/{process}/stat").read_text(encoding="utf-8", errors="replace")
         state, *_ = fields = line.rpartition(")")[2].split()
@@ -68,7 +68,7 @@ def started(process: int) -> str:
 
 
 def python_command(module: str, *args: str) -> list[str]:
-    """The command line that runs a module, as `python -m` does, with the import path of this process.
+    """Return the command line that runs a module, as `python -m` does, with the import path of this process.
 
     Args:
         module: Its name.
@@ -84,11 +84,11 @@ def python_command(module: str, *args: str) -> list[str]:
 
 @contextmanager
 def ray_runtime() -> Iterator[dict[str, Any]]:
-    """A runtime environment for `ray.init` inside the block: workers import as this process does.
+    """Yield a runtime environment for `ray.init` with which workers import the same modules as this process.
 
-    The modules of the working directory come last, so that a concept class of the user's own is found. Ray puts the
-    driver's working directory first unless the runtime environment names another folder: it gets an empty one. A
-    program that was started by `ray job submit` keeps the runtime environment that it was given there.
+    The working directory comes last on the import path, so that a concept class of the user's own is found. Ray would
+    put it first unless the runtime environment names another folder: it gets an empty one. A program that was started
+    by `ray job submit` keeps the runtime environment that it was given there.
     """
     if _RAY_JOB in os.environ:
         yield {}

@@ -1,4 +1,4 @@
-"""Addresses of stores without the passwords in them, for whatever is printed, recorded or passed to a process."""
+"""Addresses of stores, without passwords wherever they are printed, recorded or passed to a process."""
 
 import os
 import re
@@ -6,19 +6,19 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 _USERINFO = re.compile(r"(?<=://)(?:[^\s/?#:]*:(?!\d+/)\S*|[^\s/?#]*)@")
-"""User and password of an address; also where a `/` in the password was not written as %2F."""
+"""User and password of an address, even if a `/` in the password was not written as %2F."""
 _OPTION = re.compile(r"(?i)(?<=[?&;])((?:password|passwd|pwd)=)[^&;\s]*")
 
 
 def without_password(text: str) -> str:
-    """A text, or an address, with neither user nor password in the addresses in it."""
+    """Remove user and password from all addresses in a text."""
     return _OPTION.sub(r"\1", _USERINFO.sub("", text))
 
 
 def sign_in(address: str) -> str:
-    """Take user and password out of a server's address and give them to MLflow's client by its environment variables.
+    """Move user and password from a server's address to the environment variables of MLflow's client.
 
-    So no message of MLflow, no record and no command line of another process can show them.
+    No message of MLflow, no record and no command line of another process can show them then.
 
     Returns:
         The address without them.
@@ -40,8 +40,8 @@ def sign_in(address: str) -> str:
 
 
 def sqlite_uri(database: Path) -> str:
-    """The URI of a SQLite file, percent-encoded if its path would be read as another one (`?`, `%20`)."""
-    from sqlalchemy.engine import URL, make_url  # which help of a command needs not
+    """Return the URI of a SQLite file, percent-encoded if its path would be read as another one (`?`, `%20`)."""
+    from sqlalchemy.engine import URL, make_url  # the help of a command does not need it
 
     uri = f"sqlite:///{database}"
     if make_url(uri).database == str(database):

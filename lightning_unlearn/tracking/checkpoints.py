@@ -1,4 +1,4 @@
-"""Checkpoints in files: whole or not at all, known by their digest, and read without unpickling any object."""
+"""Checkpoint files: written atomically, named by their digest, and read without unpickling any object."""
 
 import hashlib
 import io
@@ -17,21 +17,21 @@ from lightning_unlearn.safe_files.pt import read_state
 MAX_BYTES = 1 << 30
 """A larger checkpoint is not read."""
 KEPT = 2
-"""Newest checkpoints of a run that are kept."""
+"""Number of checkpoints of a run that are kept, the newest ones."""
 _OWN = re.compile(r"update-\d+")
 """Name under which a run's own checkpoints are saved; a `ModelCheckpoint` gives names that end in `.ckpt`."""
 _NAME = re.compile(r"update-(\d+)\.([0-9a-f]{64})\.ckpt")
 
 
 class AtomicCheckpoints(CheckpointIO):
-    """Writes checkpoints whole or not at all.
+    """Writes checkpoints atomically: whole or not at all.
 
     A run's own `update-<n>` becomes `update-<n>.<sha256>.ckpt`, and the newest two of a folder are kept. Under any
     other name, such as one of Lightning's `ModelCheckpoint`, a checkpoint is written to the path that was asked for.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
-        """Write a checkpoint; the file appears when all of it is on the disk.
+        """Write a checkpoint; the file appears once all of it is on the disk.
 
         Raises:
             ValueError: It would be too large to be read again.
@@ -46,9 +46,9 @@ class AtomicCheckpoints(CheckpointIO):
             )
         path.parent.mkdir(parents=True, exist_ok=True)
         if not _OWN.fullmatch(path.name):
-            _write_whole(path, data)
+            _write_atomically(path, data)
             return
-        _write_whole(path.with_name(f"{path.name}.{hashlib.sha256(data).hexdigest()}.ckpt"), data)
+        _write_atomically(path.with_name(f"{path.name}.{hashlib.sha256(data).hexdigest()}.ckpt"), data)
         for old in list(_newest_first(path.parent))[KEPT:]:
             old.unlink()
 
@@ -68,12 +68,15 @@ class AtomicCheckpoints(CheckpointIO):
 
 
 def newest(folder: Path) -> Path | None:
-    """The newest checkpoint of a folder that is what its name says; None where there is none."""
-    return next((path for path in _newest_first(folder) if _is_whole(path)), None)
+    """Return the newest checkpoint of a folder whose content matches its digest; None if there is none."""
+    for path in _newest_first(folder):
+        if path.name.split(".")[1] == hashlib.sha256(path.read_bytes()).hexdigest():
+            return path
+    return None
 
 
 def update_of(path: Path) -> int:
-    """After which update a checkpoint was written."""
+    """Return the number of the update after which a checkpoint was written."""
     name = _NAME.fullmatch(path.name)
     if name is None:
         raise ValueError(f"{path} is not the name of a checkpoint.")
@@ -84,11 +87,7 @@ def _newest_first(folder: Path) -> Iterator[Path]:
     return reversed(sorted((path for path in folder.glob("*.ckpt") if _NAME.fullmatch(path.name)), key=update_of))
 
 
-def _is_whole(path: Path) -> bool:
-    return hashlib.sha256(path.read_bytes()).hexdigest() == _NAME.fullmatch(path.name)[2]  # type: ignore[index]
-
-
-def _write_whole(path: Path, data: bytes) -> None:
+def _write_atomically(path: Path, data: bytes) -> None:
     unfinished = path.parent / "unfinished"
     try:
         with unfinished.open("wb") as file:

@@ -1,4 +1,4 @@
-"""The files of a model in MLflow: fetched within bounds, and the digests that were recorded of them."""
+"""The files of a model in MLflow: fetched within bounds, their recorded digests, and MLflow's generic model."""
 
 import json
 import tempfile
@@ -20,7 +20,7 @@ from lightning_unlearn.safe_files import parse_json, sha256
 LOADER = "lightning_unlearn.registry"
 """Module that stored MLmodel files name as their loader; models of every version name this one."""
 POLICY = "data/policy"
-"""Where a model's policy is among its files."""
+"""Folder of the policy among a model's files."""
 _TAG = "sha256"
 _MAX_FILES = 64
 _MAX_DEPTH = 4
@@ -28,10 +28,10 @@ _MAX_DEPTH = 4
 
 @contextmanager
 def fetched_policy(uri: str) -> Iterator[Path]:
-    """A copy of the folder with a model's policy; nothing else of the model is looked at.
+    """Yield a copy of the folder with a model's policy; the model's other files are not read.
 
     Raises:
-        ValueError: There is none, or it holds more than a policy has.
+        ValueError: There is no such folder, or it holds more than a policy has.
     """
     files = _entries(uri, POLICY)
     if any(file.is_dir for file in files):
@@ -42,10 +42,10 @@ def fetched_policy(uri: str) -> Iterator[Path]:
 
 @contextmanager
 def fetched_model(uri: str) -> Iterator[Path]:
-    """A copy of all files of a version of a registered model (`models:/<name>/<version>`), or of a model by its place.
+    """Yield a copy of all files of a model: `models:/<name>/<version>`, or the location of its files.
 
     Raises:
-        ValueError: There is none, or it has more or larger files than a policy's model has.
+        ValueError: There is no such model, or it has more or larger files than a policy's model has.
     """
     files = _walked(uri, "", _MAX_DEPTH)
     with tempfile.TemporaryDirectory() as scratch:
@@ -55,13 +55,13 @@ def fetched_model(uri: str) -> Iterator[Path]:
 
 
 def digest_tag(uri: str) -> dict[str, str]:
-    """The tag by which the registry knows what was registered: the SHA-256 of every file of a logged model."""
+    """Return the tag that records the SHA-256 of every file of a logged model."""
     with fetched_model(uri) as folder:
         return {_TAG: json.dumps(file_digests(folder), sort_keys=True)}
 
 
 def recorded_digests(version: Any) -> dict[str, str]:
-    """File → SHA-256, as recorded with a version; empty where nothing was.
+    """Return file → SHA-256, as recorded with a version; empty if nothing was recorded.
 
     Raises:
         ValueError: The record is damaged.
@@ -73,7 +73,7 @@ def recorded_digests(version: Any) -> dict[str, str]:
 
 
 def file_digests(folder: Path) -> dict[str, str]:
-    """Path under the folder → SHA-256, of every file."""
+    """Return path under the folder → SHA-256, of every file."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     return {path.relative_to(folder).as_posix(): sha256(path) for path in files}
 
@@ -88,7 +88,7 @@ def _copied(uri: str, files: list[Any], folder: str, scratch: str) -> Path:
 
 
 def _walked(uri: str, folder: str, depth: int) -> list[Any]:
-    """All files, in folders of folders too."""
+    """All files, those in folders included."""
     entries = _entries(uri, folder)
     if depth == 0 or len(entries) > _MAX_FILES:
         raise ValueError(f"model {uri} has more folders or files than a stored policy has.")

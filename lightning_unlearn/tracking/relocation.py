@@ -1,8 +1,9 @@
-"""Copied and moved SQLite stores: make the absolute paths in the database those of the folder that it lies in now.
+"""Copied and moved SQLite stores: rewrite the absolute paths in the database for the folder that it lies in now.
 
 MLflow stores absolute paths only. With the paths of its first folder, a copied store would write its new models among
-the files of the original, and a moved one would find none of its own. A tag of the default experiment records whose
-paths the database holds; stores of earlier releases have none, and the locations of their experiments tell.
+the files of the original, and a moved one would find none of its own. A tag of the default experiment records the
+folder whose paths the database holds. Stores of earlier releases have no such tag: there the locations of experiments
+are used.
 """
 
 import re
@@ -21,7 +22,7 @@ from lightning_unlearn import processes
 from lightning_unlearn.tracking.addresses import sqlite_uri
 
 ARTIFACTS, CHECKPOINTS = "artifacts", "checkpoints"
-"""Folders, beside a SQLite database, of the files of runs and models, and of what runs resume from."""
+"""Folders beside a SQLite database: files of runs and models; checkpoints."""
 _TAG = "lightning_unlearn.folder"
 _COLUMNS = (
     ("experiments", "artifact_location"),
@@ -31,7 +32,7 @@ _COLUMNS = (
     ("model_versions", "storage_location"),
     ("trace_tags", "value"),
 )
-"""Tables and columns in which MLflow looks for files. Options and tags of runs record what was given: they stay."""
+"""Tables and columns in which MLflow looks for files. Options and tags of runs are a record: they stay."""
 
 _LOCAL = re.compile(r"(?P<scheme>file:(//(localhost)?)?)?(?P<path>/.*)", re.DOTALL)
 
@@ -42,7 +43,7 @@ def relocate(database: Path) -> None:
     Only paths below the store's old folder are rewritten, in one transaction. The caller holds the store's write lock.
 
     Args:
-        database: Absolute, without symbolic links. Its tables are those of the installed MLflow.
+        database: Absolute path without symbolic links. The database has the schema of the installed MLflow.
 
     Raises:
         ValueError: The store's files are not in its new folder, another store uses them, or a run still writes to the
@@ -59,10 +60,8 @@ def relocate(database: Path) -> None:
             for old in folders:
                 _require_relocatable(connection, old, database)
             _rewrite(connection, folders, database)
-            tag = 0, _TAG, database.parent.as_uri()
-            connection.execute(
-                "INSERT OR REPLACE INTO experiment_tags (experiment_id, key, value) VALUES (?, ?, ?)", tag
-            )
+            write_tag = "INSERT OR REPLACE INTO experiment_tags (experiment_id, key, value) VALUES (?, ?, ?)"
+            connection.execute(write_tag, (0, _TAG, database.parent.as_uri()))
     except sqlite3.Error as error:
         raise ValueError(f"The paths in {database} cannot be rewritten for its folder: {error}.") from error
 
@@ -85,17 +84,16 @@ def needs_relocation(database: Path) -> bool:
 
 
 def _recorded_folder(connection: sqlite3.Connection) -> Path | None:
-    row = connection.execute(
-        "SELECT value FROM experiment_tags WHERE experiment_id = 0 AND key = ?", (_TAG,)
-    ).fetchone()
+    tag = "SELECT value FROM experiment_tags WHERE experiment_id = 0 AND key = ?"
+    row = connection.execute(tag, (_TAG,)).fetchone()
     return _path(row[0]) if row else None
 
 
 def _folders_of_experiments(connection: sqlite3.Connection, database: Path) -> list[Path]:
     """Other folders in which a store of an earlier release kept its files, by the locations of its experiments.
 
-    Such a folder's files were copied here, or a store lies there. Without such a folder, and with no experiment in the
-    present one, every folder counts.
+    A folder counts if its files were copied here, or a store lies there. Every folder counts if there is no such
+    folder, and no experiment in the present one.
     """
     here = database.parent
     places = [_path(place) for (place,) in connection.execute("SELECT artifact_location FROM experiments")]
@@ -110,7 +108,7 @@ def _folders_of_experiments(connection: sqlite3.Connection, database: Path) -> l
 
 
 def _is_same(folder: Path, here: Path) -> bool:
-    """Whether two spellings name one folder, by a symbolic link or a bind mount."""
+    """True if both are one folder, perhaps by a symbolic link or a bind mount."""
     return folder == here or (exists(folder) and samefile(folder, here))
 
 
@@ -119,17 +117,22 @@ def _require_relocatable(connection: sqlite3.Connection, old: Path, database: Pa
     if isfile(old / database.name):
         _require_apart(old, here, (database.name, ARTIFACTS, CHECKPOINTS))
     elif working := _runs_at_work(connection, old):
+        program = (
+            f"import mlflow; client = mlflow.MlflowClient({sqlite_uri(database)!r}); "
+            f"[client.set_terminated(run, 'KILLED') for run in {working!r}]"
+        )
         raise ValueError(
             f"The store at {here} was in {old} before, and runs that have not ended may still write there: "
             f"{', '.join(working)}. Wait until they have ended. If their processes are gone, end them with\n"
-            f"  {_command_to_end(database, working)}"
+            f"  {shlex.join([sys.executable, '-c', program])}"
         )
     models, runs = _model_files(connection, old), _run_files(connection, old)
     left = [path for path in (*models, *runs) if exists(old / path) and not exists(here / path)]
     if left:
+        folders = [str(old / name) for name in (ARTIFACTS, CHECKPOINTS) if exists(old / name)]
         raise ValueError(
             f"The store at {here} was copied or moved without all of its files: {len(left)} folders of its runs and "
-            f"models are in {old} only. Bring them, too:\n  {_command_to_copy(old, here)}"
+            f"models are in {old} only. Bring them, too:\n  {shlex.join(['cp', '-rn', *folders, str(here)])}"
         )
     if models and not any(exists(here / path) for path in models):
         raise ValueError(
@@ -140,7 +143,7 @@ def _require_relocatable(connection: sqlite3.Connection, old: Path, database: Pa
 
 
 def _require_apart(old: Path, here: Path, names: Iterable[str]) -> None:
-    """A copy made with links would share its database or folders with the original."""
+    """Refuse a copy made with links, which would share its database or folders with the original."""
     for name in names:
         if exists(here / name) and exists(old / name) and samefile(here / name, old / name):
             mine, part = shlex.quote(str(here / name)), shlex.quote(str(here / f"{name}.copy"))
@@ -151,7 +154,7 @@ def _require_apart(old: Path, here: Path, names: Iterable[str]) -> None:
 
 
 def _runs_at_work(connection: sqlite3.Connection, old: Path) -> list[str]:
-    """Ids of runs below the old folder that may still write; processes that cannot be seen from here count as alive."""
+    """Ids of runs below the old folder that may still write; a process that cannot be seen from here counts as alive."""
     running = connection.execute("SELECT run_uuid, artifact_uri FROM runs WHERE status = 'RUNNING'").fetchall()
     ids = [run_id for run_id, place in running if _below(old, place) is not None]
     tags = {
@@ -161,12 +164,12 @@ def _runs_at_work(connection: sqlite3.Connection, old: Path) -> list[str]:
 
 
 def _run_files(connection: sqlite3.Connection, old: Path) -> list[PurePath]:
-    """Folders, below the old one, of runs' artifacts. A run may have none."""
+    """Artifact folders of runs, below the old folder. Such a folder need not exist."""
     return _all_below(old, connection.execute("SELECT artifact_uri FROM runs"))
 
 
 def _model_files(connection: sqlite3.Connection, old: Path) -> list[PurePath]:
-    """Folders, below the old one, of models, deleted ones apart."""
+    """Folders of models that are not deleted, below the old folder."""
     kept = "SELECT artifact_location FROM logged_models WHERE lifecycle_stage != 'deleted'"
     return _all_below(old, connection.execute(kept))
 
@@ -176,7 +179,7 @@ def _all_below(old: Path, places: Iterable[tuple[str | None]]) -> list[PurePath]
 
 
 def _rewrite(connection: sqlite3.Connection, folders: Sequence[Path], database: Path) -> None:
-    """Rewrite places below any of the folders. Of two folders, one in the other, the inner one comes first."""
+    """Rewrite paths below any of the folders; of two folders, one in the other, the inner one comes first."""
     here = database.parent
 
     def relocated(place: str | None) -> str | None:
@@ -200,28 +203,16 @@ def _rewrite(connection: sqlite3.Connection, folders: Sequence[Path], database: 
 
 
 def _below(old: Path, place: str | None) -> PurePath | None:
-    """The part of a place that comes after the old folder; None where it is elsewhere."""
+    """The path relative to the old folder; None if it is elsewhere."""
     path = _path(place)
     return path.relative_to(old) if path is not None and path.is_relative_to(old) else None
 
 
 def _path(place: str | None) -> Path | None:
-    """The absolute path that a file URI or a path names; None for other places, and for paths that climb."""
+    """The absolute path that a file URI or a path names; None for other places, and for paths with `..`."""
     found = _LOCAL.fullmatch(place or "")
     if found is None:
         return None
     path = Path(unquote(found["path"]) if found["scheme"] else found["path"])
     return None if ".." in path.parts else path
 
-
-def _command_to_copy(old: Path, here: Path) -> str:
-    folders = [str(old / name) for name in (ARTIFACTS, CHECKPOINTS) if exists(old / name)]
-    return shlex.join(["cp", "-rn", *folders, str(here)])
-
-
-def _command_to_end(database: Path, run_ids: Sequence[str]) -> str:
-    program = (
-        f"import mlflow; client = mlflow.MlflowClient({sqlite_uri(database)!r}); "
-        f"[client.set_terminated(run, 'KILLED') for run in {list(run_ids)!r}]"
-    )
-    return shlex.join([sys.executable, "-c", program])

@@ -1,4 +1,4 @@
-"""The `verify` command: whether a model's files are those that were stored, by the digests recorded then."""
+"""The `verify` command: check a model's files against the digests that were recorded when it was stored."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -25,23 +25,23 @@ _MAX_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class Verification:
-    """What was found about a model's files."""
+    """The result of comparing a model's files with their digests."""
 
     record: str
-    """Where the digests were recorded."""
+    """Place where the digests were recorded."""
     verdicts: dict[str, str]
     """File → `equal`, `CHANGED`, `MISSING` or `UNKNOWN` (it has no digest)."""
     faults: list[str]
-    """What else is wrong with it."""
+    """Anything else that is wrong with the model."""
 
     @property
     def is_sound(self) -> bool:
-        """Whether every file is equal and nothing else is wrong."""
+        """True if every file is equal and nothing else is wrong."""
         return not self.faults and all(verdict == "equal" for verdict in self.verdicts.values())
 
 
 def main(args: Sequence[str]) -> None:
-    """Check what the options name; ends with exit code 1 if a file is not the one that was recorded."""
+    """Check a model; ends with exit code 1 if a file is not the one that was recorded."""
     options = _parser().parse_args(args)
     if options.model.startswith(("models:", "runs:")):
         open_store(options.tracking_uri)
@@ -57,7 +57,7 @@ def verify(uri: str) -> Verification:
     """Compare a model's files with their recorded digests.
 
     Raises:
-        ValueError: There is no such model, or nothing was recorded of it.
+        ValueError: There is no such model, or no digest was recorded.
     """
     if registry.is_shipped(uri):
         return _of_zoo(registry.zoo_folder(uri))
@@ -97,7 +97,7 @@ def _of_folder(path: Path) -> Verification:
 
 
 def compare(recorded: Mapping[str, str], found: Mapping[str, str]) -> dict[str, str]:
-    """File → verdict, of all files that are there or should be."""
+    """Return file → verdict, of all files that exist or should exist."""
     verdicts = {}
     for name in sorted({*recorded, *found}):
         if name not in found:
@@ -118,7 +118,7 @@ def _unreadable(folder: Path) -> list[str]:
 
 
 def _foreign_loader(model_file: Path) -> list[str]:
-    """MLflow imports what this file names: it has to be this package's loader, and no code beside it."""
+    """MLflow imports the loader that this file names: only this package's is accepted, with no code beside it."""
     try:
         flavors = yaml.safe_load(read_bytes(model_file, _MAX_BYTES))["flavors"]
         flavor = flavors["python_function"]
