@@ -154,7 +154,7 @@ def _require_apart(old: Path, here: Path, names: Iterable[str]) -> None:
 
 
 def _runs_at_work(connection: sqlite3.Connection, old: Path) -> list[str]:
-    """Ids of runs below the old folder that may still write; a process that cannot be seen from here counts as alive."""
+    """Ids of runs below the old folder that may still write; one that cannot be seen from here counts as alive."""
     running = connection.execute("SELECT run_uuid, artifact_uri FROM runs WHERE status = 'RUNNING'").fetchall()
     ids = [run_id for run_id, place in running if _below(old, place) is not None]
     tags = {
@@ -215,4 +215,3 @@ def _path(place: str | None) -> Path | None:
         return None
     path = Path(unquote(found["path"]) if found["scheme"] else found["path"])
     return None if ".." in path.parts else path
-
