@@ -1,11 +1,9 @@
 """A run that is killed, at whatever moment, and resumed ends as if it had never been."""
 
-import json
 import math
 import os
 import re
 import signal
-import subprocess
 import sys
 import time
 from functools import partial
@@ -20,7 +18,7 @@ import torch
 import yaml
 from mlflow.exceptions import MlflowException
 
-from lightning_unlearn import cli, fit, keys, processes, resume
+from lightning_unlearn import cli, fit, keys, resume
 from lightning_unlearn.envs.toy import ToySimulator
 from lightning_unlearn.methods.dual_head_ppo import DualHeadPPO
 from lightning_unlearn.options import flatten
@@ -266,19 +264,6 @@ def test_as_many_threads_are_chosen_as_a_method_gains_from(store, monkeypatch, m
     assert threads == [chosen, 1]
 
 
-def test_a_checkpoint_of_many_environments_is_read_again(tmp_path):
-    tensors = {f"environment {number}": torch.tensor([number]) for number in range(17_000)}
-    checkpoints.AtomicCheckpoints().save_checkpoint(tensors, tmp_path / "update-1")
-    assert checkpoints.AtomicCheckpoints().load_checkpoint(checkpoints.newest(tmp_path)) == tensors
-
-
-def test_a_checkpoint_that_would_not_be_read_again_is_not_written(tmp_path, monkeypatch):
-    monkeypatch.setattr(checkpoints, "MAX_BYTES", 1000)
-    with pytest.raises(ValueError, match=r"more than 1000 are not read again: .*data.num_envs.*model.capacity"):
-        checkpoints.AtomicCheckpoints().save_checkpoint({"weights": torch.zeros(1000)}, tmp_path / "update-1")
-    assert [*tmp_path.iterdir()] == []
-
-
 @pytest.mark.parametrize("method", ["off_policy_concept", "trajectory_decremental"])
 def test_what_a_method_keeps_beside_its_weights_survives(store, monkeypatch, method):
     """A run whose last update fails once ends with the weights of one that was left alone."""
@@ -309,21 +294,6 @@ def test_how_many_workers_is_part_of_a_run_where_each_draws_noise(collector, fre
     assert (len(digests) == 1) is free
 
 
-def test_a_checkpoint_that_asks_for_more_than_tensors_is_refused(tmp_path):
-    class Greedy:
-        def __reduce__(self):
-            return bytearray, (10**12,)
-
-    torch.save({"state_dict": Greedy()}, tmp_path / "greedy.ckpt")
-    with pytest.raises(ValueError, match="bytearray"):
-        checkpoints.AtomicCheckpoints().load_checkpoint(tmp_path / "greedy.ckpt")
-
-
-def test_what_names_no_store_is_refused():
-    with pytest.raises(ValueError, match=r"tracking_uri='nonsense' names no store: use sqlite:///"):
-        open_store("nonsense")
-
-
 def test_what_cannot_be_resumed_is_refused(store):
     with pytest.raises(ValueError, match="there is no such run"):
         fit.train(toy("--resume", "abc"))
@@ -336,23 +306,6 @@ def test_two_checkpoints_are_kept(store):
     run = fit.train(toy())
     names = sorted(path.name.split(".")[0] for path in store_module.checkpoint_folder(run.run_id).iterdir())
     assert names == ["update-2", "update-3"]
-
-
-def test_a_run_whose_process_is_gone_is_marked_killed_by_the_next_command(store):
-    process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    client, experiment = mlflow.MlflowClient(), store_module.experiment_id(TOY)
-    tags = {processes.HOST: processes.host(), processes.PROCESS: str(process.pid)}
-    alive = client.create_run(experiment, tags=tags | {processes.STARTED: processes.started(process.pid)})
-    renumbered = client.create_run(experiment, tags=tags | {processes.STARTED: "1"})
-    elsewhere = client.create_run(experiment, tags=tags | {processes.HOST: "another", processes.STARTED: "1"})
-
-    def statuses():
-        open_store(store)
-        return [client.get_run(run.info.run_id).info.status for run in (alive, renumbered, elsewhere)]
-
-    assert statuses() == ["RUNNING", "KILLED", "RUNNING"]
-    process.communicate()
-    assert statuses() == ["KILLED", "KILLED", "RUNNING"]
 
 
 def terminated_in_training(folder, args):
@@ -433,26 +386,6 @@ def test_a_store_that_gives_out_is_told_with_the_run(store, monkeypatch, capsys,
     assert str(error) in told
     assert f"--resume {run.info.run_id}" in told
     assert fit.train(toy("--resume", "last")).run_id == run.info.run_id
-
-
-def test_a_run_is_made_again_from_what_it_left(store, capsys, monkeypatch):
-    run = fit.train(killing.options("concept", *SHORT))
-    cli.main(["reproduce", run.run_id])
-    told = capsys.readouterr().out
-    assert "weights after update 2" in told
-    assert "Reproduced: 1 save points" in told
-    streams = json.loads(mlflow.artifacts.load_text(f"runs:/{run.run_id}/seed_streams.json"))
-    assert streams["minibatches"] == {"entropy": 0, "spawn_key": [3]}
-    monkeypatch.setattr(DualHeadPPO, "_values", lambda self, observation: torch.zeros(*observation.shape[:-1], 2))
-    open_store(store)
-    with pytest.raises(SystemExit):
-        cli.main(["reproduce", run.run_id])
-    assert "NOT reproduced: weights after update 2" in capsys.readouterr().out
-    open_store(store)
-    mlflow.MlflowClient().delete_tag(run.run_id, "version.arithmetic")  # as runs from before it was recorded
-    with pytest.raises(SystemExit):
-        cli.main(["reproduce", run.run_id])
-    assert "Changed since: arithmetic 1 → 2" in capsys.readouterr().out
 
 
 def test_workers_do_not_change_a_bit_of_a_run(store):

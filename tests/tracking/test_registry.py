@@ -5,14 +5,11 @@ import mlflow
 import numpy as np
 import pytest
 import torch
-from sqlalchemy import event
-from sqlalchemy.engine import Engine
 
 from lightning_unlearn.policies.files import ModelCard, save_policy
 from lightning_unlearn.policies.published_format import save_published
 from lightning_unlearn.tracking import registry
-from lightning_unlearn.tracking.addresses import sqlite_uri
-from lightning_unlearn.tracking.store import experiment_id, open_store
+from lightning_unlearn.tracking.store import experiment_id
 
 
 @pytest.fixture
@@ -114,27 +111,6 @@ def test_a_foreign_file_in_a_model_is_refused(policy, run_id, tmp_path):
     weights.write_bytes(b"PK\x03\x04 not weights")
     with pytest.raises(ValueError, match="damaged"):
         registry.load_policy("models:/concept.ToyLine-v0@update-50")
-
-
-def test_a_store_that_cannot_be_written_is_refused(tmp_path):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(ValueError, match=r"cannot be written.*--tracking_uri"):
-        open_store(f"sqlite:///{tmp_path}/file/mlflow.db")
-
-
-def test_only_the_making_of_a_store_does_not_wait_for_the_disk(tmp_path, store):
-    database, seen = tmp_path / "new" / "mlflow.db", {}
-
-    def look(connection, *_):
-        seen.setdefault(connection.engine.url.database, connection.exec_driver_sql("PRAGMA synchronous").scalar())
-
-    event.listen(Engine, "commit", look)
-    try:
-        open_store(sqlite_uri(database))
-        mlflow.MlflowClient().create_experiment("new")
-    finally:
-        event.remove(Engine, "commit", look)
-    assert seen == {f"{database}.part": 0, str(database): 2}
 
 
 def test_a_local_folder_is_a_model(policy, tmp_path):
