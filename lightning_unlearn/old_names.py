@@ -14,7 +14,6 @@ because MLflow imports it by itself. `tests/test_old_names.py` checks that every
 """
 
 import re
-from collections.abc import Mapping
 from typing import Any
 
 import yaml
@@ -49,34 +48,29 @@ _OUR_PATH = re.compile(r"\blightning_unlearn(?:\.\w+)+")
 
 def with_current_paths(text: str) -> str:
     """Replace old paths of modules and classes in a text, such as a config, by today's."""
-    return _OUR_PATH.sub(lambda path: _current(path[0]), text)
 
+    def current(found: re.Match[str]) -> str:
+        path = found[0]
+        matches = [old for old in PATHS if path == old or path.startswith(f"{old}.")]
+        longest = max(matches, key=len, default="")
+        return PATHS.get(longest, "") + path.removeprefix(longest)
 
-def _current(path: str) -> str:
-    matches = [old for old in PATHS if path == old or path.startswith(f"{old}.")]
-    longest = max(matches, key=len, default="")
-    return PATHS.get(longest, "") + path.removeprefix(longest)
+    return _OUR_PATH.sub(current, text)
 
 
 def with_current_keys(checkpoint: dict[str, Any]) -> dict[str, Any]:
     """Rename the old keys of a checkpoint, in place; returns it."""
     for old, new in CHECKPOINT_KEYS.items():
-        *folders, name = old.split("/")
-        place = _inside(checkpoint, folders)
-        if isinstance(place, dict) and name in place:
-            value = place.pop(name)
-            *folders, name = new.split("/")
-            target: Any = checkpoint
-            for folder in folders:
-                target = target.setdefault(folder, {})
-            target[name] = value
+        (*outer, name), (*new_outer, new_name) = old.split("/"), new.split("/")
+        source: Any = checkpoint
+        for key in outer:
+            source = source.get(key) if isinstance(source, dict) else None
+        if isinstance(source, dict) and name in source:
+            value, target = source.pop(name), checkpoint
+            for key in new_outer:
+                target = target.setdefault(key, {})
+            target[new_name] = value
     return checkpoint
-
-
-def _inside(nested: Any, keys: list[str]) -> Any:
-    for key in keys:
-        nested = nested.get(key) if isinstance(nested, Mapping) else None
-    return nested
 
 
 def without_removed_options(config: str) -> str:

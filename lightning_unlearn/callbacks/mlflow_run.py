@@ -61,14 +61,17 @@ class MLflowRun(MLFlowLogger):
     @property
     def experiment(self) -> MlflowClient:
         """The client. Its first use creates the run, or takes over the one to resume."""
-        if not self._initialized:
-            with writing():
-                self._claim() if self._run_id else experiment_id(str(self._experiment_name))
-                return super().experiment
-        return super().experiment
+        if self._initialized:
+            return super().experiment
+        with writing():
+            if self._run_id:
+                self._take_over(self._run_id)
+            else:
+                experiment_id(str(self._experiment_name))
+            return super().experiment
 
-    def _claim(self) -> None:
-        client, run_id = self._mlflow_client, str(self._run_id)
+    def _take_over(self, run_id: str) -> None:
+        client = self._mlflow_client
         run = client.get_run(run_id)
         if run.info.status == "RUNNING" and not processes.is_gone(run.data.tags):
             raise ValueError(f"run {run_id} has just been resumed by another process.")

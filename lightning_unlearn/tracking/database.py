@@ -87,30 +87,21 @@ def create(database: Path) -> None:
     """Create the database of a new store under another name first: MLflow cannot continue an interrupted creation."""
     unfinished = database.with_name(f"{database.name}.part")
     unfinished.unlink(missing_ok=True)
-    with _unsynchronised():
-        mlflow.MlflowClient(sqlite_uri(unfinished)).search_experiments(max_results=1)
-    with unfinished.open("rb") as file:
-        os.fsync(file.fileno())
-    os.replace(unfinished, database)
-
-
-@contextmanager
-def _unsynchronised() -> Iterator[None]:
-    """Do not wait for the disk on SQLite connections that this thread opens inside the block.
-
-    MLflow creates a store in some 80 transactions, each of which waits for the disk several times otherwise.
-    """
     thread = threading.get_ident()
 
-    def switch_off(connection: object, _: object) -> None:
+    def wait_for_no_disk(connection: object, _: object) -> None:
+        """MLflow makes some 80 transactions, each of which would wait for the disk several times."""
         if isinstance(connection, sqlite3.Connection) and threading.get_ident() == thread:
             connection.execute("PRAGMA synchronous = OFF")
 
-    event.listen(Engine, "connect", switch_off)
+    event.listen(Engine, "connect", wait_for_no_disk)
     try:
-        yield
+        mlflow.MlflowClient(sqlite_uri(unfinished)).search_experiments(max_results=1)
     finally:
-        event.remove(Engine, "connect", switch_off)
+        event.remove(Engine, "connect", wait_for_no_disk)
+    with unfinished.open("rb") as file:
+        os.fsync(file.fileno())
+    os.replace(unfinished, database)
 
 
 class WriteLock:

@@ -150,12 +150,12 @@ def other_databases(files: Files) -> list[Path]:
         return []
     own = database_file()
     candidates = [path for path in sorted(files.root.iterdir()) if path.is_file() and path != own]
-    return [path for path in candidates if ".db.part" not in path.name and _is_database(path)]
-
-
-def _is_database(path: Path) -> bool:
-    with path.open("rb") as file:
-        return file.read(len(_SQLITE_MAGIC)) == _SQLITE_MAGIC
+    databases = []
+    for path in candidates:
+        with path.open("rb") as file:
+            if ".db.part" not in path.name and file.read(len(_SQLITE_MAGIC)) == _SQLITE_MAGIC:
+                databases.append(path)
+    return databases
 
 
 @dataclass(frozen=True)

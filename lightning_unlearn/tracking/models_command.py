@@ -8,7 +8,6 @@ from typing import Any
 
 import mlflow
 import pandas as pd
-import torch
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
@@ -70,19 +69,14 @@ def _list_models(args: Sequence[str]) -> None:
         known = ", ".join(sorted({version.name for version in every})) or "none"
         raise ValueError(f"{given}: no such model in {store_address()}. Registered: {known}.".removeprefix(": "))
     files, all_runs = Files.of_store(), inventory.all_runs()
-    sizes = [_size(version, files) for version in versions]
+    folders = [files.of_model(inventory.model_id(version) or "") for version in versions]
+    sizes = [size(folder) if folder is not None and folder.is_dir() else None for folder in folders]
     derived = [len(derived_from(version, all_runs, every)) for version in versions]
     rows = [_model_row(*about) for about in zip(versions, sizes, derived, strict=True)]
     print(pd.DataFrame(rows).to_string(index=False))
     print(f"\n{len(rows)} versions, {megabytes(sum(taken or 0 for taken in sizes))} MB of files here.")
     if None in sizes:
         print("MB -: the files are not in this store's folder on this machine.")
-
-
-def _size(version: ModelVersion, files: Files) -> int | None:
-    """Bytes; None if the files are not here."""
-    folder = files.of_model(inventory.model_id(version) or "")
-    return size(folder) if folder is not None and folder.is_dir() else None
 
 
 def _model_row(version: ModelVersion, taken: int | None, derived: int) -> dict[str, Any]:
@@ -158,16 +152,16 @@ def layer_differences(a: ActorCritic, b: ActorCritic) -> pd.DataFrame:
     Numbers are missing if a layer is in only one of them, or has another shape.
     """
     ours, theirs = dict(a.state_dict()), dict(b.state_dict())
-    return pd.DataFrame([_layer(name, ours.get(name), theirs.get(name)) for name in {**ours, **theirs}])
-
-
-def _layer(name: str, a: torch.Tensor | None, b: torch.Tensor | None) -> dict[str, Any]:
-    shapes = ["-" if tensor is None else "x".join(map(str, tensor.shape)) or "scalar" for tensor in (a, b)]
-    row: dict[str, Any] = {"Layer": name, "A": shapes[0], "B": shapes[1], "L2": float("nan"), "Max": float("nan")}
-    if a is not None and b is not None and a.shape == b.shape:
-        difference = (a.double() - b.double()).flatten()
-        row |= {"L2": float(difference.norm()), "Max": float(difference.abs().max())}
-    return row
+    rows = []
+    for name in {**ours, **theirs}:
+        pair = ours.get(name), theirs.get(name)
+        shapes = ["-" if tensor is None else "x".join(map(str, tensor.shape)) or "scalar" for tensor in pair]
+        row = {"Layer": name, "A": shapes[0], "B": shapes[1], "L2": float("nan"), "Max": float("nan")}
+        if name in ours and name in theirs and shapes[0] == shapes[1]:
+            difference = (ours[name].double() - theirs[name].double()).flatten()
+            row |= {"L2": float(difference.norm()), "Max": float(difference.abs().max())}
+        rows.append(row)
+    return pd.DataFrame(rows)
 
 
 def newest_evaluation(env_id: str, digest: str) -> dict[str, Any]:

@@ -126,7 +126,8 @@ def _require_relocatable(connection: sqlite3.Connection, old: Path, database: Pa
             f"{', '.join(working)}. Wait until they have ended. If their processes are gone, end them with\n"
             f"  {shlex.join([sys.executable, '-c', program])}"
         )
-    models, runs = _model_files(connection, old), _run_files(connection, old)
+    kept = "SELECT artifact_location FROM logged_models WHERE lifecycle_stage != 'deleted'"
+    models, runs = _all_below(old, connection.execute(kept)), _run_files(connection, old)
     left = [path for path in (*models, *runs) if exists(old / path) and not exists(here / path)]
     if left:
         folders = [str(old / name) for name in (ARTIFACTS, CHECKPOINTS) if exists(old / name)]
@@ -166,12 +167,6 @@ def _runs_at_work(connection: sqlite3.Connection, old: Path) -> list[str]:
 def _run_files(connection: sqlite3.Connection, old: Path) -> list[PurePath]:
     """Artifact folders of runs, below the old folder. Such a folder need not exist."""
     return _all_below(old, connection.execute("SELECT artifact_uri FROM runs"))
-
-
-def _model_files(connection: sqlite3.Connection, old: Path) -> list[PurePath]:
-    """Folders of models that are not deleted, below the old folder."""
-    kept = "SELECT artifact_location FROM logged_models WHERE lifecycle_stage != 'deleted'"
-    return _all_below(old, connection.execute(kept))
 
 
 def _all_below(old: Path, places: Iterable[tuple[str | None]]) -> list[PurePath]:

@@ -15,20 +15,13 @@ from lightning_unlearn.tracking.store import TRACKING_URI_HELP, open_store, stor
 
 def main(args: Sequence[str]) -> None:
     """Run `runs list`, the only subcommand."""
-    _, options = choose("runs", ["list"], args)
-    _list(_parser().parse_args(options))
-
-
-def _parser() -> CommandParser:
+    _, args = choose("runs", ["list"], args)
     parser = CommandParser(
         prog="lightning-unlearn runs list", description="List every run of the store, with its size on the disk."
     )
     parser.add_argument("--env", type=str | None, default=None, help="only runs of this task")
     parser.add_argument("--tracking_uri", type=str | None, default=None, help=TRACKING_URI_HELP)
-    return parser
-
-
-def _list(options: Any) -> None:
+    options = parser.parse_args(args)
     open_store(options.tracking_uri)
     found = inventory.all_runs(options.env)
     if not found:

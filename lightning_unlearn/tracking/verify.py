@@ -42,7 +42,10 @@ class Verification:
 
 def main(args: Sequence[str]) -> None:
     """Check a model; ends with exit code 1 if a file is not the one that was recorded."""
-    options = _parser().parse_args(args)
+    parser = CommandParser(prog="lightning-unlearn verify", description=__doc__)
+    parser.add_argument("model", type=str, help="URI (models:, runs:, zoo:) or folder")
+    parser.add_argument("--tracking_uri", type=str | None, default=None, help=TRACKING_URI_HELP)
+    options = parser.parse_args(args)
     if options.model.startswith(("models:", "runs:")):
         open_store(options.tracking_uri)
     found = verify(options.model)
@@ -60,7 +63,11 @@ def verify(uri: str) -> Verification:
         ValueError: There is no such model, or no digest was recorded.
     """
     if registry.is_shipped(uri):
-        return _of_zoo(registry.zoo_folder(uri))
+        folder = registry.zoo_folder(uri)
+        recorded = read_json(folder / PROVENANCE, _MAX_BYTES).get("sha256", {})
+        found = {name: digest for name, digest in file_digests(folder).items() if name != PROVENANCE}
+        place = f"recorded in the package's {PROVENANCE}"
+        return Verification(place, compare(recorded, found), _unreadable(folder))
     if uri.startswith(("models:", "runs:")):
         return _of_version(uri)
     return _of_folder(Path(uri))
@@ -76,12 +83,6 @@ def _of_version(uri: str) -> Verification:
         verdicts = compare(recorded, file_digests(folder))
         faults = [*_foreign_loader(folder / "MLmodel"), *_unreadable(folder / POLICY)]
     return Verification(f"of {name}, recorded in its tags when it was registered", verdicts, faults)
-
-
-def _of_zoo(folder: Path) -> Verification:
-    recorded = read_json(folder / PROVENANCE, _MAX_BYTES).get("sha256", {})
-    found = {name: digest for name, digest in file_digests(folder).items() if name != PROVENANCE}
-    return Verification(f"recorded in the package's {PROVENANCE}", compare(recorded, found), _unreadable(folder))
 
 
 def _of_folder(path: Path) -> Verification:
@@ -126,10 +127,3 @@ def _foreign_loader(model_file: Path) -> list[str]:
     except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError, RecursionError, yaml.YAMLError):
         ours = False
     return [] if ours else [f"MLmodel names other code than {LOADER}, which mlflow.pyfunc.load_model would run."]
-
-
-def _parser() -> CommandParser:
-    parser = CommandParser(prog="lightning-unlearn verify", description=__doc__)
-    parser.add_argument("model", type=str, help="URI (models:, runs:, zoo:) or folder")
-    parser.add_argument("--tracking_uri", type=str | None, default=None, help=TRACKING_URI_HELP)
-    return parser
