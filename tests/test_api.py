@@ -1,9 +1,8 @@
-"""The Python API, and the README's examples of it, run as they stand there."""
+"""The Python API. Its examples in the documentation are run by `test_docs.py`."""
 
 import logging
 import os
 import random
-import re
 import shutil
 import signal
 import subprocess
@@ -38,45 +37,19 @@ from lightning_unlearn.policies.files import ModelCard
 from lightning_unlearn.tracking import registry
 from lightning_unlearn.tracking.store import DEFAULT_TRACKING_URI, artifact_location, open_store
 
-README = (Path(__file__).parent.parent / "README.md").read_text()
-EXAMPLES = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-SHORTER = {
-    'repair(policy, "SafetyPointGoal1-v0")': 'repair(policy, "SafetyPointGoal1-v0", updates=1, options=SHORT)',
-    "episodes=50": "episodes=1, workers=1",
-    "std=0.5": "std=0.5, warm_up_rollouts=2",
-    "unsafe.SafetyPointGoal1-v0@seed-0-update-300": "concept.SafetyPointGoal1-v0@update-1",
-    "@seed-0-update-150": "@update-1",
-}
-"""What the test saves time with; everything else of an example is run as it is."""
-SHORT = ["--horizon", "32", "--data.workers", "1", "--model.critic_steps", "2", "--model.steps", "2"]
 TOY = "ToyLine-v0"
 QUICK = ["--horizon", "64", "--n_envs", "4", "--data.workers", "1"]
 
 
 @pytest.fixture
 def registered(store):
-    """A store with the model that the README's first example asks for."""
+    """A store with one model."""
     import mlflow
 
     experiment = mlflow.create_experiment("SafetyPointGoal1-v0", artifact_location())
     with mlflow.start_run(experiment_id=experiment) as run:
         policy = lu.load_policy("zoo:unsafe.SafetyPointGoal1-v0")
         registry.register_policy(policy, ModelCard("concept", "SafetyPointGoal1-v0", update=1), run.info.run_id)
-
-
-@pytest.mark.filterwarnings("ignore:.*does not have many workers")
-@pytest.mark.parametrize("example", EXAMPLES, ids=range(len(EXAMPLES)))
-def test_the_readmes_examples_run(registered, example, monkeypatch):
-    assert len([line for line in example.splitlines() if line.strip()]) < 10
-    monkeypatch.setattr("lightning_unlearn.importers.torch_module.HORIZON", 64)
-    for long, short in SHORTER.items():
-        example = example.replace(long, short)
-    exec(compile(example, "README.md", "exec"), {"SHORT": SHORT})
-
-
-def test_the_readme_shows_every_part():
-    shown = "".join(EXAMPLES)
-    assert all(f"lu.{name}(" in shown for name in lu.__all__)
 
 
 def test_importing_the_package_is_cheap():

@@ -17,7 +17,7 @@ from lightning_unlearn.safe_files import read_json
 from lightning_unlearn.tracking import registry
 from lightning_unlearn.tracking.store import open_store
 
-README = (Path(__file__).parent.parent / "README.md").read_text()
+PAGE = (Path(__file__).parent.parent / ".github/docs/environments.md").read_text()
 TOY = "ToyLine-v0"
 CHAIN = ["-c", "configs/base.yaml", "-c", "configs/env/point_goal1.yaml"]
 SMOKE = ["-c", "configs/smoke.yaml"]
@@ -106,9 +106,9 @@ def test_ones_own_class_is_found_in_the_working_directory(braking, tmp_path, mon
     assert json.loads(read_json(tmp_path / "e/metadata.json", 1 << 20)["concept"])["class_path"] == braking
 
 
-def test_the_readmes_classes_train(store, tmp_path):
-    (in_yaml,) = (shown for shown in re.findall(r"```yaml\n(.*?)```", README, re.DOTALL) if "AnyOf" in shown)
-    (in_python,) = (shown for shown in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "Reversing" in shown)
+def test_the_classes_of_the_page_train(store, tmp_path):
+    (in_yaml,) = (shown for shown in re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL) if "AnyOf" in shown)
+    (in_python,) = (shown for shown in re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL) if "Reversing" in shown)
     (tmp_path / "shown.yaml").write_text(in_yaml)
     (tmp_path / "mine.py").write_text(in_python)
     chain = [*CHAIN, "-c", "configs/method/concept.yaml", "--updates", "1", "--save_points", "1", "--horizon", "16"]

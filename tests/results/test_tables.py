@@ -1,4 +1,4 @@
-"""The tables in README and `mlruns/results` say what `summary.csv` says, and each row's weights are what it names."""
+"""The tables of README and of all pages say what `summary.csv` says, and each row's weights are what it names."""
 
 import json
 import re
@@ -14,19 +14,18 @@ TARGETS = {"0.025": "_25", "0.02": "", "0.01": "_10"}
 """`target_cost` → what a family's name ends with in the tables."""
 
 
-def markdown_tables():
-    """Header → rows, each a list of cells, of every table in README and under `mlruns`."""
-    found = {}
-    for path in [ROOT / "README.md", *sorted((ROOT / "mlruns").rglob("*.md"))]:
+def markdown_tables(beginning):
+    """The rows, each a list of cells, of every table of README and the pages whose header begins so."""
+    for path in [ROOT / "README.md", *(ROOT / ".github").rglob("*.md"), *RESULTS.rglob("*.md")]:
         for block in re.findall(r"(?:^\|.*\|\n)+", path.read_text(encoding="utf-8"), re.MULTILINE):
-            rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in block.splitlines()]
-            found[" | ".join(rows[0])] = rows[2:]
-    return found
+            header, _, *rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in block.splitlines()]
+            if " | ".join(header).startswith(beginning):
+                yield rows
 
 
 def table(beginning):
     """The rows of the one table whose header begins so."""
-    (rows,) = [rows for header, rows in markdown_tables().items() if header.startswith(beginning)]
+    (rows,) = markdown_tables(beginning)
     return rows
 
 
@@ -72,6 +71,18 @@ def test_means_and_intervals_over_seeds(name):
             assert others[0] == f"{rows['KL_vs_Unsafe'].mean():.2f}", label
         if name.startswith("other_tasks"):
             assert others[0] == f"{100 * rows['Cost_Free_Share'].mean():.0f} %", label
+
+
+def test_the_short_tables_of_repairs():
+    """Labels end with family and update in brackets: (`concept` 150)."""
+    shown = list(markdown_tables("agent (method, updates) | return | kept | episode cost"))
+    assert shown
+    for label, reward, kept, cost in (row for rows in shown for row in rows):
+        family, update = re.search(r"\(`(\w+)` (\d+)\)$", label).groups()
+        rows = TABLES["headline"].rows.query(f"Family == '{family}' and Update == {update}")
+        assert reward == with_interval(rows, "Reward", "Reward"), label
+        assert kept == share("headline", rows), label
+        assert cost == with_interval(rows, "Cost_Sum", "Cost"), label
 
 
 def test_the_headline_seed_by_seed():
