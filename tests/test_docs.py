@@ -205,7 +205,7 @@ def test_python_blocks_run(store, block, monkeypatch):
     )
     few = {"warm_up_rollouts": 2}
     monkeypatch.setattr(lu, "wrap", lambda network, env, **given: wrap(network, env, **given | few), raising=False)
-    monkeypatch.setattr("lightning_unlearn.importers.module.HORIZON", 64)
+    monkeypatch.setattr("lightning_unlearn.importers.torch_module.HORIZON", 64)
     register(block.text)
     exec(compile(block.text, str(block), "exec"), {})
 
