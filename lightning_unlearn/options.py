@@ -44,11 +44,31 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
+MODEL_OPTIONS = {
+    "--model_path": "--model",
+    "--cmp_model_path": "--model",
+    "--ref_model_path": "--reference",
+    "--unsafe_model": "--expert",
+    "--oracle_ref_path": "--oracle",
+}
+"""Published spelling of an option that names a model → its name in all commands; both are taken.
+
+What is recorded keeps the published names. An option that takes several models is `--models`.
+"""
+
+
 class CommandParser(ArgumentParser):
     """A parser that refuses abbreviations and raises a `ValueError` for a bad option."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **{"allow_abbrev": False, **kwargs})
+
+    def add_argument(self, *args: Any, **kwargs: Any) -> Any:
+        """Add an option; one with a published spelling in `MODEL_OPTIONS` gets its present name, too."""
+        if args and (name := MODEL_OPTIONS.get(args[0])):
+            kwargs |= {"dest": args[0].removeprefix("--"), "metavar": name.removeprefix("--").upper()}
+            args = (f"{name}s" if "nargs" in kwargs else name, *args)
+        return super().add_argument(*args, **kwargs)
 
     @utf8_configs()
     def parse_args(self, args: Iterable[str] | None = None, *others: Any, **kwargs: Any) -> Any:
@@ -63,7 +83,7 @@ class CommandParser(ArgumentParser):
         """
         if not self.exit_on_error:
             super().error(message, ex)
-        known = [action.dest for action in self._actions]
+        known = [name.removeprefix("--") for action in self._actions for name in action.option_strings]
         raise ValueError(" ".join(message.split()) + suggestion(message, known)) from ex
 
 

@@ -81,14 +81,25 @@ def items(plan: Plan) -> Iterator[Item]:
 
 def _options(args: Sequence[str]) -> Namespace:
     parser = CommandParser(prog="lightning-unlearn bench", description=__doc__)
-    parser.add_argument("--env", type=str, default="SafetyPointGoal1-v0", help="the task that is measured")
+    parser.add_argument("--env", type=str, default="SafetyPointGoal1-v0", help="the task")
     quick = "about a minute: less of all, and no TorchRL, off-policy updates on all cores, evaluation or memory"
     parser.add_argument("--quick", action="store_true", help=quick)
-    scaling = "also collect with each of these numbers of workers and 8 environments each, and extrapolate to 64"
+    scaling = (
+        "also measure collecting with each of these numbers of workers (8 environments each), and extrapolate to 64"
+    )
     parser.add_argument("--workers", type=PositiveInt, nargs="*", default=[], help=scaling)
-    parser.add_argument("--repeats", type=PositiveInt | None, help="of each measurement; medians count; 5, quick 2")
-    parser.add_argument("--seed", type=NonNegativeInt, default=0, help="of layouts, actions and policies")
-    parser.add_argument("--soak_steps", type=NonNegativeInt, default=0, help="also collect so many steps; 0: do not")
+    parser.add_argument(
+        "--repeats",
+        type=PositiveInt | None,
+        help="repeats of each measurement, whose median counts; default: 5, quick: 2",
+    )
+    parser.add_argument("--seed", type=NonNegativeInt, default=0, help="seed of layouts, actions and policies")
+    parser.add_argument(
+        "--soak_steps",
+        type=NonNegativeInt,
+        default=0,
+        help="steps of a long collection, to see whether speed or memory drift; 0: none",
+    )
     parser.add_argument("--out", type=str, default="bench/bench.json", help="JSON file; figures are written beside it")
     return parser.parse_args(args)
 

@@ -127,14 +127,14 @@ def _summary(warmth: WarmUp, difference: float, uri: str, run_id: str, options: 
 def _parser(library: str) -> CommandParser:
     parser = CommandParser(prog=f"lightning-unlearn import {library}", description=__doc__)
     add = parser.add_argument
-    add("agent", type=str, help="the agent's file; of omnisafe also its run's folder")
+    add("agent", type=str, help="the agent's file; for omnisafe or rl-zoo3, also its run's folder")
     add("--env", type=str, default="SafetyPointGoal1-v0", help="the task it was trained in")
     add("--normalizer", type=str | None, default=None, help="file of its observation statistics, or `none`")
     add_concept_option(parser)
-    add("--seed", type=int, default=0, help="what the expert is registered under, and the seed of the warm-up")
-    add("--warm_up_rollouts", type=int, default=8, help="rollouts of the agent that its critics are fitted to")
+    add("--seed", type=int, default=0, help="training seed that the expert is registered with, and seed of the warm-up")
+    add("--warm_up_rollouts", type=int, default=8, help="rollouts of the agent to which its critics are fitted")
     add("--num_envs", type=int, default=8, help="environments side by side in a rollout")
-    add("--horizon", type=int, default=1024, help="steps of each in a rollout")
+    add("--horizon", type=int, default=1024, help="steps of each environment in a rollout")
     add("--workers", type=int, default=2, help="processes that step the environments; results do not depend on it")
     add("--tracking_uri", type=str | None, default=None, help=TRACKING_URI_HELP)
     return parser
