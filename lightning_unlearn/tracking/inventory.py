@@ -1,4 +1,4 @@
-"""What a store holds: its runs, models and versions, deleted ones among them, and their files on this machine.
+"""Content of a store: its runs, models and versions, deleted ones included, and their files on this machine.
 
 Paths that a database names are not trusted: a folder is found by the id of its run or model, in the store's own
 folders. No link is followed, and nothing outside those folders is ever deleted.
@@ -97,7 +97,7 @@ def derived_from(version: ModelVersion, runs: Sequence[StoredRun], versions: Seq
 
 
 def _names(uri: str, version: ModelVersion, run: StoredRun, versions: Sequence[ModelVersion]) -> bool:
-    """Whether a URI named this version when the run started."""
+    """True if a URI named this version when the run started."""
     kind, _, rest = uri.partition(":")
     rest = rest.lstrip("/")
     if kind == "runs":
@@ -114,7 +114,7 @@ def _names(uri: str, version: ModelVersion, run: StoredRun, versions: Sequence[M
 
 
 def _pointed(alias: str, version: ModelVersion, run: StoredRun, versions: Sequence[ModelVersion]) -> bool:
-    """Whether an alias of the version's registered model pointed to the version when the run started."""
+    """True if an alias of the version's registered model pointed to the version when the run started."""
     if alias != _LATEST and not re.fullmatch(r"(seed-\d+-)?update-\d+", alias):
         return alias in version.aliases
     there = [v for v in versions if v.name == version.name and utc(v.creation_timestamp) <= run.started]

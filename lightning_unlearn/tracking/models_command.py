@@ -119,7 +119,7 @@ class _Compared:
 
     @property
     def about(self) -> dict[str, Any]:
-        """What `compare` shows first."""
+        """Rows that `models compare` shows first."""
         weights = sum(tensor.numel() for tensor in self.policy.state_dict().values())
         card = {name: getattr(self.card, name) for name in _CARD}
         return {"model": self.uri, **card, "run": self.run_id, "source": self.source, "weights": weights}
