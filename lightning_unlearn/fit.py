@@ -9,6 +9,7 @@ from typing import Any, Literal
 import lightning.pytorch as pl
 import torch
 import yaml
+from jsonargparse import SUPPRESS
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
@@ -24,6 +25,7 @@ from lightning_unlearn.collectors.data import RolloutData
 from lightning_unlearn.configuration import ConfigParser, expand, origin
 from lightning_unlearn.keep_best import KeepBest
 from lightning_unlearn.methods.base import GradientMethod, LagrangianMethod
+from lightning_unlearn.old_names import REMOVED_CHOICES, drop_removed_choices
 from lightning_unlearn.options import flatten
 from lightning_unlearn.policies.actor_critic import ActorCritic
 from lightning_unlearn.processes import cores, working_directory_importable
@@ -84,6 +86,7 @@ class FitCLI(LightningCLI):
         with working_directory_importable():
             try:
                 self.config = parser.parse_args(args)
+                drop_removed_choices(self.config)
             except ValueError as error:
                 raise ValueError(f"{error}{origin(str(error), args)}") from error
 
@@ -105,6 +108,8 @@ class FitCLI(LightningCLI):
         parser.add_argument("--resume", type=str | None, default=None, help="go on with a run: its id, or last")
         threads = "threads of PyTorch; auto: as many cores as the method's updates gain from"
         parser.add_argument("--torch_threads", type=Literal["auto"] | int, default="auto", help=threads)
+        for option in REMOVED_CHOICES:
+            parser.add_argument(f"--{option}", type=str, default=SUPPRESS, help=SUPPRESS)  # dropped after parsing
         for target in ("data.seed", "model.init_args.seed"):
             parser.link_arguments("seed_everything", target, compute_fn=_seed)
 

@@ -8,12 +8,16 @@ table below in the same commit; everything that reads old files looks here:
 - `CHECKPOINT_KEYS`: a callback whose class was renamed (Lightning stores its state under the class's name), the data
   module, or any other key of a checkpoint. Checkpoints are read with today's keys.
 - `REMOVED_OPTIONS`: an option of a class that a stored config may hold. It is read and ignored.
+- `REMOVED_CHOICES`: an option that is gone since one of its values is left. That value is read and ignored, in configs
+  and on command lines; the others are refused with the reason.
 
 The loader that stored MLmodel files name, `lightning_unlearn.registry._load_pyfunc`, has no line: it stays where it is,
 because MLflow imports it by itself. `tests/test_old_names.py` checks that every new path exists.
 """
 
 import re
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import yaml
@@ -42,6 +46,28 @@ REMOVED_OPTIONS: dict[str, dict[str, Any]] = {
     "lightning_unlearn.methods.trajectory_decremental.TrajectoryDecremental": {"ent_coef": 0.03, "ppo_epochs": 6},
 }
 """Path of a class, as it is today → options without effect that it once had, and their defaults."""
+
+
+@dataclass(frozen=True)
+class RemovedChoice:
+    """An option that is gone, and its values."""
+
+    left: str
+    """The value that asks for what happens now in any case."""
+    reasons: Mapping[str, str]
+    """Every other value → why it is refused."""
+
+
+REMOVED_CHOICES: dict[str, RemovedChoice] = {
+    "data.collector": RemovedChoice(
+        "lean",
+        {
+            "stock": "TorchRL's stock collector gave the same rollouts, more slowly",
+            "ray": "one rollout is no longer spread over a cluster; a study spreads trainings (study --executor ray)",
+        },
+    )
+}
+"""Option, nested keys joined with dots → its values."""
 
 _OUR_PATH = re.compile(r"\blightning_unlearn(?:\.\w+)+")
 
@@ -89,3 +115,16 @@ def without_removed_options(config: str) -> str:
         return config
     model["init_args"] = {name: value for name, value in options.items() if name not in removed}
     return str(yaml.safe_dump(content, sort_keys=False, allow_unicode=True))
+
+
+def drop_removed_choices(options: Any) -> None:
+    """Remove `REMOVED_CHOICES` from a parsed config or from flat options.
+
+    Raises:
+        ValueError: One of them has a value that asks for something that no longer exists.
+    """
+    for name, choice in REMOVED_CHOICES.items():
+        value = options.pop(name, choice.left)
+        if value != choice.left:
+            reason = choice.reasons.get(str(value), "the option no longer exists")
+            raise ValueError(f"{name}={value} is not possible: {reason}. Leave the option out.")

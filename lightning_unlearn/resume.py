@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lightning_unlearn.old_names import REMOVED_CHOICES, drop_removed_choices
 from lightning_unlearn.tracking import checkpoints, runs
 from lightning_unlearn.tracking.runs import StoredRun
 from lightning_unlearn.tracking.store import checkpoint_folder, store_address
@@ -38,14 +39,9 @@ class Resumption:
 
 def config_digest(options: Mapping[str, Any]) -> str:
     """Return a digest that is equal for two trainings of the same config. `options` are flat."""
-    free = _free(options)
-    fixed = {key: value for key, value in options.items() if key not in free}
+    fixed = {key: value for key, value in options.items() if key not in runs.FREE}
+    fixed |= {key: choice.left for key, choice in REMOVED_CHOICES.items()}  # digests stay as they were
     return hashlib.sha256(json.dumps(fixed, sort_keys=True, default=str).encode()).hexdigest()
-
-
-def _free(options: Mapping[str, Any]) -> set[str]:
-    """Options that may differ. On a cluster each worker draws noise of its own, so that their number counts."""
-    return {*runs.FREE} - ({"data.workers"} if options.get("data.collector") == "ray" else set())
 
 
 def find(wanted: str, env_id: str, tags: Mapping[str, str], options: Mapping[str, Any]) -> Resumption | None:
@@ -86,7 +82,7 @@ def _unfinished(env_id: str, tags: Mapping[str, str], options: Mapping[str, Any]
     found = [run for run in reversed(own) if run.status in ("KILLED", "FAILED") and CONFIG_DIGEST in run.tags]
     digest = config_digest(options)
     yield from (run for run in found if run.tags[CONFIG_DIGEST] == digest)
-    yield from (run for run in found if _differing(run, options) == [])
+    yield from (run for run in found if _differing(runs.stored_options(run.run_id), options) == [])
     yield from found
 
 
@@ -103,10 +99,14 @@ def _named(run_id: str) -> StoredRun:
 def _require_same(run: StoredRun, options: Mapping[str, Any]) -> None:
     if run.tags.get(CONFIG_DIGEST) == config_digest(options):
         return
-    differing = _differing(run, options)
+    theirs = runs.stored_options(run.run_id)
+    try:
+        drop_removed_choices(theirs)
+    except ValueError as error:
+        raise ValueError(f"--resume: run {run.run_id} was started with an option of before. {error}") from error
+    differing = _differing(theirs, options)
     if differing == []:
         return
-    theirs = runs.stored_options(run.run_id)
     named = ", ".join(f"{key}={options.get(key)} (the run: {theirs.get(key)})" for key in differing or [])
     raise ValueError(
         f"--resume: run {run.run_id} was started with another config. What differs: {named or 'unknown'}. "
@@ -114,11 +114,12 @@ def _require_same(run: StoredRun, options: Mapping[str, Any]) -> None:
     )
 
 
-def _differing(run: StoredRun, options: Mapping[str, Any]) -> list[str] | None:
+def _differing(theirs: Mapping[str, Any], options: Mapping[str, Any]) -> list[str] | None:
     """Names of the options that differ from a run's; None if the run was killed before it stored them.
 
-    An option that did not exist when the run was started counts as null.
+    An option that did not exist when the run was started counts as null, as does one that no longer exists.
     """
-    theirs = runs.stored_options(run.run_id)
-    differing = sorted(key for key in {*theirs, *options} - _free(options) if theirs.get(key) != options.get(key))
+    differing = sorted(
+        key for key in {*theirs, *options} - {*runs.FREE, *REMOVED_CHOICES} if theirs.get(key) != options.get(key)
+    )
     return differing if theirs else None

@@ -14,9 +14,7 @@ _LENGTH = (
     "training is as long as trainer.max_epochs (the number of updates) says. A run that is ended before that goes on "
     "with --resume last"
 )
-_ONE_PROCESS = (
-    "one process trains on one device. Spread the environments by data.workers, or over a cluster by data.collector=ray"
-)
+_ONE_PROCESS = "one process trains on one device. Spread the environments over processes by data.workers"
 _PRECISION = "weights, checkpoints and results are float32"
 _OWN_STEPS = "each method makes its own optimizer steps. Use model.batch_size and model.max_grad_norm"
 _NO_VALIDATION = "training has no validation. Use `lightning-unlearn evaluate` or `select`"

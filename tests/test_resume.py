@@ -201,6 +201,23 @@ def test_a_run_from_before_an_option_existed_goes_on_where_the_option_is_off(bro
     assert fit.train(toy("--resume", broken)).run_id == broken
 
 
+def test_a_run_of_another_collector_is_refused_by_name_and_one_of_the_only_collector_goes_on(broken, tmp_path):
+    config = yaml.safe_load(runs.stored_config(broken))
+    client, path = mlflow.MlflowClient(), tmp_path / "config.yaml"
+    for collector, reason in (("ray", "a study spreads trainings"), ("stock", "more slowly")):
+        path.write_text(yaml.safe_dump(config | {"data": config["data"] | {"collector": collector}}))
+        client.log_artifact(broken, path)
+        client.set_tag(broken, resume.CONFIG_DIGEST, collector)
+        with pytest.raises(ValueError, match=f"{broken} .* data.collector={collector} is not possible: .*{reason}"):
+            fit.train(toy("--resume", broken))
+    lean = config | {"data": config["data"] | {"collector": "lean"}}
+    assert resume.config_digest(flatten(lean)) == resume.config_digest(flatten(config))
+    path.write_text(yaml.safe_dump(lean | {"save_points": [1, 2, 3]}))
+    client.log_artifact(broken, path)
+    with pytest.raises(ValueError, match=r"What differs: save_points=.* \(the run: \[1, 2, 3\]\)\. Give"):
+        fit.train(toy("--resume", broken))
+
+
 def test_the_checkpoint_that_was_torn_is_passed_over(broken, capsys):
     newest = checkpoints.newest(store_module.checkpoint_folder(broken))
     newest.write_bytes(newest.read_bytes()[:-1])
@@ -286,12 +303,6 @@ def test_what_a_method_keeps_beside_its_weights_survives(store, monkeypatch, met
     alone, again = (registry.load_policy(run.saved[max(run.saved)]) for run in (alone, again))
     assert weights_digest(again.policy) == weights_digest(alone.policy)
     assert again.card == alone.card
-
-
-@pytest.mark.parametrize(("collector", "free"), [("lean", True), ("ray", False)])
-def test_how_many_workers_is_part_of_a_run_where_each_draws_noise(collector, free):
-    digests = {resume.config_digest({"data.collector": collector, "data.workers": n}) for n in (1, 2)}
-    assert (len(digests) == 1) is free
 
 
 def test_what_cannot_be_resumed_is_refused(store):

@@ -120,10 +120,13 @@ def test_save_points_hold_the_mean_of_the_weights_if_an_option_or_a_config_says_
     assert [note_of(run, update) for update in (2, 4)] == ["", "mean of the weights of 2 updates"]
 
 
-def test_torchrls_own_collector_trains_the_same_policy(store):
-    runs = [fit.train(options("oracle", "--data.collector", kind)) for kind in ("lean", "stock")]
-    means = [registry.load_policy(run.saved[4]).policy.action_mean.weight for run in runs]
-    torch.testing.assert_close(means[0], means[1], rtol=1e-3, atol=1e-4)
+def test_the_option_of_the_collector_is_read_and_dropped_or_refused_with_the_reason(store, tmp_path):
+    (tmp_path / "old.yaml").write_text("data: {collector: lean}")
+    assert "collector" not in fit.FitCLI(options("unsafe", "-c", str(tmp_path / "old.yaml"))).config.data
+    reasons = {"ray": "a study spreads trainings", "stock": "more slowly", "fast": "no longer exists"}
+    for collector, reason in reasons.items():
+        with pytest.raises(ValueError, match=f"data.collector={collector} is not possible: .*{reason}"):
+            fit.FitCLI(options("unsafe", "--data.collector", collector))
 
 
 def test_the_seed_decides(store):

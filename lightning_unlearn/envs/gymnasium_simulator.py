@@ -143,7 +143,7 @@ class GymnasiumSimulator(InOneProcess, NoPlane):
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """See `Simulator.load_state_dict`: replays episodes. Exact if `np_random` is an environment's only chance."""
+        """See `Simulator.load_state_dict`: replays episodes, exact if `np_random` is all of their randomness."""
         for row, episode in enumerate(state["episodes"]):
             self._replay(row, episode["start"], episode["actions"])
         self._failures.in_a_row[:] = state["failures"]

@@ -152,7 +152,7 @@ class Scene:
 
     @property
     def seeded(self) -> bool:
-        """Whether the environment's random stream has been started."""
+        """True if the environment's random stream has been started."""
         return self.task.random_generator.random_generator is not None
 
     def reset(self, seed: int | None) -> None:

@@ -103,7 +103,7 @@ class _Environment:
             seed,
             facts=facts,
             updates=training.save_points,
-            workers=None if training.spread else ("--data.workers", training.num_envs),
+            workers=("--data.workers", training.num_envs),
             work=training.work,
         )
 

@@ -10,7 +10,7 @@ from typing import Any
 from lightning_unlearn.configuration import find_config, shipped_config
 from lightning_unlearn.fit import FitCLI
 from lightning_unlearn.methods.repedit import RepEdit
-from lightning_unlearn.old_names import REMOVED_OPTIONS
+from lightning_unlearn.old_names import REMOVED_CHOICES, REMOVED_OPTIONS
 from lightning_unlearn.safe_files import sha256
 from lightning_unlearn.study.schema import AUDITS, RANDOM, Method, Study, require_distinct
 from lightning_unlearn.study.steps import Work
@@ -45,9 +45,10 @@ class Training:
     def facts(self) -> str:
         """What its result depends on, as text: the resolved config without what only the machine decides."""
         kept = {key: value for key, value in self.config.items() if key not in _OF_THE_MACHINE}
-        if not self.spread:
-            kept["data"] = {key: value for key, value in kept["data"].items() if key != "workers"}
-        model = self.config["model"]  # results of before an option was removed stay valid
+        # Results of before an option was removed stay valid.
+        kept["data"] = {key: value for key, value in kept["data"].items() if key != "workers"}
+        kept["data"]["collector"] = REMOVED_CHOICES["data.collector"].left
+        model = self.config["model"]
         kept["model"] = model | {"init_args": REMOVED_OPTIONS.get(model["class_path"], {}) | model["init_args"]}
         artifact = model["init_args"].get("repedit_artifact")
         content = sha256(Path(artifact)) if artifact and Path(artifact).is_file() else ""
@@ -62,11 +63,6 @@ class Training:
     def updates(self) -> int:
         """How many it makes."""
         return int(self.config["trainer"]["max_epochs"])
-
-    @property
-    def spread(self) -> bool:
-        """Its rollouts are spread over a cluster: `workers` is then no matter of the machine."""
-        return bool(self.config["data"]["collector"] == "ray")
 
     @property
     def concept(self) -> str:

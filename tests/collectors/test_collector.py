@@ -3,15 +3,14 @@ import math
 import numpy as np
 import pytest
 import torch
-from tensordict.nn import TensorDictModule
+from tensordict.nn import TensorDictModuleBase
 from torchrl.collectors import BaseCollector, Collector
+from torchrl.envs import RewardSum, TransformedEnv
 
 from lightning_unlearn import keys
 from lightning_unlearn.collectors.acting import ActingPolicy, TorchActor, actor_of
 from lightning_unlearn.collectors.collector import RolloutCollector
-from lightning_unlearn.collectors.data import RolloutData
 from lightning_unlearn.collectors.episodes import run_episodes
-from lightning_unlearn.collectors.stock import StockCollector
 from lightning_unlearn.envs.batched import BatchedEnv, make_env
 from lightning_unlearn.envs.concepts import AnyOf, Disc, ObservationRange, SpeedAbove
 from lightning_unlearn.envs.toy import ToySimulator
@@ -31,37 +30,6 @@ def test_it_is_a_torchrl_collector_and_its_rollouts_are_seeded(policy):
     assert batch.batch_size == (3, 50)
     assert (batch == second.rollout()).all()
     assert not torch.equal(batch[keys.ACTION], other.rollout()[keys.ACTION])
-
-
-def test_equal_to_torchrls_own_collector_with_a_deterministic_policy(policy):
-    policy.log_std.data.fill_(-5.0)  # the smallest std; the noise is taken out below
-    ours = collector(policy)
-    ours.env.simulator = _WithoutNoise(ours.env.simulator)
-    env = make_env("ToyLine-v0", 3)
-    env.set_seed(0)
-    actor = TensorDictModule(policy.act, [keys.OBSERVATION], [keys.ACTION])
-    theirs = Collector(env, actor, frames_per_batch=150, total_frames=-1, auto_register_policy_transforms=False)
-    for expected, _ in zip(theirs, range(3), strict=False):
-        rollout = ours.rollout()
-        for key in (keys.OBSERVATION, keys.ACTION):
-            torch.testing.assert_close(rollout[key], expected[key])
-        for key in (keys.OBSERVATION, keys.REWARD, keys.COST, keys.C_FORGET, keys.DONE, keys.TRUNCATED):
-            torch.testing.assert_close(rollout[keys.NEXT, key], expected[keys.NEXT, key])
-    theirs.shutdown()
-
-
-class _WithoutNoise:
-    """A simulator whose rollouts follow the policy's mean."""
-
-    def __init__(self, simulator):
-        self._simulator = simulator
-
-    def __getattr__(self, name):
-        return getattr(self._simulator, name)
-
-    def roll_out(self, actor, buffer, action_repeat):
-        buffer.deviation[:] = 0.0
-        self._simulator.roll_out(actor, buffer, action_repeat)
 
 
 def test_log_prob_is_of_the_action_taken_and_values_follow_the_policy(policy):
@@ -165,36 +133,66 @@ def test_concepts_are_judged_as_step_by_step(policy):
     assert torch.equal(batch[keys.NEXT, keys.C_FORGET].squeeze(-1), ((x > 0.2) & (x < 0.6)).float())
 
 
+class TorchRLCollector:
+    """TorchRL's own collector over the same environments, with the noise that `RolloutCollector` draws."""
+
+    def __init__(self, env, policy, horizon, generator):
+        self.actor = _NoisyActor(policy)
+        self.shape, self.generator = (horizon, env.num_envs, policy.config.action_size), generator
+        names = [[keys.REWARD, keys.COST], [keys.EPISODE_RETURN, keys.EPISODE_COST]]
+        self.collector = Collector(
+            TransformedEnv(env, RewardSum(*names, reset_keys=["_reset", "_reset"])),
+            self.actor,
+            frames_per_batch=env.num_envs * horizon,
+            total_frames=-1,
+            auto_register_policy_transforms=False,
+        )
+        self.rollouts = iter(self.collector)
+
+    def rollout(self):
+        self.actor.noise = list(torch.randn(self.shape, generator=self.generator))
+        return next(self.rollouts)
+
+
+class _NoisyActor(TensorDictModuleBase):
+    in_keys = [keys.OBSERVATION]  # noqa: RUF012 (TensorDict's own convention)
+    out_keys = [keys.ACTION, keys.PRE_TANH, keys.LOG_PROB]  # noqa: RUF012
+
+    def __init__(self, policy):
+        super().__init__()
+        self.policy, self.noise = policy, []
+
+    @torch.no_grad()
+    def forward(self, tensordict):
+        mean = self.policy.mean(tensordict[keys.OBSERVATION])
+        noise = self.noise.pop(0) if self.noise else torch.zeros_like(mean)  # TorchRL tries the policy out first
+        pre_tanh = mean + noise * self.policy.std
+        tensordict[keys.ACTION], tensordict[keys.PRE_TANH] = self.policy.squash(pre_tanh), pre_tanh
+        tensordict[keys.LOG_PROB] = self.policy.log_prob(mean, pre_tanh).unsqueeze(-1)
+        return tensordict
+
+
 @pytest.mark.parametrize("std", [1e-3, 1.0], ids=["nearly deterministic", "noisy"])
-def test_the_stock_collector_gives_the_same_rollouts(policy, std):
+def test_torchrls_own_collector_gives_the_same_rollouts(policy, std):
     policy.log_std.data.fill_(math.log(std))
-    gatherers = []
-    for kind in (RolloutCollector, StockCollector):
-        env = make_env("ToyLine-v0", 3)
-        env.set_seed(0)
-        gatherers.append(kind(env, policy, 50, torch.Generator().manual_seed(0)))
+    ours = collector(policy)
+    env = make_env("ToyLine-v0", 3)
+    env.set_seed(0)
+    reference = TorchRLCollector(env, policy, 50, torch.Generator().manual_seed(0))
     for _ in range(3):  # episodes of 32 steps end inside and go on across rollouts of 50
-        lean, stock = (gatherer.rollout() for gatherer in gatherers)
-        assert set(lean.keys(True, True)) == set(stock.keys(True, True))
-        assert (lean.batch_size, lean.names) == (stock.batch_size, stock.names)
-        for key in lean.keys(True, True):
-            assert lean[key].dtype == stock[key].dtype, key
-            torch.testing.assert_close(lean[key], stock[key], msg=lambda text, key=key: f"{key}: {text}")
-    for gatherer in gatherers:
-        gatherer.shutdown()
+        rollout, expected = ours.rollout(), reference.rollout()
+        assert (rollout.batch_size, rollout.names) == (expected.batch_size, expected.names)
+        for key in rollout.keys(True, True):
+            assert rollout[key].dtype == expected[key].dtype, key
+            torch.testing.assert_close(rollout[key], expected[key], msg=lambda text, key=key: f"{key}: {text}")
+    reference.collector.shutdown()
 
 
-@pytest.mark.parametrize("kind", [RolloutCollector, StockCollector])
-def test_a_restored_collector_goes_on_equally(policy, kind):
-    def fresh():
-        env = make_env("ToyLine-v0", 3)
-        env.set_seed(0)
-        return kind(env, policy, 50, torch.Generator().manual_seed(0))
-
-    gatherer, restored = fresh(), fresh()
-    gatherer.rollout()  # episodes of 32 steps: all have begun a second one
-    state = gatherer.state_dict()
-    expected = gatherer.rollout().clone()
+def test_a_restored_collector_goes_on_equally(policy):
+    ours, restored = collector(policy), collector(policy)
+    ours.rollout()  # episodes of 32 steps: all have begun a second one
+    state = ours.state_dict()
+    expected = ours.rollout().clone()
     restored.load_state_dict(state)
     assert (restored.rollout() == expected).all()
 
@@ -254,14 +252,6 @@ def pairs(normalising):
     plain = ActorCritic(PolicyConfig(2, [-1.0], [1.0]))
     plain.load_state_dict({k: v for k, v in normalising.state_dict().items() if "normaliser" not in k})
     return [(Far, normalising), (ToySimulator, plain)]
-
-
-@pytest.mark.parametrize("kind", ["stock", "ray"])
-def test_torchrls_collectors_would_round_its_observations(normalising, kind):
-    data = RolloutData("ToyLine-v0", 2, 16, collector=kind)
-    with pytest.raises(ValueError, match=f"data.collector={kind} hands over float32.*use lean"):
-        data.collector(normalising)
-    data.teardown("fit")
 
 
 def test_the_last_environments_may_act_without_noise(generator, policy):

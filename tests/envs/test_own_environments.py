@@ -12,7 +12,6 @@ import torch
 
 from lightning_unlearn import cli, keys
 from lightning_unlearn.collectors.collector import RolloutCollector
-from lightning_unlearn.collectors.stock import StockCollector
 from lightning_unlearn.envs.batched import make_env
 from lightning_unlearn.envs.gymnasium_simulator import GymnasiumSimulator
 from lightning_unlearn.envs.parallel import is_portable
@@ -195,10 +194,10 @@ def policy():
     return ActorCritic(PolicyConfig(2, [-1.0], [1.0], hidden_sizes=[8]), torch.Generator().manual_seed(0))
 
 
-def collected(policy, horizon, collector=RolloutCollector, concept="auto", workers=1):
-    env = make_env("lines:Line-v0", 2, concept, workers)
+def collected(policy, horizon, concept="auto"):
+    env = make_env("lines:Line-v0", 2, concept)
     env.set_seed(0)
-    return env, collector(env, policy, horizon, torch.Generator().manual_seed(0))
+    return env, RolloutCollector(env, policy, horizon, torch.Generator().manual_seed(0))
 
 
 def test_a_cost_that_appears_late_is_collected_and_was_0_before():
@@ -260,10 +259,11 @@ def test_an_environment_of_the_main_file_stays_in_its_process(capsys):
     assert not is_portable(lambda count: None)
 
 
-@pytest.mark.filterwarnings("ignore")  # TorchRL's news about itself
-def test_the_stock_collector_goes_on_when_a_cost_appears(policy):
-    env, collector = collected(policy, 120, StockCollector, "cost_wall")
-    assert collector.rollout()[keys.NEXT, keys.C_FORGET].sum() == 2 * 11
+@pytest.mark.filterwarnings("ignore:.*has not reported it in random steps")
+def test_a_rollout_of_torchrl_goes_on_when_a_cost_appears():
+    env = make_env("lines:Line-v0", 2, "cost_wall")
+    env.set_seed(0)
+    assert env.rollout(120, break_when_any_done=False)[keys.NEXT, keys.C_FORGET].sum() == 2 * 11
     env.close()
 
 

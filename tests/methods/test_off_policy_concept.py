@@ -202,7 +202,6 @@ def test_a_checkpoint_has_room_for_the_networks_beside_the_largest_replay():
         (["--model.critic_sizes", "[0]"], "model.critic_sizes=0"),
         (["--model.exploration_std", "5"], "model.exploration_std=5"),
         (["--model.action_repeat", "3"], "data.horizon=64 is no multiple of model.action_repeat=3"),
-        (["--data.collector", "stock"], "data.collector=stock cannot hold an action"),
         (["--model.source", "null"], "model.source=null"),
         (["--model.mean_scale", "0"], "model.mean_scale=0"),
         (["--model.target_rate", "2"], "model.target_rate=2"),
