@@ -99,14 +99,15 @@ class FitCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the options beside trainer, model and data, and link the one seed to both."""
         parser.add_argument("--tracking_uri", type=str | None, default=None, help=TRACKING_URI_HELP)
-        parser.add_argument("--save_points", type=list[int] | None, default=None, help="updates that are registered")
-        parser.add_argument("--pid", type=PIDLagrangian | None, default=None, help="moves λ; null: λ stays 0")
-        average = "save points hold a mean of weights; null: the update's own"
+        points = "updates after which the policy is registered; null: the last one"
+        parser.add_argument("--save_points", type=list[int] | None, default=None, help=points)
+        parser.add_argument("--pid", type=PIDLagrangian | None, default=None, help="controls λ; null: λ stays 0")
+        average = "mean of late weights that save points hold; null: the update's own weights"
         parser.add_argument("--average", type=WeightAverage | None, default=None, help=average)
         best = "choose a save point by the pid's limit, and judge it beside the expert"
         parser.add_argument("--keep_best", type=bool | None, default=None, help=best)
-        parser.add_argument("--resume", type=str | None, default=None, help="go on with a run: its id, or last")
-        threads = "threads of PyTorch; auto: as many cores as the method's updates gain from"
+        parser.add_argument("--resume", type=str | None, default=None, help="run to resume: its id, or last")
+        threads = "PyTorch threads; auto: as many cores as speed up the method's updates"
         parser.add_argument("--torch_threads", type=Literal["auto"] | int, default="auto", help=threads)
         for option in REMOVED_CHOICES:
             parser.add_argument(f"--{option}", type=str, default=SUPPRESS, help=SUPPRESS)  # dropped after parsing
