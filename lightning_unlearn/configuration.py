@@ -13,7 +13,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 
 from lightning_unlearn.old_names import without_removed_options
 from lightning_unlearn.options import flatten, suggestion, utf8_configs, with_current_names
-from lightning_unlearn.published_options import PUBLISHED, SWITCHES, WITHOUT_EFFECT
+from lightning_unlearn.published_options import FIT_OPTIONS, SWITCHES, WITHOUT_EFFECT
 from lightning_unlearn.safe_files import read_bytes
 
 _EITHER = ("--pid.target_cost", "--pid.cost_limit")
@@ -60,7 +60,7 @@ class ConfigParser(LightningArgumentParser):
         from lightning_unlearn.methods.repedit import RepEdit
         from lightning_unlearn.methods.trajectory_decremental import TrajectoryDecremental
 
-        keys = [action.dest for action in self._actions] + list(PUBLISHED)
+        keys = [action.dest for action in self._actions] + list(FIT_OPTIONS)
         methods = (DualHeadPPO, LocalizedConcept, OffPolicyConcept, TrajectoryDecremental, RepEdit)
         callbacks = (("pid", PIDLagrangian), ("average", WeightAverage))
         for group, cls in (*(("model", method) for method in methods), *callbacks):
@@ -79,7 +79,9 @@ def expand(args: Sequence[str]) -> list[str]:
     values = iter(_split_equals(args))
     for arg in values:
         given += [arg, str(find_config(next(values, "")))] if arg in _FILE_OPTIONS else [arg]
-    expanded = [f"--{PUBLISHED.get(arg[2:], arg[2:])}" if arg.startswith("--") else arg for arg in _without_idle(given)]
+    expanded = [
+        f"--{FIT_OPTIONS.get(arg[2:], arg[2:])}" if arg.startswith("--") else arg for arg in _without_idle(given)
+    ]
     return _turn_on(_join_save_points(_leave_out_other(_with_base(expanded))))
 
 

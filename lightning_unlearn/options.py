@@ -11,6 +11,7 @@ from jsonargparse import ArgumentParser
 from jsonargparse import Path as ConfigPath
 
 from lightning_unlearn.old_names import with_current_paths
+from lightning_unlearn.published_options import MODEL_OPTIONS
 
 
 @contextmanager
@@ -42,19 +43,6 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         elif f"{prefix}{key}" != "config":
             flat[f"{prefix}{key}"] = value
     return flat
-
-
-MODEL_OPTIONS = {
-    "--model_path": "--model",
-    "--cmp_model_path": "--model",
-    "--ref_model_path": "--reference",
-    "--unsafe_model": "--expert",
-    "--oracle_ref_path": "--oracle",
-}
-"""Published spelling of an option that names a model → its name in all commands; both are taken.
-
-What is recorded keeps the published names. An option that takes several models is `--models`.
-"""
 
 
 class CommandParser(ArgumentParser):

@@ -1,6 +1,6 @@
-"""Option names of the published training scripts, and the options of `fit` that they stand for."""
+"""Option names of the published scripts, and the options that they stand for. No other module names them."""
 
-PUBLISHED = {
+FIT_OPTIONS = {
     "env": "data.env",
     "seed": "seed_everything",
     "n_envs": "data.num_envs",
@@ -32,11 +32,22 @@ PUBLISHED = {
     "repedit_use_artifact_tau": "model.repedit_use_artifact_tau",
     "repedit_tau_quantile": "model.repedit_tau_quantile",
 }
-"""Published name → option of `fit`. `cost_limit` is ours, beside the published `target_cost`."""
+"""Published name of a training option → option of `fit`. `cost_limit` is ours, beside the published `target_cost`."""
 SWITCHES = ("model.repedit_use_artifact_tau",)
-"""Options that may be given without a value, which means `true`."""
+"""Options of `fit` that may be given without a value, which means `true`."""
 WITHOUT_EFFECT = {
     "RepEdit": ("lr", "ent_coef", "ppo_epochs", "batch_size"),
     "TrajectoryDecremental": ("ent_coef", "ppo_epochs"),
 }
 """Class of a method → options of its published script that change nothing. They are accepted with a remark."""
+MODEL_OPTIONS = {
+    "--model_path": "--model",
+    "--cmp_model_path": "--model",
+    "--ref_model_path": "--reference",
+    "--unsafe_model": "--expert",
+    "--oracle_ref_path": "--oracle",
+}
+"""Published spelling of an option that names a model → its name in all commands; both are taken.
+
+What is recorded keeps the published names. An option that takes several models is `--models`.
+"""

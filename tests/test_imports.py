@@ -13,7 +13,7 @@ ROOMS = {
     "keys": set(),
     "old_names": set(),
     "seeding": set(),
-    "options": {"old_names"},
+    "options": {"old_names", "published_options"},
     "global_state": set(),
     "safe_files": set(),
     "processes": set(),

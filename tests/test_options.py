@@ -2,7 +2,8 @@
 
 import pytest
 
-from lightning_unlearn.options import MODEL_OPTIONS, CommandParser
+from lightning_unlearn.options import CommandParser
+from lightning_unlearn.published_options import MODEL_OPTIONS
 
 
 @pytest.mark.parametrize(("published", "name"), MODEL_OPTIONS.items())
