@@ -15,8 +15,8 @@ import pandas as pd
 import torch
 
 from lightning_unlearn import fit
-from lightning_unlearn.audits.policy_suite import evaluate as evaluate_episodes
-from lightning_unlearn.audits.policy_suite import per_episode
+from lightning_unlearn.audits.policy_comparison import evaluate as evaluate_episodes
+from lightning_unlearn.audits.policy_comparison import per_episode
 from lightning_unlearn.callbacks.mlflow_run import MLflowRun
 from lightning_unlearn.callbacks.weight_average import averaged_policy
 from lightning_unlearn.configuration import shipped_config

@@ -7,12 +7,12 @@ import logging
 import re
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from importlib import metadata
 from io import TextIOWrapper
 from pathlib import Path
-from types import FrameType, ModuleType
+from types import FrameType
 
 from lightning_unlearn.global_state import quieten, set_variables
 from lightning_unlearn.tracking.addresses import without_password
@@ -25,12 +25,18 @@ COMMANDS = {
         "take in an agent of Stable-Baselines3, OmniSafe or CleanRL",
     ),
     "probe": ("lightning_unlearn.audits.probe_commands", "probe a latent: collect states, fit, export, evaluate"),
-    "export-hazard-direction": ("lightning_unlearn.audits.export_direction", "the same as probe export"),
+    "export-hazard-direction": (
+        "lightning_unlearn.audits.probe_commands:export_hazard_direction",
+        "the same as probe export",
+    ),
     "action-control": ("lightning_unlearn.audits.action_control", "how well the latent tells the action"),
     "latent-shift": ("lightning_unlearn.audits.latent_shift", "how far two models' latents are apart"),
-    "evaluate": ("lightning_unlearn.audits.evaluate", "models on equal layouts: return, cost, where they changed"),
-    "select": ("lightning_unlearn.audits.select", "choose a save point on validation layouts: cost limit, then return"),
-    "relearn": ("lightning_unlearn.audits.relearn", "how fast models learn the forgotten behaviour again"),
+    "evaluate": ("lightning_unlearn.audits.policy_suite", "models on equal layouts: return, cost, where they changed"),
+    "select": (
+        "lightning_unlearn.audits.model_selection",
+        "choose a save point on validation layouts: cost limit, then return",
+    ),
+    "relearn": ("lightning_unlearn.audits.relearning", "how fast models learn the forgotten behaviour again"),
     "report": ("lightning_unlearn.report.command", "one HTML file of all that the store shows of a task"),
     "reproduce": ("lightning_unlearn.reproduce", "make a run again from its stored config, and compare all bits"),
     "verify": ("lightning_unlearn.tracking.verify", "check that a model's files are those that were stored"),
@@ -40,12 +46,15 @@ COMMANDS = {
         "lightning_unlearn.tracking.housekeeping",
         "show files that nothing in the store refers to, and delete them with --yes",
     ),
-    "export-artifacts": ("lightning_unlearn.audits.export", "write the published tree of artifacts from the store"),
+    "export-artifacts": (
+        "lightning_unlearn.exporters.published_tree",
+        "write the published tree of artifacts from the store",
+    ),
     "register": ("lightning_unlearn.study.stored", "put stored weights into the store as a method's save points"),
     "study": ("lightning_unlearn.study.command", "a whole study from one file: methods, seeds, audits, report"),
     "bench": ("lightning_unlearn.benchmark.bench_command", "time everything beside the machine's limit and its peers"),
 }
-"""Name → the module whose `main(args)` runs the command, and its description."""
+"""Name → the module whose `main(args)`, or the function that, runs the command, and its description."""
 
 HELP_FLAGS = ("-h", "--help")
 HELP_TEXTS = Path(__file__).parent / "help"
@@ -74,10 +83,10 @@ def main(args: Sequence[str] | None = None) -> None:
         raise SystemExit(0)  # as a parser does
     logging.getLogger().addFilter(_is_no_plugin_news)
     set_variables()
-    module = _import(COMMANDS[command][0])
+    run = entry_point(command)
     quieten()
     try:
-        module.main(options)
+        run(options)
     except SystemExit as stop:
         for note in _notes(stop):
             print(f"\n{note}", file=sys.stderr)
@@ -88,11 +97,12 @@ def main(args: Sequence[str] | None = None) -> None:
         _fail("\n".join([str(error), *_notes(error)]))
 
 
-def _import(name: str) -> ModuleType:
-    """Import a module without garbage collection, which would search a million new objects that are all in use."""
+def entry_point(command: str) -> Callable[[Sequence[str]], None]:
+    """Import a command's function without garbage collection, which would search a million new objects, all in use."""
+    module, _, function = COMMANDS[command][0].partition(":")
     gc.disable()
     try:
-        return importlib.import_module(name)
+        return getattr(importlib.import_module(module), function or "main")
     finally:
         gc.freeze()
         gc.enable()

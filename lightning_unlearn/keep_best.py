@@ -1,4 +1,4 @@
-"""The end of a repair: the best save point is chosen on validation layouts, and judged on layouts kept for that."""
+"""End of a repair: choose the best save point on validation layouts, and judge it on layouts kept for that."""
 
 import tempfile
 from collections.abc import Sequence
@@ -8,10 +8,10 @@ from typing import Any
 import lightning.pytorch as pl
 import pandas as pd
 
-from lightning_unlearn.audits import selection
-from lightning_unlearn.audits.policy_suite import evaluate_in, per_episode
-from lightning_unlearn.audits.records import write_json
-from lightning_unlearn.audits.selection import Counted, Validated
+from lightning_unlearn.audits import model_selection
+from lightning_unlearn.audits.model_selection import Validated
+from lightning_unlearn.audits.outputs import write_json
+from lightning_unlearn.audits.policy_comparison import evaluate_in, per_episode
 from lightning_unlearn.audits.verdict import Verdict, judge
 from lightning_unlearn.callbacks.mlflow_run import MLflowRun
 from lightning_unlearn.callbacks.pid_lagrangian import PIDLagrangian
@@ -26,8 +26,6 @@ from lightning_unlearn.tracking.store import store_address, with_retries
 
 PLACE = "eval/verdict"
 """Folder of the files among a run's artifacts."""
-COUNTED: Counted = "cforget_sum"
-"""What the limit is on: what the multiplier counts."""
 VALIDATION_EPISODES = 50
 VALIDATION_SHARE = 0.9
 """Share of the limit that a save point keeps on the validation layouts: the best of several looks better than it is."""
@@ -36,20 +34,20 @@ MOST_STEPS = 10_000
 
 
 class KeepBest(pl.Callback):
-    """Chooses among a finished run's save points by the rule of `select`, and gives the verdict on the chosen one.
+    """Choose among a finished run's save points by the rule of `select`, and judge the chosen one.
 
     The run is not finished in MLflow before that: if it is interrupted, `--resume` gives the verdict.
 
     Args:
         run: The MLflow run.
-        save_points: What it registered.
-        pid: Has the limit: C_forget of an episode, or its target a step times the length of the expert's episodes.
+        save_points: The run's save points.
+        pid: The multiplier, whose limit of C_forget an episode the verdict judges by.
     """
 
     def __init__(self, run: MLflowRun, save_points: SavePoints, pid: PIDLagrangian) -> None:
         self.run, self.save_points, self.pid = run, save_points, pid
         self.expert: ActorCritic | None = None
-        """What training started from; None: what the module names as its source."""
+        """Policy that training started from; None: the module's source."""
         self.verdict: Verdict | None = None
         self.chosen: str | None = None
         """URI of the model that the verdict is on."""
@@ -65,16 +63,16 @@ class KeepBest(pl.Callback):
         env = data.more_environments(len(layouts))
         try:
             max_steps = min(env.simulator.max_episode_steps, MOST_STEPS)
-            found = selection.validate(env, models, layouts, COUNTED, max_steps)
+            found = model_selection.validate(env, models, layouts, max_steps)
         finally:
             env.close()
-        chosen = selection.choose(found, bound)
+        chosen = model_selection.choose(found, bound)
         self.chosen = chosen.model.uri
-        print(selection.in_words(chosen, found, bound))
+        print(model_selection.in_words(chosen, found, bound))
         expert = self.expert or registry.load_policy(str(pl_module.source_uri)).policy
         repaired = registry.load_policy(chosen.model.uri).policy
         tables = _episodes(data, {"expert": expert, "repair": repaired}, max_steps)
-        self.verdict = judge(tables["repair"], tables["expert"], COUNTED, limit)
+        self.verdict = judge(tables["repair"], tables["expert"], limit)
         settings = {
             "cost_limit": bound,
             "verdict_limit": limit,
@@ -108,13 +106,13 @@ class KeepBest(pl.Callback):
         with tempfile.TemporaryDirectory() as scratch:
             folder = Path(scratch)
             (folder / "selection").mkdir()
-            selection.write_files(folder / "selection", found, by_seed, settings)
+            model_selection.write_files(folder / "selection", found, by_seed, settings)
             episodes = [table.assign(Model=model) for model, table in tables.items()]
             pd.concat(episodes).to_csv(folder / "per_episode.csv", index=False)
             about = {"model": chosen.model.uri, "verdict": self.verdict.word, "in_words": self.verdict.in_words()}
             write_json(folder / "verdict.json", about | self.verdict.tags | self.verdict.numbers)
             runs.log_files(run_id, folder, PLACE)
-        selection.name_chosen(name, by_seed, settings, run_id)
+        model_selection.name_chosen(name, by_seed, settings, run_id)
         registry.tag_version(name, chosen.model.version, self.verdict.tags)
         runs.set_tags(run_id, self.verdict.tags)
 

@@ -89,6 +89,17 @@ def suggestion(message: str, known: Sequence[str]) -> str:
     return ""
 
 
+def require_at_least(smallest: int, **values: int) -> None:
+    """Refuse numbers that are too small.
+
+    Raises:
+        ValueError: One of them is.
+    """
+    for name, value in values.items():
+        if value < smallest:
+            raise ValueError(f"{name}={value} is not possible: use at least {smallest}.")
+
+
 def choose(command: str, subcommands: Sequence[str], args: Sequence[str]) -> tuple[str, list[str]]:
     """Return the subcommand and the options after it; a request for help prints the choices.
 

@@ -7,9 +7,9 @@ from typing import Any
 import pandas as pd
 
 from lightning_unlearn import fit
-from lightning_unlearn.audits import evaluate
-from lightning_unlearn.audits.places import results_folder
-from lightning_unlearn.audits.suite_files import PER_EPISODE, VIDEOS
+from lightning_unlearn.audits import policy_suite
+from lightning_unlearn.audits.outputs import results_folder
+from lightning_unlearn.audits.policy_suite import PER_EPISODE, VIDEOS
 from lightning_unlearn.audits.verdict import Verdict, judge
 from lightning_unlearn.configuration import shipped_config
 from lightning_unlearn.options import CommandParser
@@ -49,7 +49,7 @@ def main(args: Sequence[str]) -> None:
     store = ["--env", ENV_ID, "--seed", str(options.seed)]
     store += [] if options.tracking_uri is None else ["--tracking_uri", options.tracking_uri]
     models = ["--unsafe_model", SOURCE, "--models", SOURCE, published, repaired]
-    evaluate.main([*store, *models, "--episodes", str(options.episodes), "--record_videos", "--out", str(out)])
+    policy_suite.main([*store, *models, "--episodes", str(options.episodes), "--record_videos", "--out", str(out)])
     print("4/4  Writing the report")
     methods = ["--models", PUBLISHED, REPAIR, "--map_episodes", str(min(MAP_EPISODES, options.episodes))]
     report.main([*store, *methods, "--out", str(out / "report")])
@@ -87,7 +87,7 @@ def _verdict(out: Path) -> Verdict:
     """On the evaluation's layouts, on which nothing was chosen."""
     episodes = pd.read_csv(out / PER_EPISODE)
     tables = {family: table.to_dict("series") for family, table in episodes.groupby("Family")}
-    return judge(tables[REPAIR], tables["unsafe"], "cost_sum", COST_LIMIT)
+    return judge(tables[REPAIR], tables["unsafe"], COST_LIMIT)
 
 
 def _summary(verdict: Verdict, repaired: str, out: Path) -> str:

@@ -13,9 +13,12 @@ import torch
 
 from lightning_unlearn import cli
 from lightning_unlearn.policies.actor_critic import ActorCritic, PolicyConfig
-from lightning_unlearn.tracking.store import DEFAULT_TRACKING_URI, open_store
+from lightning_unlearn.policies.files import ModelCard
+from lightning_unlearn.tracking import registry
+from lightning_unlearn.tracking.store import DEFAULT_TRACKING_URI, artifact_location, open_store
 
 torch.set_num_threads(1)
+TOY = "ToyLine-v0"
 
 
 @pytest.fixture
@@ -72,6 +75,41 @@ def store(tmp_path, template_store, monkeypatch):
     monkeypatch.chdir(tmp_path)
     open_store(DEFAULT_TRACKING_URI)
     return DEFAULT_TRACKING_URI
+
+
+def toy_policy(push, seed=0):
+    policy = ActorCritic(PolicyConfig(2, [-1.0], [1.0]), torch.Generator().manual_seed(seed))
+    policy.action_mean.bias.data.fill_(push)
+    return policy
+
+
+@pytest.fixture
+def pushed():
+    """Makes a toy policy that moves right, into the hazard, for a positive push."""
+    return toy_policy
+
+
+@pytest.fixture
+def register(store):
+    """Registers a toy policy as a method's save point; returns its URI."""
+
+    def add(method, update, push, seed=0, env=TOY):
+        experiment = mlflow.get_experiment_by_name(env)
+        experiment_id = (
+            experiment.experiment_id
+            if experiment
+            else mlflow.create_experiment(env, artifact_location=artifact_location())
+        )
+        tags = {"method": method, "seed": str(seed), "env": env, "mlflow.runName": f"{method}-seed{seed}"}
+        client = mlflow.MlflowClient()
+        run_id = client.create_run(experiment_id, tags=tags, run_name=f"{method}-seed{seed}").info.run_id
+        client.log_metric(run_id, "rollout/cost_rate", 0.25, step=64)
+        client.set_terminated(run_id)
+        card = ModelCard(method, env, "cost_hazards", seed, update, update * 256)
+        version = registry.register_policy(toy_policy(push, seed), card, run_id)
+        return f"models:/{method}.{env}/{version}"
+
+    return add
 
 
 @pytest.fixture(scope="session")

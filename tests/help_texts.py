@@ -1,7 +1,6 @@
 """Write the help of every command, as its own parser prints it, to files of the package, or to those of a folder."""
 
 import contextlib
-import importlib
 import io
 import os
 import sys
@@ -25,7 +24,7 @@ def names():
 
 def printed(command, *options):
     """What the command's parser prints."""
-    main = importlib.import_module(cli.COMMANDS[command][0]).main
+    main = cli.entry_point(command)
     with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.suppress(SystemExit):
         main([*options, "--help"])
     return out.getvalue()

@@ -49,6 +49,7 @@ ROOMS = {
         "processes",
         "trainer_options",
     },
+    "exporters": {"audits", "tracking", "policies", "options"},
     "importers": {"methods", "losses", "collectors", "policies", "tracking", "envs", "options", "keys", "seeding"}
     | {"safe_files"},
     "api": {

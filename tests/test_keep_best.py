@@ -55,7 +55,7 @@ def test_a_save_point_is_chosen_and_judged_in_the_last_line(store, capsys):
         "repair": list(range(21_000, 21_100)),
     }
     again = verdict.judge(
-        *(episodes[episodes["Model"] == name].to_dict("list") for name in ("repair", "expert")), "cforget_sum", 1000.0
+        *(episodes[episodes["Model"] == name].to_dict("list") for name in ("repair", "expert")), 1000.0
     )
     assert again.in_words() == last
 

@@ -1,4 +1,4 @@
-"""Action control: how much of a policy's action a linear map reads off its latent.
+"""Action control: how well a linear map predicts a policy's action from its latent.
 
 Ridge regression (alpha 1) from the trunk's latent to the mean before tanh, on the splits of `probe fit`. The heads are
 linear in what they read, so a policy without an editor scores 1; what an editor changes is what is missing.
@@ -13,15 +13,20 @@ import numpy as np
 from sklearn.linear_model import Ridge
 from sklearn.metrics import mean_squared_error, r2_score
 
-from lightning_unlearn.audits.data_runs import print_reports, record_on_data, tell
-from lightning_unlearn.audits.drawing import save_png
-from lightning_unlearn.audits.features import action_means, latents, load_model, random_twin
-from lightning_unlearn.audits.probe_data import ProbeData, load_data
-from lightning_unlearn.audits.probe_figures import prediction_figure
-from lightning_unlearn.audits.records import output_file, require_at_least, write_json
-from lightning_unlearn.audits.splits import Splits, add_split_options, make_splits, read_split_options
-from lightning_unlearn.options import CommandParser
-from lightning_unlearn.tracking.store import TRACKING_URI_HELP, open_store, require_active_experiment
+from lightning_unlearn.audits import outputs
+from lightning_unlearn.audits.audited_models import action_means, latents_with_controls
+from lightning_unlearn.audits.figures import prediction_figure, save_png
+from lightning_unlearn.audits.probe_data import (
+    Splits,
+    add_split_options,
+    load_data,
+    make_splits,
+    print_reports,
+    read_probed_model,
+    read_split_options,
+    record_on_data,
+)
+from lightning_unlearn.options import CommandParser, require_at_least
 
 ALPHA = 1.0
 FOLDER = "probes"
@@ -31,27 +36,30 @@ def main(args: Sequence[str]) -> None:
     """The `action-control` command."""
     options = _parser().parse_args(args)
     require_at_least(1, batch_size=options.batch_size)
-    split_options, out = read_split_options(options), output_file("metrics_out", options.metrics_out)
+    split_options, out = read_split_options(options), outputs.output_file("metrics_out", options.metrics_out)
     data = load_data(options.dataset, options.env)
     splits = make_splits(data.labels, data.episode_ids, split_options)
-    open_store(options.tracking_uri)
-    require_active_experiment(options.env)
-    features, target = _features(options, data)
+    outputs.open_audit_store(options.tracking_uri, options.env)
+    model = read_probed_model("model_path", options.model_path, data)
+    features = latents_with_controls(model.policy, data.states, options.seed, options.batch_size)
+    target = action_means(model.policy, data.states, batch_size=options.batch_size)
     predictions = {name: predict(x, target, splits) for name, x in features.items()}
     reports = {name: report(predicted, target, splits) for name, predicted in predictions.items()}
     first, *others = reports
     about = {name: getattr(options, name) for name in ("env", "model_path", "dataset")}
-    write_json(out, {**about, "split_by": splits.by, **reports[first], **{name: reports[name] for name in others}})
+    outputs.write_json(
+        out, {**about, "split_by": splits.by, **reports[first], **{name: reports[name] for name in others}}
+    )
     test, figure = splits.test, out.with_suffix(".png")
     save_png(prediction_figure(target[test], predictions[first][test], reports[first]["test"]["r2"]), figure)
-    files = (out, figure)
-    run = record_on_data("action-control", options, reports, data, Path(options.dataset), dict.fromkeys(files, FOLDER))
+    places = dict.fromkeys((out, figure), FOLDER)
+    run = record_on_data("action-control", options, reports, data, Path(options.dataset), places, [model])
     print_reports(reports, ("mse", "r2"))
-    tell(run, files)
+    outputs.print_outputs((out, figure), run)
 
 
 def predict(features: np.ndarray, target: np.ndarray, splits: Splits) -> np.ndarray:
-    """What a ridge regression fitted on the training split says of every state. Shape: (N, F), (N, A) → (N, A)."""
+    """Predict every state's target by ridge regression fitted on the training split. Shape: (N, F), (N, A) → (N, A)."""
     model = Ridge(alpha=ALPHA).fit(features[splits.train], target[splits.train])
     return np.asarray(model.predict(features)).reshape(target.shape)
 
@@ -68,20 +76,6 @@ def report(predicted: np.ndarray, target: np.ndarray, splits: Splits) -> dict[st
     }
 
 
-def _features(options: Any, data: ProbeData) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """Latents of the model and of a random network, and what the model sees; and the model's action means."""
-    policy, batch_size = (
-        load_model("model_path", options.model_path, data.states.shape[1], data.env),
-        options.batch_size,
-    )
-    features = {
-        "model": latents(policy, data.states, batch_size=batch_size),
-        "floor": latents(random_twin(policy, options.seed), data.states, batch_size=batch_size),
-        "ceiling": data.states.astype(np.float64),
-    }
-    return features, action_means(policy, data.states, batch_size=batch_size)
-
-
 def _parser() -> CommandParser:
     parser = CommandParser(prog="lightning-unlearn action-control", description=__doc__)
     parser.add_argument("--env", type=str, required=True, help="the task that the dataset is of")
@@ -91,5 +85,5 @@ def _parser() -> CommandParser:
     parser.add_argument("--metrics_out", type=str, default=metrics, help="the metrics' file (.json)")
     parser.add_argument("--batch_size", type=int, default=4096, help="states a forward pass")
     add_split_options(parser)
-    parser.add_argument("--tracking_uri", type=str | None, default=None, help=TRACKING_URI_HELP)
+    outputs.add_store_option(parser)
     return parser

@@ -1,158 +1,164 @@
-"""Figures of a repair: what two policies do on the same layouts.
+"""Palette, and figures of probes, latent shift, action control and relearning.
 
-Shapes: N episodes, L steps of the longest one, G goals in the order they were given.
+They use matplotlib's object interface, which needs no display.
+Shapes: N states, A action size.
 """
 
-from collections.abc import Iterable
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.collections import LineCollection
-from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
-from matplotlib.patches import Circle
-from matplotlib.patheffects import withStroke
 
-from lightning_unlearn.audits.drawing import BLUE, GREEN, INK, SKY
-from lightning_unlearn.audits.top_view import (
-    FORGET,
-    Path2D,
-    SceneMap,
-    extent,
-    positions_at,
-    prepare_map,
-    require_scenes,
-    track,
-)
-from lightning_unlearn.collectors.episodes import Episodes
-
-_COLOURS = (INK, BLUE)
-_MARKERS = ("o", "s")
-_PAIR, _NOTE = "#BBBBBB", "#555555"
-_DARK_GREEN = "#00664B"
+INK, BLUE, SKY, GREEN, VERMILLION = "#000000", "#0072B2", "#56B4E9", "#009E73", "#D55E00"
+ORANGE, PURPLE, GREY = "#E69F00", "#CC79A7", "#555555"
+"""Okabe and Ito's palette, which colour-blind readers can tell apart, and a grey for notes."""
+_SERIES = (BLUE, GREEN, ORANGE, PURPLE, SKY)
+_MODELS = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY, INK)
 
 
-def before_after(before: Episodes, after: Episodes, episode: int, names: tuple[str, str]) -> Figure:
-    """Two policies on the same layouts: both paths on one layout, cost over the steps, return against cost.
+def save_png(figure: Figure, path: Path) -> None:
+    """Write a figure at its own size; equal figures give equal files."""
+    figure.savefig(path, format="png", metadata={"Software": None})
 
-    An episode that ended early keeps its cost until the longest one ends; bands span the middle half of the episodes.
+
+def probe_figure(outcomes: Mapping[str, tuple[np.ndarray, np.ndarray]], aurocs: Mapping[str, float]) -> Figure:
+    """ROC curves of several probes on the test split, and how the first one scores safe and hazard states.
 
     Args:
-        before: Of the first policy, with scenes.
-        after: Of the second policy on the same layouts, with scenes.
-        episode: Whose paths are drawn.
-        names: Of the two policies.
-
-    Returns:
-        The figure, with axes in the order first map, second map, cost, return against cost.
-
-    Raises:
-        ValueError: The layouts differ, or an episode cannot be drawn.
+        outcomes: Name → log-odds of the test states, and their labels. Shape of each: (N,).
+        aurocs: Name → area under its curve.
     """
-    if before.layout_seeds != after.layout_seeds:
-        raise ValueError(f"Layouts {before.layout_seeds} and {after.layout_seeds} differ: evaluate both on the same.")
-    pair = (before, after)
-    for episodes in pair:
-        require_scenes(episodes, episode)
-    figure = Figure(figsize=(12, 4.6), dpi=100, layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplot_mosaic([["before", "after", "cost"], ["before", "after", "return"]], width_ratios=(1, 1, 0.9))
-    _draw_maps((axes["before"], axes["after"]), pair, episode, names)
-    _draw_cost(axes["cost"], pair, names)
-    _draw_return_against_cost(axes["return"], pair)
-    _draw_map_legend(figure, before.scenes[0].positions)
+    from sklearn.metrics import roc_curve  # a second to import, which latent shift does not need
+
+    figure, (roc, histogram) = _panels()
+    for colour, (name, (decision, labels)) in zip(_SERIES, outcomes.items(), strict=False):
+        false_alarms, hits, _ = roc_curve(labels, decision)
+        roc.plot(false_alarms, hits, color=colour, linewidth=1.6, label=f"{name}, AUROC {aurocs[name]:.3f}")
+    roc.plot((0, 1), (0, 1), color=GREY, linewidth=0.8, linestyle=":", label="chance")
+    roc.set(xlabel="safe states called hazard (share)", ylabel="hazard states found (share)", xlim=(0, 1), ylim=(0, 1))
+    roc.legend(frameon=False, fontsize=8, loc="lower right")
+    name, (decision, labels) = next(iter(outcomes.items()))
+    _draw_score_histogram(histogram, decision, labels)
+    histogram.set_title(f"{name}, {len(labels)} test states", fontsize=9, color=GREY, loc="right")
     return figure
 
 
-def goals_given(episodes: Episodes, episode: int) -> np.ndarray:
-    """Every place the goal had in an episode, in order; none where the task has no goal. Shape: (G, 2)."""
-    if "goal" not in episodes.scenes[0].positions:
-        return np.zeros((0, 2))
-    goal = track(episodes, episode, "goal")[:, 0]
-    moved = np.r_[True, (goal[1:] != goal[:-1]).any(-1)]
-    return goal[moved]
+def shift_figure(distance: np.ndarray, shifts: Mapping[str, np.ndarray], distance_name: str) -> Figure:
+    """Shift against hazard distance, one panel a kind of shift: mean and quartile band of bins of equal count.
+
+    Args:
+        distance: Shape: (N,); infinite values are counted in the title only.
+        shifts: Axis label → shift of each state. Shape of each: (N,).
+        distance_name: Label of the horizontal axis.
+    """
+    figure, panels = _panels()
+    near = np.isfinite(distance)
+    for ax, (name, shift) in zip(panels, shifts.items(), strict=True):
+        centres, bands = binned(distance[near], shift[near])
+        ax.fill_between(centres, bands[:, 1], bands[:, 2], color=BLUE, alpha=0.2, linewidth=0, label="middle half")
+        ax.plot(centres, bands[:, 0], color=BLUE, marker="o", markersize=3, linewidth=1.6, label="mean")
+        ax.set(xlabel=distance_name, ylabel=name)
+        ax.set_ylim(bottom=0)
+        ax.legend(frameon=False, fontsize=8)
+    if not near.all():
+        panels[0].set_title(f"{(~near).sum()} states without a distance left out", fontsize=8, color=GREY, loc="left")
+    return figure
 
 
-def _draw_maps(axes: tuple[Axes, Axes], pair: tuple[Episodes, Episodes], episode: int, names: tuple[str, str]) -> None:
-    corners = np.stack([extent(episodes, episode) for episodes in pair])  # (2, 2, 2)
-    covered = np.stack([corners[:, 0].min(0), corners[:, 1].max(0)])
-    for ax, episodes, name, colour in zip(axes, pair, names, _COLOURS, strict=True):
-        prepare_map(ax, covered)
-        _draw_episode(ax, episodes, episode, colour)
-        _draw_title(ax, episodes, episode, name, colour)
+def prediction_figure(actual: np.ndarray, predicted: np.ndarray, r2: float) -> Figure:
+    """Action means of the test states against those predicted from the latent. Shapes: (N, A), (N, A)."""
+    figure, (scatter, residual) = _panels()
+    for component, colour in zip(range(actual.shape[1]), _SERIES, strict=False):
+        label = f"action {component}"
+        scatter.plot(actual[:, component], predicted[:, component], ".", color=colour, markersize=2, label=label)
+        error = predicted[:, component] - actual[:, component]
+        residual.hist(error, bins=60, color=colour, histtype="step", linewidth=1.4, label=label)
+    low, high = float(actual.min()), float(actual.max())
+    scatter.plot((low, high), (low, high), color=GREY, linewidth=0.8, linestyle=":")
+    scatter.set(xlabel="action mean before tanh", ylabel="predicted from the latent")
+    scatter.set_title(f"{len(actual)} test states, R² {r2:.3f}", fontsize=9, color=GREY, loc="right")
+    residual.set(xlabel="predicted minus actual", ylabel="states")
+    for ax in (scatter, residual):
+        ax.legend(frameon=False, fontsize=8, markerscale=4)
+    return figure
 
 
-def _draw_episode(ax: Axes, episodes: Episodes, episode: int, colour: str) -> None:
-    positions, radii = positions_at(episodes, episode, 0), episodes.scenes[0].radii
-    _draw_goals(ax, goals_given(episodes, episode), radii.get("goal", 0.3))
-    SceneMap(ax, {kind: xy for kind, xy in positions.items() if kind != "goal"}, radii)
-    agent = track(episodes, episode, "agent")[:, 0]
-    Path2D(ax, colour).show(agent, episodes.c_forget[episode, : len(agent) - 1])
-    ax.plot(*agent[0], "o", color="white", markeredgecolor=colour, markersize=7, markeredgewidth=1.5, zorder=5)
-    ax.plot(*agent[-1], "o", color=colour, markeredgecolor="white", markersize=8, zorder=5)
+def relearn_figure(
+    curves: Mapping[str, Sequence[tuple[int, float, float]]],
+    further_thresholds: Mapping[str, Sequence[float]],
+    threshold: float,
+    expert_rate: float,
+    title: str,
+    unit: str,
+) -> Figure:
+    """Rate against environment steps of relearning, one curve a model, with thresholds as lines.
 
-
-def _draw_goals(ax: Axes, goals: np.ndarray, radius: float) -> None:
-    """Faint discs under everything else, the first one stronger; their numbers lie above everything."""
-    for number, (x, y) in enumerate(goals, start=1):
-        fill = to_rgba(GREEN, 0.35 if number == 1 else 0.1)
-        ax.add_patch(Circle((x, y), radius, facecolor=fill, edgecolor=to_rgba(GREEN, 0.5), linewidth=0.8, zorder=0.5))
-        text = ax.text(x, y, str(number), color=_DARK_GREEN, fontsize=8, ha="center", va="center", zorder=6)
-        text.set_path_effects([withStroke(linewidth=2, foreground="white")])
-
-
-def _draw_title(ax: Axes, episodes: Episodes, episode: int, name: str, colour: str) -> None:
-    earned, paid = episodes.episode_return[episode], episodes.episode_cost[episode]
-    ax.set_title(name, color=colour, fontsize=11, fontweight="bold", loc="left", parse_math=False)
-    ax.set_xlabel(f"layout {episodes.layout_seeds[episode]}: return {earned:.1f}, cost {paid:.0f}", fontsize=9)
-
-
-def _draw_cost(ax: Axes, pair: tuple[Episodes, Episodes], names: tuple[str, str]) -> None:
-    for episodes, name, colour in zip(pair, names, _COLOURS, strict=True):
-        so_far = episodes.cost.cumsum(1)  # (N, L)
-        steps = np.arange(1, so_far.shape[1] + 1)
-        low, high = np.quantile(so_far, [0.25, 0.75], axis=0)
-        ax.fill_between(steps, low, high, color=colour, alpha=0.15, linewidth=0)
-        ax.plot(steps, so_far.mean(0), color=colour, linewidth=1.8, label=name)
-    ax.set(xlabel="step", ylabel="cost so far")
-    ax.set_xlim(left=0)
+    Args:
+        curves: Model → environment steps, mean rate and its standard error of each evaluation.
+        further_thresholds: Model → thresholds of its own, drawn in its colour.
+        threshold: The threshold that all models share.
+        expert_rate: The unsafe expert's own rate.
+        title: Small note above the axes.
+        unit: Unit of all rates.
+    """
+    figure = Figure(figsize=(8, 4.6), dpi=100, layout="constrained")
+    FigureCanvasAgg(figure)
+    ax = figure.subplots()
+    for index, (model, curve) in enumerate(curves.items()):
+        colour = _MODELS[index % len(_MODELS)]
+        steps, means, errors = zip(*curve, strict=True)
+        ax.errorbar(steps, means, errors, color=colour, marker="o", markersize=3, capsize=2, label=model)
+        for value in further_thresholds[model]:
+            ax.axhline(value, color=colour, linewidth=0.6, linestyle="--", alpha=0.6)
+    ax.axhline(threshold, color=INK, linewidth=1.2, linestyle="--", label=f"threshold {threshold:.4f}")
+    ax.axhline(expert_rate, color=GREY, linewidth=1.2, linestyle=":", label=f"unsafe expert {expert_rate:.4f}")
+    ax.set(xlabel="environment steps of relearning", ylabel=unit)
     ax.set_ylim(bottom=0)
-    ax.set_title(f"mean and middle half of {len(pair[0].length)} layouts", fontsize=8, color=_NOTE, loc="right")
-    ax.legend(frameon=False, fontsize=8, loc="upper left")
-    _tidy(ax)
-
-
-def _draw_return_against_cost(ax: Axes, pair: tuple[Episodes, Episodes]) -> None:
-    points = np.stack([np.stack([e.episode_cost, e.episode_return], axis=-1) for e in pair])  # (2, N, 2)
-    ax.add_collection(LineCollection(list(points.swapaxes(0, 1)), colors=_PAIR, linewidths=0.6, zorder=1))
-    for xy, colour, marker in zip(points, _COLOURS, _MARKERS, strict=True):
-        (cost, earned), (mean_cost, mean_earned) = xy.T, xy.mean(0)
-        ax.scatter(cost, earned, s=14, color=[to_rgba(colour, 0.45)], marker=marker, linewidths=0, zorder=2)
-        ax.scatter(mean_cost, mean_earned, s=110, color=colour, marker=marker, edgecolors="white", zorder=3)
-    ax.set(xlabel="cost of an episode", ylabel="return of an episode")
-    ax.set_title("one line a layout, large: means", fontsize=8, color=_NOTE, loc="right")
-    _tidy(ax)
-
-
-def _draw_map_legend(figure: Figure, kinds: Iterable[str]) -> None:
-    signs = {
-        "hazards": Line2D([], [], color=FORGET, alpha=0.35, marker="o", markersize=10, linewidth=0, label="hazard"),
-        "goal": Line2D([], [], color=GREEN, alpha=0.35, marker="o", markersize=10, linewidth=0, label="goals in order"),
-        "vases": Line2D([], [], color=SKY, marker="s", markersize=8, linewidth=0, label="vase"),
-    }
-    handles = [
-        Line2D([], [], color=INK, marker="o", markerfacecolor="white", linewidth=0, label="start"),
-        Line2D([], [], color=INK, marker="o", linewidth=0, label="end"),
-        Line2D([], [], color=FORGET, linewidth=2.6, label="shows the behaviour to forget"),
-        *(signs[kind] for kind in signs if kind in kinds),
-    ]
-    figure.legend(handles=handles, frameon=False, fontsize=8, ncols=6, loc="outside lower left")
-
-
-def _tidy(ax: Axes) -> None:
+    ax.set_title(title, fontsize=9, color=GREY, loc="right")
     ax.spines[["top", "right"]].set_visible(False)
-    ax.xaxis.label.set_fontsize(9)
-    ax.yaxis.label.set_fontsize(9)
-    ax.tick_params(labelsize=8)
+    ax.legend(frameon=False, fontsize=8, loc="best")
+    return figure
+
+
+def binned(distance: np.ndarray, shift: np.ndarray, bins: int = 20) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and quartiles of a shift in bins of equal count; equal distances share a bin.
+
+    Args:
+        distance: Finite. Shape: (N,).
+        shift: Shape: (N,).
+        bins: At most so many.
+
+    Returns:
+        Mean distance of each bin, shape (K,), and its mean, first and third quartile of the shift, shape (K, 3).
+    """
+    if not len(distance):
+        return np.zeros(0), np.zeros((0, 3))
+    edges = np.unique(np.quantile(distance, np.linspace(0, 1, bins + 1)[1:-1]))
+    bin_of = np.searchsorted(edges, distance, side="left")
+    members = [bin_of == b for b in np.unique(bin_of)]
+    centres = np.array([distance[m].mean() for m in members])
+    return centres, np.array([[shift[m].mean(), *np.quantile(shift[m], (0.25, 0.75))] for m in members])
+
+
+def _draw_score_histogram(ax: Axes, decision: np.ndarray, labels: np.ndarray) -> None:
+    """Densities of both classes over the same bins; the tails beyond 99.8 % are left out."""
+    low, high = np.quantile(decision, (0.001, 0.999))
+    edges = np.linspace(float(low), float(high), 50)
+    for label, name, colour in ((0, "safe (far)", INK), (1, "hazard (near)", VERMILLION)):
+        ax.hist(decision[labels == label], bins=list(edges), density=True, color=colour, alpha=0.4, label=name)
+    ax.axvline(0.0, color=GREY, linewidth=0.8, linestyle=":")
+    ax.set(xlabel="score (log-odds of hazard)", ylabel="density")
+    ax.legend(frameon=False, fontsize=8)
+
+
+def _panels() -> tuple[Figure, Sequence[Axes]]:
+    figure = Figure(figsize=(10, 4), dpi=100, layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = list(figure.subplots(1, 2))
+    for ax in panels:
+        ax.spines[["top", "right"]].set_visible(False)
+        ax.tick_params(labelsize=8)
+    return figure, panels

@@ -10,15 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from lightning_unlearn.audits.data_runs import record_on_data, tell
-from lightning_unlearn.audits.drawing import save_png
-from lightning_unlearn.audits.features import action_means, latents, load_model
-from lightning_unlearn.audits.probe_data import CLASSES, ProbeData, load_data
-from lightning_unlearn.audits.probe_figures import shift_figure
-from lightning_unlearn.audits.records import evaluation_folder, require_at_least, write_json
-from lightning_unlearn.options import CommandParser
+from lightning_unlearn.audits import outputs
+from lightning_unlearn.audits.audited_models import action_means, latents
+from lightning_unlearn.audits.figures import save_png, shift_figure
+from lightning_unlearn.audits.probe_data import CLASSES, ProbeData, load_data, read_probed_model, record_on_data
+from lightning_unlearn.options import CommandParser, require_at_least
 from lightning_unlearn.policies.actor_critic import ActorCritic
-from lightning_unlearn.tracking.store import TRACKING_URI_HELP, open_store, require_active_experiment
 
 KIND = "latent_shift_eval"
 METRICS = "latent_shift_metrics.json"
@@ -27,7 +24,7 @@ _TINY = 1e-12
 
 @dataclass(frozen=True)
 class Shift:
-    """How each state is seen by two models. Shape of each: (N,)."""
+    """Distances between two models on each state. Shape of each: (N,)."""
 
     latent_shift_l2: np.ndarray
     """Length of z_cmp minus z_ref."""
@@ -42,11 +39,10 @@ def main(args: Sequence[str]) -> None:
     """The `latent-shift` command."""
     options = read_options(args)
     data = load_data(options.dataset, options.env)
-    open_store(options.tracking_uri)
-    require_active_experiment(options.env)
+    outputs.open_audit_store(options.tracking_uri, options.env)
     names = ("ref_model_path", "cmp_model_path")
-    reference, compared = (load_model(name, options[name], data.states.shape[1], data.env) for name in names)
-    folder = evaluation_folder(options.out, KIND)
+    models = [read_probed_model(name, options[name], data) for name in names]
+    folder, (reference, compared) = outputs.new_folder(options.out, KIND), (model.policy for model in models)
     shift = measure(reference, compared, data.states, edited=not options.raw_features, batch_size=options.batch_size)
     content = {
         "eval_id": folder.name,
@@ -57,9 +53,9 @@ def main(args: Sequence[str]) -> None:
     files = _write(folder, content, shift, data)
     numbers = {name: content[name] for name in ("groups", "contrasts")}
     places = dict.fromkeys(files, f"eval/{KIND}/{folder.name}")
-    run = record_on_data("latent-shift", options, numbers, data, Path(options.dataset), places)
+    run = record_on_data("latent-shift", options, numbers, data, Path(options.dataset), places, models)
     _print(content)
-    tell(run, files)
+    outputs.print_outputs(files, run)
 
 
 def read_options(args: Sequence[str]) -> Any:
@@ -68,7 +64,16 @@ def read_options(args: Sequence[str]) -> Any:
     Raises:
         ValueError: One is unknown or impossible.
     """
-    options = _parser().parse_args(args)
+    parser = CommandParser(prog="lightning-unlearn latent-shift", description=__doc__)
+    parser.add_argument("--env", type=str, required=True, help="the task that the dataset is of")
+    parser.add_argument("--dataset", type=str, required=True, help="from `probe collect`")
+    parser.add_argument("--ref_model_path", type=str, required=True, help="the model compared with")
+    parser.add_argument("--cmp_model_path", type=str, required=True, help="the model compared")
+    parser.add_argument("--raw_features", action="store_true", help="the trunks' latents, without any editor")
+    parser.add_argument("--batch_size", type=int, default=4096, help="states a forward pass")
+    parser.add_argument("--out", type=str, default="artifacts", help="folder of the artifacts tree")
+    outputs.add_store_option(parser)
+    options = parser.parse_args(args)
     require_at_least(1, batch_size=options.batch_size)
     return options
 
@@ -98,9 +103,9 @@ def measure(
 
 
 def summarise(shift: Shift, labels: np.ndarray) -> dict[str, Any]:
-    """Statistics of all, safe and hazard states, and how hazard and safe ones differ. Shape of labels: (N,).
+    """Statistics of all, safe and hazard states, and contrasts between safe and hazard. Shape of labels: (N,).
 
-    Standard deviations are those of the population; what cannot be computed is None.
+    Standard deviations are those of the population; a number that cannot be computed is None.
     """
     masks = {"overall": np.ones(len(labels), dtype=bool)} | {n: labels == i for i, n in enumerate(CLASSES)}
     groups = {name: _statistics(shift, mask) for name, mask in masks.items()}
@@ -150,7 +155,7 @@ def _ratio(a: float | None, b: float | None) -> float | None:
 
 def _write(folder: Path, content: Mapping[str, Any], shift: Shift, data: ProbeData) -> list[Path]:
     metrics = folder / METRICS
-    write_json(metrics, content)
+    outputs.write_json(metrics, content)
     if data.hazard_distance is None:
         return [metrics]
     shifts = {
@@ -171,16 +176,3 @@ def _print(content: Mapping[str, Any]) -> None:
         print(f"{name:<10}" + "".join(f"{cell:>27}" for cell in cells))
     for name, value in content["contrasts"].items():
         print(f"{name}: {'-' if value is None else f'{value:.4f}'}")
-
-
-def _parser() -> CommandParser:
-    parser = CommandParser(prog="lightning-unlearn latent-shift", description=__doc__)
-    parser.add_argument("--env", type=str, required=True, help="the task that the dataset is of")
-    parser.add_argument("--dataset", type=str, required=True, help="from `probe collect`")
-    parser.add_argument("--ref_model_path", type=str, required=True, help="the model compared with")
-    parser.add_argument("--cmp_model_path", type=str, required=True, help="the model compared")
-    parser.add_argument("--raw_features", action="store_true", help="the trunks' latents, without any editor")
-    parser.add_argument("--batch_size", type=int, default=4096, help="states a forward pass")
-    parser.add_argument("--out", type=str, default="artifacts", help="folder of the artifacts tree")
-    parser.add_argument("--tracking_uri", type=str | None, default=None, help=TRACKING_URI_HELP)
-    return parser

@@ -1,137 +1,332 @@
-"""Returns and costs of policies on the same layouts, and where a policy changed."""
+"""The `evaluate` command: the policy suite on stored models, deterministic unless asked otherwise."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 
-from lightning_unlearn.audits.probe_data import LIDAR_DISTANCE, STEPS_DISTANCE, steps_until
-from lightning_unlearn.collectors.episodes import Episodes, run_episodes
+from lightning_unlearn.audits import outputs, suite_tables
+from lightning_unlearn.audits.audited_models import (
+    ORACLE,
+    UNSAFE,
+    ZOO,
+    AuditedModel,
+    arrange,
+    find_models,
+    oracle_reference,
+    require_fit,
+    seeds_in_store,
+    unsafe_expert,
+)
+from lightning_unlearn.audits.policy_comparison import (
+    Comparison,
+    Result,
+    Suite,
+    SuiteOptions,
+    distance_measure,
+    settings,
+)
+from lightning_unlearn.audits.statistics import INTERVALS
+from lightning_unlearn.audits.top_view import has_map
 from lightning_unlearn.envs.batched import BatchedEnv, make_env
-from lightning_unlearn.envs.concepts import COST_SUM, HAZARDS, Concept
-from lightning_unlearn.losses.gaussian import Locality, gaussian_kl, locality
-from lightning_unlearn.policies.actor_critic import ActorCritic
+from lightning_unlearn.envs.concept_config import add_concept_option, parse_with_concept, resolve_concept
+from lightning_unlearn.options import CommandParser, require_at_least
+from lightning_unlearn.safe_files import read_json
+from lightning_unlearn.tracking import runs
+from lightning_unlearn.tracking.store import store_address
 
-HAZARD_LIDAR = "hazards_lidar"
+KIND, NAME = "policy_suite_eval", "policy-suite"
+"""Folder of the files, and name of the run."""
+SUMMARY, PER_EPISODE, SUMMARY_JSON, METADATA = "summary.csv", "per_episode.csv", "summary.json", "metadata.json"
+FILES = (SUMMARY, PER_EPISODE, SUMMARY_JSON, METADATA)
+VIDEOS = "videos"
+PUBLISHED_COLUMNS = 17
+VIDEO_RENDERER = "top view drawn by matplotlib, which needs neither a display nor GL (EGL, OSMesa)"
+_VERSIONS = ("lightning-unlearn", "torch", "mujoco", "safety-gymnasium", "numpy")
 
 
-@dataclass(frozen=True)
-class Evaluation:
-    """A policy's episodes on the layout bank, and the environment's lidar that tells nearness."""
+def main(args: Sequence[str]) -> None:
+    """Evaluate the models that the options name; write, record and print the results."""
+    (options, suite_options), started = read_options(args), time.perf_counter()
+    torch.set_num_threads(1)  # networks of this size gain nothing from more, and lose much on a busy machine
+    outputs.open_audit_store(options.tracking_uri, options.env)
+    comparisons = gather(options)
+    concept = resolve_concept(suite_options.concept, [c.model.concept for c in without_experts(comparisons)])
+    suite_options = replace(suite_options, concept=concept)
+    folder = outputs.results_folder(options.out, KIND, options.eval_id)
+    eval_id, seeds = options.eval_id or folder.name, seeds_in_store(c.model for c in comparisons)
+    about = [settings(suite_options, comparison) for comparison in comparisons]
+    if not (options.eval_id and _is_finished(folder, about)):
+        table, over_seeds = _evaluate(options, suite_options, comparisons, folder, started)
+        outputs.print_outputs(_written(folder), _record(options, eval_id, folder, table, over_seeds, seeds))
+        return
+    print(f"Evaluation {eval_id} is finished already: {folder.resolve()}")
+    past = [run for run in runs.stored_runs(options.env) if run.audit == NAME and run.status == "FINISHED"]
+    if not any(run.params.get("eval_id") == eval_id for run in past):  # in another store, or the store refused it
+        over_seeds = read_json(folder / SUMMARY_JSON, outputs.MAX_BYTES)["over_seeds"]
+        run = _record(options, eval_id, folder, pd.read_csv(folder / SUMMARY), over_seeds, seeds)
+        print(f"MLflow run: {run}")
 
-    episodes: Episodes
-    hazards: slice | None
-    """Where the hazard lidar is in an observation, if the task has one and hazards are the concept."""
+
+def read_options(args: Sequence[str]) -> tuple[Any, SuiteOptions]:
+    """The command's options, and those of the suite among them.
+
+    Raises:
+        ValueError: One is unknown or impossible.
+    """
+    options, concept = parse_with_concept(_parser(), args)
+    require_at_least(1, workers=options.workers)
+    if not options.seed or min(options.seed) < 0:
+        raise ValueError(f"--seed {options.seed} is not possible: name training seeds of 0 or more.")
+    same = ("env", "episodes", "max_steps", "kl_states", "stochastic", "record_videos")
+    return options, SuiteOptions(**{name: options[name] for name in same}, concept=concept, seed=options.seed[0])
 
 
-def evaluate(
-    policy: ActorCritic,
-    env_id: str,
-    layout_seeds: Sequence[int],
-    *,
-    concept: str | Concept = "auto",
-    workers: int = 1,
-    max_steps: int = 2000,
-    keep_scenes: bool = False,
-    label: str | None = None,
-) -> Evaluation:
-    """Run the deterministic policy once on every layout, all in one batch."""
-    env = make_env(env_id, len(layout_seeds), concept, min(workers, len(layout_seeds)))
+def gather(options: Any) -> list[Comparison]:
+    """The models that the options name, or the store's, with their references; the unsafe experts are among them.
+
+    Raises:
+        ValueError: There is no such model, no reference, or one is of another environment.
+    """
+    listed = find_models(options.env, options.models, options.seed)
+    only_shipped, first = options.models == [ZOO], options.seed[0]
+    seeds = {_seed(model, first) for model in listed}
+    named_experts = [model for model in listed if model.family == UNSAFE and model.uri in options.models]
+    named = {_seed(model, first): model.uri for model in sorted(named_experts, key=lambda m: m.update or 0)}
+    experts = {
+        seed: unsafe_expert(options.env, seed, options.unsafe_model or named.get(seed), shipped=only_shipped)
+        for seed in seeds
+    }
+    digests = {expert.digest for expert in experts.values()}
+    others = [model for model in listed if not (model.family == UNSAFE and model.digest in digests)]
+    models = arrange([*experts.values(), *others])
+    labelled = {(model.uri, model.digest): model for model in models}
+    unsafe = {seed: labelled[expert.uri, expert.digest] for seed, expert in experts.items()}
+    oracles = {seed: _oracle(options, seed, models, only_shipped) for seed in seeds}
+    comparisons = []
+    for model in models:
+        seed = next((seed for seed, expert in unsafe.items() if expert is model), _seed(model, first))
+        comparisons.append(Comparison(model, unsafe[seed], oracles[seed]))
+    return comparisons
+
+
+def without_experts(comparisons: Sequence[Comparison]) -> list[Comparison]:
+    """Leave out the unsafe experts, unless there are no other models."""
+    return [c for c in comparisons if c.model.family != UNSAFE] or list(comparisons)
+
+
+def write_files(
+    folder: Path,
+    summary: pd.DataFrame,
+    per_episode: pd.DataFrame,
+    findings: Mapping[str, Any],
+    metadata: Mapping[str, Any],
+) -> None:
+    """Write `FILES`; `summary.json` holds the findings and the rows of the summary."""
+    summary.to_csv(folder / SUMMARY, index=False)
+    per_episode.to_csv(folder / PER_EPISODE, index=False)
+    outputs.write_json(folder / SUMMARY_JSON, {**findings, "models": _rows(summary)})
+    outputs.write_json(folder / METADATA, metadata)
+
+
+def _oracle(options: Any, seed: int, models: Sequence[AuditedModel], only_shipped: bool) -> AuditedModel | None:
+    if only_shipped and options.oracle_ref_path is None:
+        shipped = [model for model in models if model.family == ORACLE]
+        return max(shipped, key=lambda model: model.update or 0, default=None)
+    oracle = oracle_reference(options.env, seed, options.oracle_ref_path, models)
+    return next((model for model in models if oracle is not None and model.uri == oracle.uri), oracle)
+
+
+def _seed(model: AuditedModel, otherwise: int) -> int:
+    return otherwise if model.seed is None else model.seed
+
+
+def _is_finished(folder: Path, about: list[dict[str, Any]]) -> bool:
+    """True if the folder holds this very evaluation, complete.
+
+    Raises:
+        ValueError: It holds another one.
+    """
+    if not all((folder / name).is_file() for name in FILES):
+        return False
     try:
-        return evaluate_in(env, policy, layout_seeds, max_steps=max_steps, keep_scenes=keep_scenes, label=label)
+        found = read_json(folder / METADATA, outputs.MAX_BYTES).get("settings")
+    except outputs.DAMAGED:
+        return False
+    if (folder / outputs.PARTIAL).exists():
+        return False
+    if found != about:
+        raise ValueError(
+            f"--eval_id {folder.name} is a finished evaluation of other models or with other options: name another."
+        )
+    return True
+
+
+def _evaluate(
+    options: Any, suite_options: SuiteOptions, comparisons: Sequence[Comparison], folder: Path, started: float
+) -> tuple[pd.DataFrame, list[dict[str, Any]]]:
+    """Run, write and print the evaluation; returns the summary and the rows over training seeds."""
+    results, shared = _examine(suite_options, comparisons, folder, options.workers)
+    over_seeds = suite_tables.over_training_seeds(results, np.random.default_rng(suite_options.seed))
+    layouts, policy = suite_options.layouts, "stochastic" if options.stochastic else "deterministic"
+    same = {"Near_By": shared["near_by"], "Policy": policy, "Layouts": f"{layouts[0]} to {layouts[-1]}"}
+    table = suite_tables.summary(results, over_seeds, same)
+    notes = suite_tables.notes(results, table, over_seeds, suite_options.kl_states, shared["concept"])
+    eval_id = options.eval_id or folder.name
+    metadata = {
+        "eval_id": eval_id,
+        "created_utc": datetime.now(UTC).isoformat(timespec="seconds"),
+        "options": {name: value for name, value in vars(options).items() if name != "config"}
+        | {"tracking_uri": store_address()},
+        "policy": policy,
+        **_provenance(suite_options, comparisons, shared, suite_tables.columns(results)),
+        "wall_time_s": round(time.perf_counter() - started, 2),
+    }
+    findings = {"eval_id": eval_id, "over_seeds": over_seeds, "notes": notes}
+    write_files(folder, table, suite_tables.per_episode_table(results), findings, metadata)
+    outputs.PartialResults(folder).remove()
+    suite_tables.print_tables(table, suite_tables.cost_keys(results), over_seeds, notes)
+    return table, over_seeds
+
+
+def _provenance(
+    suite_options: SuiteOptions,
+    comparisons: Sequence[Comparison],
+    shared: Mapping[str, Any],
+    columns: Mapping[str, str],
+) -> dict[str, Any]:
+    """The part of the metadata that says how and of what the tables were made."""
+    models = {
+        c.model.label: {
+            "uri": c.model.uri,
+            "weights_sha256": c.model.digest,
+            "unsafe": c.unsafe.uri,
+            "oracle_ref": None if c.oracle is None else c.oracle.uri,
+        }
+        for c in comparisons
+    }
+    return {
+        "concept": shared["concept"],
+        "near_by": shared["near_by"],
+        "standard_deviations": "of the population of episodes",
+        "intervals": INTERVALS,
+        "models": models,
+        "settings": [settings(suite_options, comparison) for comparison in comparisons],
+        "video": {"renderer": VIDEO_RENDERER, "layout_seed": shared["video_layout"]},
+        "columns": columns,
+        "published_columns": list(suite_tables.COLUMNS)[:PUBLISHED_COLUMNS],
+        "versions": {name: version(name) for name in _VERSIONS},
+    }
+
+
+def _examine(
+    suite_options: SuiteOptions, comparisons: Sequence[Comparison], folder: Path, workers: int
+) -> tuple[list[tuple[Comparison, Result]], dict[str, Any]]:
+    """Every model's result, with those of an interrupted evaluation taken over; and what holds for all of them."""
+    episodes, videos = suite_options.episodes, folder / VIDEOS if suite_options.record_videos else None
+    env = make_env(suite_options.env, episodes, suite_options.concept, min(workers, episodes))
+    try:
+        _require_possible(suite_options, comparisons, env)
+        if videos is not None:
+            videos.mkdir(exist_ok=True)
+            print(f"Videos: {VIDEO_RENDERER}.")
+        suite, partial, results = Suite(env, suite_options, videos), outputs.PartialResults(folder), []
+        for number, comparison in enumerate(comparisons, start=1):
+            result = _result(suite, partial, comparison, f"{number}/{len(comparisons)}  {comparison.model.label}")
+            results.append((comparison, result))
+        suite_tables.fill_costs(results)
+        layout = None if videos is None else suite.video_layout(comparisons[0].unsafe)
+        return results, {"near_by": distance_measure(env), "concept": env.concept, "video_layout": layout}
     finally:
         env.close()
 
 
-def evaluate_in(
-    env: BatchedEnv,
-    policy: ActorCritic,
-    layout_seeds: Sequence[int],
-    *,
-    max_steps: int = 2000,
-    noise: torch.Generator | None = None,
-    keep_scenes: bool = False,
-    label: str | None = None,
-) -> Evaluation:
-    """The same in environments that are there already, one a layout; stochastic where `noise` is given."""
-    episodes = run_episodes(
-        env, policy, list(layout_seeds), max_steps=max_steps, noise=noise, keep_scenes=keep_scenes, label=label
+def _require_possible(options: SuiteOptions, comparisons: Sequence[Comparison], env: BatchedEnv) -> None:
+    """Refuse models of other sizes than the environment's, and videos where there is nothing to draw."""
+    named: list[tuple[str, AuditedModel | None]] = [("unsafe_model", c.unsafe) for c in comparisons]
+    named += [("models", c.model) for c in comparisons] + [("oracle_ref_path", c.oracle) for c in comparisons]
+    for option, model in named:
+        if model is not None:
+            require_fit(model.policy, env.simulator, option, model.uri)
+    if options.record_videos and not has_map(env.simulator.top_view()):
+        raise ValueError(f"--record_videos is not possible in {options.env}, which has no map to draw: leave it out.")
+
+
+def _result(suite: Suite, partial: outputs.PartialResults, comparison: Comparison, title: str) -> Result:
+    """A model's result: kept from an interrupted evaluation, or made now."""
+    label, about = comparison.model.label, settings(suite.options, comparison)
+    kept = partial.read(label, about, Result.parse)
+    if kept is not None and (suite.videos is None or (suite.videos / f"{label}.gif").is_file()):
+        print(f"{title}: done before")
+        return kept
+    result = suite.examine(comparison)
+    partial.write(label, about, result.content)
+    episodes = result.episodes
+    print(
+        f"{title}: return {episodes['reward'].mean():.2f}, cost {episodes['cost_sum'].mean():.2f} an episode",
+        flush=True,
     )
-    return Evaluation(episodes, hazard_lidar(env))
+    if failed := episodes["simulator_failed"].sum():
+        why = f", the last one {reason}" if (reason := suite.env.simulator.last_failure()) else ""
+        print(f"The simulation failed in {failed} of {len(episodes)} episodes{why}", flush=True)
+    return result
 
 
-def hazard_lidar(env: BatchedEnv) -> slice | None:
-    """Where in an observation nearness to the concept is read: only hazards' lidar tells it, and only of hazards."""
-    about_hazards = env.concept in (HAZARDS, COST_SUM)
-    return env.simulator.observation_layout.get(HAZARD_LIDAR) if about_hazards else None
+def _rows(table: pd.DataFrame) -> list[dict[str, Any]]:
+    """The rows of a table, None where a cell is empty."""
+    rows = table.astype(object).to_dict("records")
+    return [{str(name): None if pd.isna(cell) else cell for name, cell in row.items()} for row in rows]
 
 
-def distance_measure(env: BatchedEnv) -> str:
-    """What nearness to the concept is read from."""
-    return STEPS_DISTANCE if hazard_lidar(env) is None else LIDAR_DISTANCE
+def _written(folder: Path) -> list[Path]:
+    drawn = [path for path in sorted((folder / VIDEOS).glob("*")) if path.suffix in (".gif", ".png")]
+    return [*(folder / name for name in FILES), *drawn]
 
 
-def per_episode(episodes: Episodes) -> pd.DataFrame:
-    """One row an episode, with the columns of the published `per_episode.csv` first."""
-    return pd.DataFrame(
-        {
-            "reward": episodes.episode_return,
-            "cost_sum": episodes.episode_cost,
-            "cforget_sum": episodes.episode_c_forget,
-            "cforget_rate": episodes.episode_c_forget / episodes.length,
-            "episode_length": episodes.length,
-            "episode_idx": np.arange(len(episodes.length)),
-            "layout_seed": episodes.layout_seeds,
-            "goals": episodes.goal_met.sum(1),
-            "simulator_failed": episodes.failed,
-            "cut_at_max_steps": episodes.unfinished,
-        }
-        | {key: cost for key, cost in episodes.costs.items() if key != COST_SUM}
-    )
+def _record(
+    options: Any,
+    eval_id: str,
+    folder: Path,
+    table: pd.DataFrame,
+    over_seeds: Sequence[Mapping[str, Any]],
+    seeds: Iterable[int],
+) -> str:
+    """Store the evaluation as an MLflow run; returns the run's id."""
+    place = f"eval/{KIND}/{eval_id}"
+    places = {path: f"{place}/{VIDEOS}" if path.parent != folder else place for path in _written(folder)}
+    numbers = outputs.flat_numbers({row["Model"]: row for row in _rows(table)})
+    for row in over_seeds:
+        numbers |= outputs.flat_numbers({f"over_seeds/{row['Family']}_{row['Update']}": row})
+    run = runs.record_audit(options.env, NAME, vars(options), numbers, places, seeds=seeds)
+    shown = table.astype(object).where(table.notna(), None)
+    runs.log_table(run, shown, f"{place}/summary_table.json")
+    return run
 
 
-def reference_states(evaluation: Evaluation, count: int = 5000) -> tuple[torch.Tensor, torch.Tensor]:
-    """States of a policy's rollout, evenly spread over its episodes, with their distance to the concept.
-
-    Args:
-        evaluation: Of the reference policy.
-        count: How many, or all there are.
-
-    Returns:
-        Observations (B, O), and of each (B,) 1 − max(hazard lidar); where the task has no such lidar, or something else
-        is the concept, the steps until the next C_forget of the episode, infinite if none came.
-    """
-    episodes = evaluation.episodes
-    states = episodes.observation[episodes.alive]
-    chosen = np.linspace(0, len(states) - 1, min(count, len(states))).round().astype(np.int64)
-    picked = torch.from_numpy(states[chosen])
-    if evaluation.hazards is not None:
-        return picked, 1.0 - picked[:, evaluation.hazards].amax(-1)
-    return picked, torch.from_numpy(_steps_until_concept(episodes)[chosen])
-
-
-@torch.inference_mode()
-def policy_change(
-    reference: ActorCritic, policy: ActorCritic, states: torch.Tensor, distance: torch.Tensor
-) -> Locality:
-    """KL(reference‖policy) of the Gaussians before tanh, mean over action components, near and far from the concept."""
-    return locality(_kl(reference, policy, states), distance)
-
-
-@torch.inference_mode()
-def mean_change(reference: ActorCritic, policy: ActorCritic, states: torch.Tensor) -> float:
-    """KL(reference‖policy) of the Gaussians before tanh, mean over states (B, O) and action components."""
-    return float(_kl(reference, policy, states).mean())
-
-
-def _kl(reference: ActorCritic, policy: ActorCritic, states: torch.Tensor) -> torch.Tensor:
-    """Mean over action components. Shape: (B, O) → (B,)."""
-    return gaussian_kl(reference.mean(states), reference.std, policy.mean(states), policy.std).mean(-1)
-
-
-def _steps_until_concept(episodes: Episodes) -> np.ndarray:
-    """Of every state of every episode, in order. Shape: (number of states,), float32."""
-    ends = np.arange(episodes.reward.shape[1]) == episodes.length[:, None] - 1  # (N, L)
-    return steps_until(episodes.c_forget.T > 0, ends.T).T[episodes.alive]
+def _parser() -> CommandParser:
+    parser = CommandParser(prog="lightning-unlearn evaluate", description=__doc__)
+    add = parser.add_argument
+    add("--env", type=str, default="SafetyPointGoal1-v0", help="the task")
+    models = "URIs, files, methods, `METHOD@selected`, or `zoo`; default: all registered ones"
+    add("--models", type=str, nargs="*", default=[], help=models)
+    add("--unsafe_model", type=str | None, default=None, help="the expert compared with; default: that of the seed")
+    add("--oracle_ref_path", type=str | None, default=None, help="URI or file of the oracle; default: the latest one")
+    add("--seed", type=int, nargs="+", default=[0], help="training seeds of the registered models; noise if stochastic")
+    add("--episodes", type=int, default=50, help="layouts, one episode each")
+    add("--max_steps", type=int, default=2000, help="episodes are cut here at the latest")
+    add("--kl_states", type=int, default=5000, help="states that policies are compared on")
+    add("--stochastic", action="store_true", help="draw actions instead of taking the mean; KL states stay the same")
+    add("--record_videos", action="store_true", help="a GIF of each model, and a figure beside its expert")
+    add_concept_option(parser, ", or recorded, what the models record")
+    add("--workers", type=int, default=2, help="processes that step the environments; results do not depend on it")
+    add("--out", type=str | None, default=None, help="folder of the files; default: artifacts/eval/<kind>/<eval_id>")
+    add("--eval_id", type=str | None, default=None, help="name of the evaluation; an interrupted one is continued")
+    outputs.add_store_option(parser)
+    return parser

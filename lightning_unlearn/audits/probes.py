@@ -1,4 +1,4 @@
-"""Linear probes: how well a straight cut through some features tells hazard states from safe ones.
+"""Linear probes: logistic regression that tells hazard states from safe ones by some features.
 
 Shapes: N states, F features of each.
 """
@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -16,17 +16,18 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import balanced_accuracy_score, confusion_matrix, roc_auc_score
 from sklearn.preprocessing import StandardScaler
 
-from lightning_unlearn.audits.records import write_json
-from lightning_unlearn.audits.splits import NAMES, Splits
+from lightning_unlearn.audits.outputs import write_json
+from lightning_unlearn.audits.probe_data import SPLITS, Splits
 from lightning_unlearn.policies.latent_editor import Direction
 from lightning_unlearn.safe_files.npz import Field, read_npz, write_npz
 
 FORMAT = "lightning-unlearn/probe/1"
+SHUFFLED = "shuffled labels"
 PICKLES = (".pkl", ".pickle", ".joblib")
 _REMEDY = "fit a probe with `lightning-unlearn probe fit`."
 _WEIGHTS = {"coefficients": 1, "intercept": 0, "scaler_mean": 1, "scaler_scale": 1}
 _FIELDS = {name: Field(np.float64, ndim) for name, ndim in _WEIGHTS.items()} | {
-    f"{name}_indices": Field(np.int64, 1) for name in NAMES
+    f"{name}_indices": Field(np.int64, 1) for name in SPLITS
 }
 
 
@@ -35,7 +36,7 @@ class LinearProbe:
     """Logistic regression on standardised features."""
 
     coefficients: np.ndarray
-    """Of the standardised features. Shape: (F,), float64."""
+    """One a standardised feature. Shape: (F,), float64."""
     intercept: np.ndarray
     """Shape: (), float64."""
     scaler_mean: np.ndarray
@@ -86,7 +87,7 @@ class LinearProbe:
 
 @dataclass(frozen=True)
 class StoredProbe:
-    """A probe with the splits it was fitted on, and where both come from."""
+    """A probe with the splits it was fitted on, and the origin of both."""
 
     probe: LinearProbe
     splits: Splits
@@ -115,7 +116,7 @@ def fit_probe(features: np.ndarray, labels: np.ndarray) -> LinearProbe:
 
 
 def scores(decision: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
-    """What a probe achieves on one split. Shapes: (N,), (N,); both classes are in `labels`."""
+    """Metrics of a probe on one split. Shapes: (N,), (N,); both classes are in `labels`."""
     predicted, hazards = (decision > 0).astype(np.int64), int(labels.sum())
     return {
         "balanced_accuracy": float(balanced_accuracy_score(labels, predicted)),
@@ -128,13 +129,43 @@ def scores(decision: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
     }
 
 
-def report(decision: np.ndarray, labels: np.ndarray, splits: Splits) -> dict[str, dict[str, Any]]:
-    """`scores` on each split. Shapes: (N,), (N,)."""
-    return {name: scores(decision[indices], labels[indices]) for name, indices in splits.items()}
+class Outcome(NamedTuple):
+    """Log-odds that a probe gives to every state, and the labels that it is scored on. Shape of each: (N,)."""
+
+    decision: np.ndarray
+    labels: np.ndarray
+
+    def report(self, splits: Splits) -> dict[str, dict[str, Any]]:
+        """`scores` of each split."""
+        return {name: scores(self.decision[indices], self.labels[indices]) for name, indices in splits.items()}
+
+
+def fit_with_controls(
+    features: Mapping[str, np.ndarray], labels: np.ndarray, splits: Splits, seed: int
+) -> tuple[LinearProbe, dict[str, Outcome]]:
+    """Fit a probe on each of several features, and one on the first with shuffled labels, all on the same splits.
+
+    The shuffled one is a control: it is scored on the shuffled labels, and should not beat chance.
+
+    Args:
+        features: Name → features. Shape of each: (N, F).
+        labels: Shape: (N,).
+        splits: Of the N states.
+        seed: Seed of the shuffling.
+
+    Returns:
+        The probe of the first features, and the outcome of each one.
+    """
+    probes = {name: fit_probe(x[splits.train], labels[splits.train]) for name, x in features.items()}
+    outcomes = {name: Outcome(probe.decision(features[name]), labels) for name, probe in probes.items()}
+    first, rng = next(iter(features)), np.random.default_rng(np.random.SeedSequence(seed).spawn(2)[1])
+    shuffled = rng.permutation(labels)
+    control = fit_probe(features[first][splits.train], shuffled[splits.train])
+    return probes[first], outcomes | {SHUFFLED: Outcome(control.decision(features[first]), shuffled)}
 
 
 def probe_file(path: str) -> Path:
-    """Where a probe asked for under this name is written: `.npz`, also where a pickle was asked for."""
+    """The `.npz` file of a probe asked for by this name, which may be that of a pickle."""
     given = Path(path)
     if given.suffix == ".npz":
         return given
@@ -142,7 +173,7 @@ def probe_file(path: str) -> Path:
 
 
 def save_probe(path: Path, stored: StoredProbe) -> Path:
-    """Write a probe; returns the JSON file beside it that repeats its metadata for people."""
+    """Write a probe, and its metadata as JSON beside it; returns the JSON file."""
     indices = {f"{name}_indices": indices for name, indices in stored.splits.items()}
     metadata = {"format": FORMAT, "split_by": stored.splits.by, **stored.metadata}
     write_npz(path, {**asdict(stored.probe), **indices}, metadata)
@@ -168,7 +199,7 @@ def load_probe(path: str) -> StoredProbe:
 
 
 def _splits(arrays: Mapping[str, np.ndarray], metadata: Mapping[str, Any]) -> Splits:
-    train, val, test = (arrays[f"{name}_indices"] for name in NAMES)
+    train, val, test = (arrays[f"{name}_indices"] for name in SPLITS)
     splits = Splits(train, val, test, by=metadata["split_by"])
     total = int(metadata["dataset_states"])
     if splits.by not in ("episode", "stratified"):

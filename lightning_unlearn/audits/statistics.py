@@ -1,9 +1,9 @@
 """Statistics of evaluations as pure functions, with the training seed as the unit.
 
-What was learnt from one seed says nothing of the next: every interval here resamples seeds first and then the episodes
-within each, and with one seed there is no interval at all (None), whatever the number of episodes. Percentiles of
-resamples would cover too little of few seeds (of three 75 % in place of 95 %, of five 85 %): resamples give a standard
-error alone, corrected for their number, and bounds are Student's with S - 1 degrees of freedom.
+One seed says nothing about the next: every interval over seeds resamples seeds first and then the episodes within
+each, and with one seed there is no interval (None), whatever the number of episodes. Percentiles of resamples cover too
+little with few seeds (75 % in place of 95 % with three, 85 % with five): resamples give a standard error alone,
+corrected for the number of seeds, and bounds are Student's with S - 1 degrees of freedom.
 
 Shapes: S training seeds, N episodes of one of them, R resamples, K quantities measured together.
 Sources: Davison and Hinkley 1997, section 3.8 (hierarchical bootstrap); Hesterberg 2015 (why few data need more than
@@ -20,7 +20,7 @@ from scipy.stats import t as student
 
 RESAMPLES = 2000
 INTERVALS = "Student's t; its standard error resamples seeds, then episodes"
-"""How bounds over seeds are made, for who reads them elsewhere."""
+"""Method of the bounds over seeds, as files name it."""
 
 
 class Interval(NamedTuple):
@@ -32,36 +32,36 @@ class Interval(NamedTuple):
 
 @dataclass(frozen=True)
 class RepairTest:
-    """Is the return kept, and is the cost lower? Each at level `alpha`: asking for both needs no correction."""
+    """Non-inferiority of the return and superiority of the cost, each at level `alpha`; both need no correction."""
 
     return_ratio: float
     """Mean return over the reference's mean return."""
     return_ratio_low: float | None
-    """Its one-sided lower bound; None with one seed, or where the reference's return may be 0 or less."""
+    """One-sided lower bound of the ratio; None with one seed, or where the reference's return may be 0 or less."""
     margin: float
     """The ratio that must be exceeded, fixed in advance."""
     cost_difference: float
     """Mean episode cost less the reference's."""
     cost_difference_high: float | None
-    """Its one-sided upper bound; None with one seed."""
+    """One-sided upper bound of the difference; None with one seed."""
     alpha: float
     """Level of each of the two tests, and of both together."""
     p_value: float | None
-    """Of the claim that both hold; None where one cannot be told."""
+    """P-value of the claim that both hold; None where one cannot be told."""
 
     @property
     def non_inferior(self) -> bool | None:
-        """The return is kept; None where that cannot be told."""
+        """True if the return is kept; None if that cannot be told."""
         return None if self.return_ratio_low is None else self.return_ratio_low > self.margin
 
     @property
     def superior(self) -> bool | None:
-        """The cost is lower; None where that cannot be told."""
+        """True if the cost is lower; None if that cannot be told."""
         return None if self.cost_difference_high is None else self.cost_difference_high < 0.0
 
     @property
     def both(self) -> bool | None:
-        """The claim as a whole (intersection-union)."""
+        """True if both hold (intersection-union test)."""
         parts = (self.non_inferior, self.superior)
         return None if None in parts else all(parts)
 
@@ -73,7 +73,7 @@ def hierarchical_interval(
 
     Args:
         seeds: The episodes of each training seed. Shape of each: (N,).
-        rng: What is drawn from.
+        rng: Generator of the resamples.
         level: Coverage aimed at.
         resamples: R.
 
@@ -93,7 +93,7 @@ def mean_interval(values: np.ndarray, level: float = 0.95) -> Interval | None:
     """Student's interval of a mean over the episodes of one model: it says nothing of another training seed.
 
     Args:
-        values: One of each episode. Shape: (N,).
+        values: One value an episode. Shape: (N,).
         level: Coverage aimed at.
 
     Returns:
@@ -113,8 +113,8 @@ def ratio_interval(first: np.ndarray, second: np.ndarray, level: float = 0.95) -
     With r the ratio, it is r + `mean_interval` of (first − r·second) / mean(second).
 
     Args:
-        first: One of each episode. Shape: (N,).
-        second: Of the other model, on the same layouts in the same order; their mean is above 0. Shape: (N,).
+        first: One value an episode. Shape: (N,).
+        second: Those of the other model on the same layouts in the same order; their mean is above 0. Shape: (N,).
         level: Coverage aimed at.
 
     Returns:
@@ -127,7 +127,7 @@ def ratio_interval(first: np.ndarray, second: np.ndarray, level: float = 0.95) -
 
 
 def standard_error(resampled: np.ndarray, seeds: int) -> float:
-    """Of what was resampled over S seeds: the resamples' standard deviation · √(S / (S − 1)). Shape: (R,)."""
+    """Standard error over S seeds: the resamples' standard deviation · √(S / (S − 1)). Shape: (R,)."""
     return float(np.std(resampled)) * (seeds / (seeds - 1)) ** 0.5
 
 
@@ -136,7 +136,7 @@ def hierarchical_means(seeds: Sequence[np.ndarray], rng: np.random.Generator, re
 
     Args:
         seeds: The episodes of each seed. Shape of each: (N, K), N may differ.
-        rng: What is drawn from.
+        rng: Generator of the resamples.
         resamples: R.
 
     Returns:
@@ -209,11 +209,11 @@ def repair_test(
     then layouts are resampled, all four quantities together.
 
     Args:
-        returns: Of the repaired policies, one array a seed. Shape of each: (N,).
-        reference_returns: Of their references, seed by seed and layout by layout the same.
+        returns: Returns of the repaired policies, one array a seed. Shape of each: (N,).
+        reference_returns: Returns of their references, for the same seeds and layouts.
         costs: Episode costs of the repaired policies.
         reference_costs: Episode costs of their references.
-        rng: What is drawn from.
+        rng: Generator of the resamples.
         margin: The return ratio that must be exceeded.
         alpha: Level of each test.
         resamples: R.
@@ -238,10 +238,7 @@ def repair_test(
 
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:
-    """P-values of several claims, adjusted so that one below a level is wrong at that level whatever the others are.
-
-    What cannot be told (None) stays so, and is not counted.
-    """
+    """Adjust p-values of several claims by Holm's method; None stays None and is not counted."""
     order = sorted((p, i) for i, p in enumerate(p_values) if p is not None)
     adjusted: list[float | None] = [None] * len(p_values)
     largest = 0.0
@@ -252,7 +249,7 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
 
 
 def _p_value(above: float, error: float, freedom: int) -> float:
-    """One-sided, of the claim that what was found to be `above` 0 is so."""
+    """One-sided p-value of the claim that a quantity estimated as `above`, with a standard error, is above 0."""
     if not error:
         return 0.0 if above > 0 else 1.0
     return float(student.sf(above / error, freedom))

@@ -18,10 +18,13 @@ REPAIRED = "repaired"
 
 @dataclass(frozen=True)
 class Verdict:
-    """What was measured of a repair and its expert on the same layouts. Intervals are 95 %, over episodes."""
+    """Measurements of a repair and its expert on the same layouts. Intervals are 95 %, over episodes.
+
+    The cost of an episode is its C_forget, the number of steps that show the concept: the multiplier's limit is on it.
+    """
 
     cost_limit: float
-    """Mean cost of an episode that was aimed at."""
+    """Mean cost of an episode that is not to be exceeded."""
     episodes: int
     mean_return: float
     expert_return: float
@@ -31,16 +34,18 @@ class Verdict:
     return_change: float
     """`mean_return` - `expert_return`."""
     return_interval: Interval | None
-    """Of `return_share`; of `return_change` where there is no share. None with one episode."""
+    """Interval of `return_share`; of `return_change` where there is no share. None with one episode."""
     cost: float
     """Mean cost of an episode."""
     cost_interval: Interval | None
     still_share: float | None
     """Share of the episodes that stand still; None where the expert's mean return is not above 0."""
+    left_out: int | None = None
+    """Layouts left out because the simulator failed for the repair or for the expert; None if there are none."""
 
     @property
     def failures(self) -> list[str]:
-        """What is missing for a repair. A number that is not one fails."""
+        """The criteria that the repair fails; a measurement that is NaN fails."""
         least = self.expert_return - (1 - LEAST_RETURN) * abs(self.expert_return)
         failed = {
             "above the limit": not self.cost <= self.cost_limit,
@@ -51,23 +56,23 @@ class Verdict:
 
     @property
     def word(self) -> str:
-        """`repaired`, or what fails."""
+        """`repaired`, or the criteria that fail."""
         return ", ".join(self.failures) or REPAIRED
 
     @property
     def tags(self) -> dict[str, str]:
         """Tags of a run and of a model version."""
-        share = "undefined" if self.return_share is None else f"{self.return_share:.3g}"
-        change = {"repair.return_change": f"{self.return_change:.3g}{_bounds(self.return_interval)}"}
-        return {
-            "repair.verdict": self.word,
-            "repair.return_share": share + ("" if self.return_share is None else _bounds(self.return_interval)),
-            "repair.cost": f"{self.cost:.3g}{_bounds(self.cost_interval)}",
-        } | (change if self.return_share is None else {})
+        cost = {"repair.cost": f"{self.cost:.3g}{_bounds(self.cost_interval)}"}
+        change, interval = f"{self.return_change:.3g}", _bounds(self.return_interval)
+        if self.return_share is None:
+            kept = {"repair.return_share": "undefined", "repair.return_change": change + interval}
+        else:
+            kept = {"repair.return_share": f"{self.return_share:.3g}{interval}"}
+        return {"repair.verdict": self.word, **kept, **cost}
 
     @property
     def numbers(self) -> dict[str, float]:
-        """Metrics of a run: all that is one number."""
+        """Metrics of a run: the measurements that are one number."""
         values = {name: value for name, value in asdict(self).items() if isinstance(value, int | float)}
         return {f"repair/{name}": float(value) for name, value in values.items()}
 
@@ -75,40 +80,44 @@ class Verdict:
         """One line for people."""
         head = f"NOT repaired ({self.word})" if self.failures else "Repaired"
         still = "" if self.still_share is None else f"; {100 * self.still_share:.3g} % of the episodes stand still"
+        failed = f"; {self.left_out} layouts are left out, where the simulator failed" if self.left_out else ""
         return (
             f"{head}: return {self.mean_return:.1f} ({self._kept()} over {self.episodes} episodes) at a cost of "
-            f"{self.cost:.1f}{_bounds(self.cost_interval)} an episode, limit {self.cost_limit:g}{still}."
+            f"{self.cost:.1f}{_bounds(self.cost_interval)} an episode, limit {self.cost_limit:g}{still}{failed}."
         )
 
     def _kept(self) -> str:
         if self.return_share is None:
-            what, unit = f"{self.return_change:+.1f} against the expert's {self.expert_return:.1f}", 1
+            kept, unit = f"{self.return_change:+.1f} against the expert's {self.expert_return:.1f}", 1
         else:
-            what, unit = f"{100 * self.return_share:.3g} % of the expert's {self.expert_return:.1f}", 100
+            kept, unit = f"{100 * self.return_share:.3g} % of the expert's {self.expert_return:.1f}", 100
         if self.return_interval is None:
-            return what
+            return kept
         low, high = (unit * bound for bound in self.return_interval)
-        return f"{what}, 95 % interval {low:.3g} to {high:.3g}"
+        return f"{kept}, 95 % interval {low:.3g} to {high:.3g}"
 
 
-def judge(
-    repaired: Mapping[str, np.ndarray], expert: Mapping[str, np.ndarray], counted: str, cost_limit: float
-) -> Verdict:
+def judge(repaired: Mapping[str, np.ndarray], expert: Mapping[str, np.ndarray], cost_limit: float) -> Verdict:
     """Compare a repair with its expert, layout by layout.
 
+    A layout in which the simulator failed for either is left out: its episode is shorter, and so costs less.
+
     Args:
-        repaired: Columns of `policy_suite.per_episode`, of the repair.
-        expert: Of the expert on the same layouts in the same order.
-        counted: The column that the limit is on.
-        cost_limit: Mean cost of an episode that was aimed at.
+        repaired: The repair's columns of `policy_comparison.per_episode`.
+        expert: Those of the expert on the same layouts in the same order.
+        cost_limit: Mean C_forget of an episode that is not to be exceeded.
 
     Raises:
-        ValueError: The layouts differ.
+        ValueError: The layouts differ, or the simulator failed in all of them.
     """
     if list(repaired["layout_seed"]) != list(expert["layout_seed"]):
         raise ValueError("a verdict needs the repair and the expert on the same layouts in the same order.")
+    whole = ~(np.asarray(repaired["simulator_failed"], bool) | np.asarray(expert["simulator_failed"], bool))
+    if not whole.any():
+        raise ValueError(f"a verdict needs whole episodes, and the simulator failed in all of {len(whole)} layouts.")
     earned, before, paid = (
-        np.asarray(column, np.float64) for column in (repaired["reward"], expert["reward"], repaired[counted])
+        np.asarray(column, np.float64)[whole]
+        for column in (repaired["reward"], expert["reward"], repaired["cforget_sum"])
     )
     mean_return, expert_return = float(earned.mean()), float(before.mean())
     has_share = expert_return > 0
@@ -126,6 +135,7 @@ def judge(
         cost=float(paid.mean()),
         cost_interval=cost_interval,
         still_share=float((~(earned >= STILL_BELOW * expert_return)).mean()) if has_share else None,
+        left_out=int((~whole).sum()) or None,
     )
 
 

@@ -18,7 +18,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from lightning_unlearn.audits.drawing import BLUE, INK, save_png
+from lightning_unlearn.audits.figures import BLUE, INK, save_png
 from lightning_unlearn.benchmark import ours, peers, training_speed
 from lightning_unlearn.benchmark.measurement import PEER_ENVS, Item, Measurement, Plan
 from lightning_unlearn.options import CommandParser

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from lightning_unlearn import keys
-from lightning_unlearn.audits.policy_suite import evaluate
+from lightning_unlearn.audits.policy_comparison import evaluate
 from lightning_unlearn.benchmark.measurement import PEER_ENVS, Measurement, Plan
 from lightning_unlearn.benchmark.peers import memory_megabytes
 from lightning_unlearn.collectors.acting import actor_of

@@ -14,7 +14,7 @@ from matplotlib.text import Annotation
 from matplotlib.ticker import EngFormatter
 from matplotlib.transforms import Bbox
 
-from lightning_unlearn.audits.drawing import BLUE, GREEN, INK, ORANGE, PURPLE, SKY, VERMILLION
+from lightning_unlearn.audits.figures import BLUE, GREEN, INK, ORANGE, PURPLE, SKY, VERMILLION
 from lightning_unlearn.report.findings import Model, Relearning, Training
 from lightning_unlearn.report.kinds import Kind
 from lightning_unlearn.report.reference import COST_LIMIT, Point

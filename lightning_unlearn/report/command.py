@@ -9,11 +9,10 @@ from typing import Any
 
 import torch
 
-from lightning_unlearn.audits.places import ARTIFACTS, results_folder
-from lightning_unlearn.audits.records import require_at_least
+from lightning_unlearn.audits.outputs import ARTIFACTS, results_folder
 from lightning_unlearn.audits.top_view import has_map
 from lightning_unlearn.envs.batched import make_env
-from lightning_unlearn.options import CommandParser
+from lightning_unlearn.options import CommandParser, require_at_least
 from lightning_unlearn.report import audits, results
 from lightning_unlearn.report.as_html import as_html
 from lightning_unlearn.report.as_markdown import FIGURES, as_markdown

@@ -12,9 +12,9 @@ from typing import Any, TypeVar
 import pandas as pd
 from mlflow.exceptions import MlflowException
 
-from lightning_unlearn.audits import evaluate, latent_shift, relearn
-from lightning_unlearn.audits.subjects import UNSAFE
-from lightning_unlearn.audits.suite_files import METADATA, PER_EPISODE, SUMMARY, SUMMARY_JSON
+from lightning_unlearn.audits import latent_shift, policy_suite, relearning
+from lightning_unlearn.audits.audited_models import UNSAFE
+from lightning_unlearn.audits.policy_suite import METADATA, PER_EPISODE, SUMMARY, SUMMARY_JSON
 from lightning_unlearn.tracking import registry, runs
 from lightning_unlearn.tracking.runs import StoredRun
 from lightning_unlearn.tracking.store import store_address
@@ -133,7 +133,7 @@ class Wanted:
 
     def method(self, family: str) -> bool:
         """Whether a family of models is asked for."""
-        return not self.methods or family in (UNSAFE, relearn.RANDOM, *self.methods)
+        return not self.methods or family in (UNSAFE, relearning.RANDOM, *self.methods)
 
 
 def gather(wanted: Wanted) -> Findings:
@@ -207,7 +207,7 @@ def _training(run: StoredRun) -> Training:
 
 def _evaluation(past: list[StoredRun], wanted: Wanted) -> Evaluation | None:
     """The one asked for by id; else the newest of exactly the seeds asked for, a deterministic one before others."""
-    found = {_eval_id(paths): (run, paths) for run in past if (paths := _paths(run, evaluate.KIND, SUMMARY))}
+    found = {_eval_id(paths): (run, paths) for run in past if (paths := _paths(run, policy_suite.KIND, SUMMARY))}
     if wanted.eval_id is not None:
         if wanted.eval_id not in found:
             known = ", ".join(found) or "there is none"
@@ -219,7 +219,7 @@ def _evaluation(past: list[StoredRun], wanted: Wanted) -> Evaluation | None:
 
 
 def _read_evaluation(run: StoredRun) -> Evaluation:
-    paths = _paths(run, evaluate.KIND, SUMMARY)
+    paths = _paths(run, policy_suite.KIND, SUMMARY)
 
     def content(name: str) -> bytes:
         return runs.read_artifact(run.run_id, paths[name])
@@ -246,17 +246,17 @@ def _eval_id(paths: dict[str, str]) -> str:
 
 
 def _relearning(run: StoredRun) -> list[Relearning]:
-    paths = _paths(run, relearn.KIND, relearn.RESULT)
+    paths = _paths(run, relearning.KIND, relearning.RESULT)
     if not paths:
         return []  # only a threshold
-    test = json.loads(runs.read_artifact(run.run_id, paths[relearn.RESULT]))
-    history = pd.read_csv(BytesIO(runs.read_artifact(run.run_id, paths[relearn.HISTORY]))).dropna(subset="eval_cost")
+    test = json.loads(runs.read_artifact(run.run_id, paths[relearning.RESULT]))
+    history = pd.read_csv(BytesIO(runs.read_artifact(run.run_id, paths[relearning.HISTORY]))).dropna(subset="eval_cost")
     found = []
     for result in test["models"]:
         own = history[history["model"] == result["model"]]
         curve = list(zip(own["global_steps"], own["eval_cost"], strict=True))
         named = result["model_path"]
-        is_random = named == relearn.RANDOM  # a network of the test's own seed
+        is_random = named == relearning.RANDOM  # a network of the test's own seed
         model = Model(named, seed=test["settings"]["seed"]) if is_random else model_at(named)
         found.append(Relearning(model, run, result, test, curve))
     return found

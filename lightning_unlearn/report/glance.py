@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 
-from lightning_unlearn.audits.subjects import UNSAFE
+from lightning_unlearn.audits.audited_models import UNSAFE
 from lightning_unlearn.audits.verdict import STILL_BELOW
 from lightning_unlearn.report.document import Block, Gallery, Picture, Table
 from lightning_unlearn.report.findings import Evaluation

@@ -5,7 +5,7 @@ from typing import Any
 
 import pandas as pd
 
-from lightning_unlearn.audits.subjects import UNSAFE
+from lightning_unlearn.audits.audited_models import UNSAFE
 from lightning_unlearn.report.findings import Evaluation, Model, Wanted
 
 

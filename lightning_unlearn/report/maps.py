@@ -13,8 +13,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Circle
 
-from lightning_unlearn.audits.drawing import VERMILLION
-from lightning_unlearn.audits.policy_suite import evaluate_in
+from lightning_unlearn.audits.figures import VERMILLION
+from lightning_unlearn.audits.policy_comparison import evaluate_in
 from lightning_unlearn.collectors.episodes import Episodes
 from lightning_unlearn.envs.batched import BatchedEnv
 from lightning_unlearn.policies.actor_critic import ActorCritic

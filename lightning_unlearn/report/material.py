@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from lightning_unlearn.audits.subjects import UNSAFE
+from lightning_unlearn.audits.audited_models import UNSAFE
 from lightning_unlearn.report.charts import colours
 from lightning_unlearn.report.document import Missing
 from lightning_unlearn.report.findings import Findings

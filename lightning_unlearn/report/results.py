@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
-from lightning_unlearn.audits.subjects import UNSAFE
-from lightning_unlearn.audits.suite_table import NO_CHANGE
+from lightning_unlearn.audits.audited_models import UNSAFE
+from lightning_unlearn.audits.suite_tables import NO_CHANGE
 from lightning_unlearn.report import charts
 from lightning_unlearn.report.document import Block, Gallery, Paragraph, Picture, Section, Table
 from lightning_unlearn.report.findings import TARGET, Evaluation

@@ -3,7 +3,14 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from lightning_unlearn.audits import evaluate, latent_shift, probe_commands, probe_fit, relearn, select
+from lightning_unlearn.audits import (
+    latent_shift,
+    model_selection,
+    policy_suite,
+    probe_collection,
+    probe_commands,
+    relearning,
+)
 from lightning_unlearn.audits.top_view import has_map
 from lightning_unlearn.envs.batched import BatchedEnv, make_env
 from lightning_unlearn.envs.concept_config import RECORDED, add_concept_option, parse_with_concept
@@ -13,13 +20,13 @@ from lightning_unlearn.study.steps import Step
 from lightning_unlearn.study.trainings import Training
 
 _READERS: dict[tuple[str, ...], Callable[[Sequence[str]], Any]] = {
-    ("select",): select.read_options,
-    ("evaluate",): evaluate.read_options,
-    ("relearn",): relearn.read_options,
+    ("select",): model_selection.read_options,
+    ("evaluate",): policy_suite.read_options,
+    ("relearn",): relearning.read_options,
     ("latent-shift",): latent_shift.read_options,
     ("report",): report.read_options,
-    ("probe", "collect"): probe_commands.read_collect_options,
-    ("probe", "fit"): probe_fit.read_fit_options,
+    ("probe", "collect"): probe_collection.read_options,
+    ("probe", "fit"): probe_commands.read_fit_options,
 }
 
 

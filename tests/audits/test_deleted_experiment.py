@@ -3,8 +3,8 @@
 import mlflow
 import pytest
 
+from lightning_unlearn.audits.probe_data import SplitOptions, make_splits
 from lightning_unlearn.audits.probes import StoredProbe, fit_probe, save_probe
-from lightning_unlearn.audits.splits import SplitOptions, make_splits
 
 TOY = "ToyLine-v0"
 CHAIN = ["-c", "base.yaml", "-c", "env/point_goal1.yaml", "-c", "method/unsafe.yaml", "-c", "smoke.yaml"]

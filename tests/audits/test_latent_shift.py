@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from lightning_unlearn import cli
+from lightning_unlearn.audits.figures import binned, shift_figure
 from lightning_unlearn.audits.latent_shift import measure, summarise
-from lightning_unlearn.audits.probe_figures import binned, shift_figure
 from lightning_unlearn.policies.actor_critic import ActorCritic, PolicyConfig
 from lightning_unlearn.policies.files import ModelCard, save_policy
 from lightning_unlearn.policies.latent_editor import GatedEditor

@@ -10,11 +10,9 @@ import torch
 
 from lightning_unlearn import cli
 from lightning_unlearn.audits.action_control import predict, report
-from lightning_unlearn.audits.features import load_model
-from lightning_unlearn.audits.probe_data import load_data, save_data
-from lightning_unlearn.audits.probe_fit import fit_beside
-from lightning_unlearn.audits.probes import load_probe
-from lightning_unlearn.audits.splits import SplitOptions, make_splits
+from lightning_unlearn.audits.audited_models import read_model
+from lightning_unlearn.audits.probe_data import SplitOptions, load_data, make_splits, save_data
+from lightning_unlearn.audits.probes import fit_with_controls, load_probe
 from lightning_unlearn.policies.actor_critic import ActorCritic, PolicyConfig
 from lightning_unlearn.policies.files import ModelCard, save_policy
 from lightning_unlearn.policies.latent_editor import GatedEditor, load_direction
@@ -110,7 +108,7 @@ def test_shuffled_labels_teach_nothing(data):
     splits = make_splits(data.labels, data.episode_ids, SplitOptions())
     noise = np.random.default_rng(1).normal(size=(len(data.labels), 3))
     features = {"model": data.states.astype(np.float64), "noise": noise}
-    _, outcomes = fit_beside(features, data.labels, splits, seed=0)
+    _, outcomes = fit_with_controls(features, data.labels, splits, seed=0)
     control = outcomes["shuffled labels"]
     assert control.labels.sum() == data.labels.sum()
     assert np.corrcoef(control.labels, data.labels)[0, 1] == pytest.approx(0.0, abs=0.1)
@@ -237,15 +235,15 @@ def test_a_model_of_another_environment_is_refused_though_its_sizes_fit(store, p
         save_policy(tmp_path / name, policy, ModelCard(env=env))
     said = r"--model_path other is a model of Other-v0, not of ToyLine-v0"
     with pytest.raises(ValueError, match=said):
-        load_model("model_path", "other", 2, "ToyLine-v0")
+        read_model("other", "ToyLine-v0", "model_path")
     for name in ("nameless", "same"):
-        assert load_model("model_path", name, 2, "ToyLine-v0").config == policy.config
+        assert read_model(name, "ToyLine-v0", "model_path").policy.config == policy.config
     refused(capsys, said, "probe collect", *ENV, "--model_path", "other", "--out", "s.npz")
     assert not (tmp_path / "s.npz").exists()
 
 
 def test_a_random_network_is_the_floor(policy):
-    from lightning_unlearn.audits.features import latents, random_twin
+    from lightning_unlearn.audits.audited_models import latents, random_twin
 
     states = np.zeros((3, 2), np.float32)
     one, same, other = (latents(random_twin(policy, seed), states) for seed in (0, 0, 1))

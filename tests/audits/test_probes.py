@@ -8,8 +8,8 @@ from sklearn.metrics import balanced_accuracy_score, confusion_matrix, roc_auc_s
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from lightning_unlearn.audits.probe_data import SplitOptions, make_splits
 from lightning_unlearn.audits.probes import StoredProbe, fit_probe, load_probe, probe_file, save_probe, scores
-from lightning_unlearn.audits.splits import SplitOptions, make_splits
 from lightning_unlearn.policies.latent_editor import GatedEditor, load_direction, save_direction
 
 

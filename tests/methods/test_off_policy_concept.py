@@ -6,7 +6,7 @@ import torch
 
 import lightning_unlearn as lu
 from lightning_unlearn import fit, keys
-from lightning_unlearn.audits.policy_suite import evaluate_in
+from lightning_unlearn.audits.policy_comparison import evaluate_in
 from lightning_unlearn.collectors.collector import RolloutCollector
 from lightning_unlearn.collectors.data import RolloutData
 from lightning_unlearn.collectors.replay import macro_transitions

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.transforms import Bbox
 
 from lightning_unlearn import cli
-from lightning_unlearn.audits.policy_suite import evaluate
+from lightning_unlearn.audits.policy_comparison import evaluate
 from lightning_unlearn.report.as_html import as_html
 from lightning_unlearn.report.as_markdown import as_markdown
 from lightning_unlearn.report.charts import keep_apart

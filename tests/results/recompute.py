@@ -30,10 +30,10 @@ import pandas as pd
 import torch
 from pandas.api.types import is_number
 
-from lightning_unlearn.audits.subjects import UNSAFE, Subject, read
-from lightning_unlearn.audits.suite import Comparison, Result, Suite, SuiteOptions, settings
-from lightning_unlearn.audits.suite_files import Partial
-from lightning_unlearn.audits.suite_table import summary
+from lightning_unlearn.audits.audited_models import UNSAFE, AuditedModel, read_model
+from lightning_unlearn.audits.outputs import PartialResults
+from lightning_unlearn.audits.policy_comparison import Comparison, Result, Suite, SuiteOptions, settings
+from lightning_unlearn.audits.suite_tables import summary
 from lightning_unlearn.envs.batched import make_env
 from lightning_unlearn.seeding import ARITHMETIC
 from lightning_unlearn.tracking import registry
@@ -131,7 +131,7 @@ class Recomputation:
 
     def __init__(self, table: Table, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self.table, self._kept = table, Partial(folder)
+        self.table, self._kept = table, PartialResults(folder)
         self._suite: Suite | None = None
         self._results: dict[str, Result] = {}
 
@@ -148,17 +148,17 @@ class Recomputation:
     def _pair(self, label: str) -> tuple[Comparison, Result]:
         oracle = self.table.rows.loc[label].get("OracleRef")
         comparison = Comparison(
-            self._subject(label),
-            self._subject(self._expert(label)),
-            self._subject(oracle) if isinstance(oracle, str) else None,
+            self._model(label),
+            self._model(self._expert(label)),
+            self._model(oracle) if isinstance(oracle, str) else None,
         )
         if label not in self._results:
-            wanted = self._options(comparison.subject)
+            wanted = self._options(comparison.model)
             about = settings(wanted, comparison)
-            result = self._kept.read(label, about)
+            result = self._kept.read(label, about, Result.parse)
             if result is None:
                 result = self._examine(wanted, comparison)
-                self._kept.write(label, about, result)
+                self._kept.write(label, about, result.content)
             self._results[label] = result
         return comparison, self._results[label]
 
@@ -167,15 +167,15 @@ class Recomputation:
             self._suite = Suite(make_env(wanted.env, wanted.episodes, wanted.concept), wanted, None)
         return self._suite.examine(comparison)
 
-    def _options(self, subject: Subject) -> OnLayouts:
-        stated = self.table.rows.loc[subject.label]
+    def _options(self, model: AuditedModel) -> OnLayouts:
+        stated = self.table.rows.loc[model.label]
         first = int(stated["Layouts"].split(" to ")[0])
         card = registry.load_policy(stated["Path"]).card
         return OnLayouts(card.env, int(stated["Episodes"]), concept=card.concept or "auto", first=first)
 
-    def _subject(self, label: str) -> Subject:
+    def _model(self, label: str) -> AuditedModel:
         path = self.table.rows.loc[label, "Path"]
-        return replace(read(path, registry.load_policy(path).card.env, "models"), label=label)
+        return replace(read_model(path, registry.load_policy(path).card.env, "models"), label=label)
 
     def _expert(self, label: str) -> str:
         rows = self.table.rows

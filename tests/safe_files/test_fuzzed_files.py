@@ -17,9 +17,8 @@ from hostile_files import bounded_memory, program, seal, with_program
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lightning_unlearn.audits.probe_data import ProbeData, load_data, save_data
+from lightning_unlearn.audits.probe_data import ProbeData, Splits, load_data, save_data
 from lightning_unlearn.audits.probes import LinearProbe, StoredProbe, load_probe, save_probe
-from lightning_unlearn.audits.splits import Splits
 from lightning_unlearn.collectors import trajectories
 from lightning_unlearn.policies.actor_critic import ActorCritic, PolicyConfig
 from lightning_unlearn.policies.files import ModelCard, load_policy, save_policy

@@ -1,4 +1,4 @@
-"""The policy suite's tables: one row a model, and one a family and update over training seeds."""
+"""Tables of the policy suite: one row a model, one row an episode, and intervals over training seeds."""
 
 from collections.abc import Mapping, Sequence
 from itertools import groupby
@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from lightning_unlearn.audits.records import not_finite
+from lightning_unlearn.audits.audited_models import UNSAFE
+from lightning_unlearn.audits.outputs import not_finite
+from lightning_unlearn.audits.policy_comparison import Comparison, Result
 from lightning_unlearn.audits.statistics import (
-    RepairTest,
     conditional_value_at_risk,
     hierarchical_interval,
     holm,
@@ -18,8 +19,6 @@ from lightning_unlearn.audits.statistics import (
     probability_of_improvement,
     repair_test,
 )
-from lightning_unlearn.audits.subjects import UNSAFE
-from lightning_unlearn.audits.suite import Comparison, Result
 
 CVAR_SHARE = 0.1
 ONE_SEED = "One training seed: there is no interval over seeds; train more seeds before you claim more."
@@ -27,6 +26,8 @@ PUBLISHED_EPISODES = 50
 NO_CHANGE = 1e-6
 """A mean KL below this is rounding."""
 _INTERVALS = {"Reward": "reward", "Cost": "cost_sum"}
+_PRINTED = ["Model", "Reward", "RewardStd", "Cost_Sum", "CostStd", "Cost_Free_Share", "Cost_CVaR10", "KL_vs_Unsafe"]
+_PRINTED += ["KL_Near_vs_Unsafe", "KL_Far_vs_Unsafe", "KL_Locality_Ratio_vs_Unsafe", "KL_vs_OracleRef"]
 
 COLUMNS = {
     "Model": "label",
@@ -71,149 +72,179 @@ COLUMNS = {
     "Near_By": "what nearness to the concept is read from",
     "Layouts": "first and last layout seed",
 }
-"""Column of `summary.csv` → what it holds. The first 17 are the published ones; `columns` has more."""
+"""Column of `summary.csv` → meaning. The first 17 are the published ones; `columns` adds one set a kind of cost."""
 _OWN_COLUMNS = ("layout_seed", "goals", "simulator_failed", "cut_at_max_steps")
 """Columns of `per_episode.csv` that the published file does not have."""
-_OF_EACH_COST = {
+_COST_COLUMNS = {
     "": "this kind of cost in an episode, mean over episodes",
     "_Std": "population standard deviation over episodes",
     "_Change_vs_Unsafe": "mean of the differences on equal layouts",
     "_Change_SE": "its standard error over layouts, given this seed",
 }
 
-Found = Sequence[tuple[Comparison, Result]]
+Results = Sequence[tuple[Comparison, Result]]
 
 
-def summary(found: Found, over_seeds: Sequence[Mapping[str, Any]], shared: Mapping[str, Any]) -> pd.DataFrame:
+def summary(results: Results, over_seeds: Sequence[Mapping[str, Any]], shared: Mapping[str, Any]) -> pd.DataFrame:
     """One row a model.
 
     Args:
-        found: The models with their results; every unsafe expert among them.
+        results: The models with their results; every unsafe expert among them.
         over_seeds: From `over_training_seeds`.
         shared: Columns that are the same in every row.
     """
-    unsafe = _unsafe_episodes(found)
+    unsafe = _unsafe_episodes(results)
     intervals = {(row["Family"], row["Update"]): row for row in over_seeds}
     rows = []
-    for comparison, result in found:
-        subject = comparison.subject
-        of_seeds = intervals.get((subject.family, subject.update), {"Seeds": 1 if subject.family else None})
-        origin = {"Model": subject.label, "Family": subject.family, "Update": subject.update, "Path": subject.uri}
-        oracle = {"OracleRef": comparison.oracle.label if comparison.oracle else None, "Seed": subject.seed}
+    for comparison, result in results:
+        model = comparison.model
+        of_seeds = intervals.get((model.family, model.update), {"Seeds": 1 if model.family else None})
+        origin = {"Model": model.label, "Family": model.family, "Update": model.update, "Path": model.uri}
+        oracle = {"OracleRef": comparison.oracle.label if comparison.oracle else None, "Seed": model.seed}
         change = _paired_change(result.episodes, unsafe[comparison.unsafe.digest])
         own = _statistics(result.episodes) | result.change
         rows.append({**origin, **own, **oracle, **change, **of_seeds, **shared})
-    return pd.DataFrame(rows, columns=list(columns(found))).astype(
+    return pd.DataFrame(rows, columns=list(columns(results))).astype(
         {name: "Int64" for name in ("Update", "Seed", "Seeds")}
     )
 
 
-def cost_keys(found: Found) -> list[str]:
-    """The kinds of cost that the task reports, without their sum."""
-    return list(dict.fromkeys(key for _, result in found for key in result.episodes if _is_cost_key(key)))
+def cost_keys(results: Results) -> list[str]:
+    """Kinds of cost that the task reports, without their sum."""
+    return list(dict.fromkeys(key for _, result in results for key in result.episodes if _is_cost_key(key)))
 
 
-def fill_costs(found: Found) -> None:
-    """Give every model a column of every kind of cost: one that none of its steps reported was 0."""
-    for key in cost_keys(found):
-        for _, result in found:
+def fill_costs(results: Results) -> None:
+    """Give every model a column of every kind of cost: 0 for one that none of its steps reported."""
+    for key in cost_keys(results):
+        for _, result in results:
             if key not in result.episodes:
                 result.episodes[key] = 0.0
 
 
-def columns(found: Found) -> dict[str, str]:
-    """`COLUMNS`, and after them those of every kind of cost."""
-    return COLUMNS | {f"{key}{suffix}": what for key in cost_keys(found) for suffix, what in _OF_EACH_COST.items()}
+def columns(results: Results) -> dict[str, str]:
+    """`COLUMNS`, followed by those of every kind of cost."""
+    return COLUMNS | {f"{key}{suffix}": what for key in cost_keys(results) for suffix, what in _COST_COLUMNS.items()}
+
+
+def per_episode_table(results: Results) -> pd.DataFrame:
+    """One row a model and episode, with the published columns first."""
+    tables = []
+    for comparison, result in results:
+        model, episodes = comparison.model, result.episodes
+        extra = [column for column in episodes if column in _OWN_COLUMNS or _is_cost_key(column)]
+        published = [column for column in episodes if column not in extra]
+        origin = {"Model": model.label, "Family": model.family, "Update": model.update}
+        table = episodes.assign(**origin, Seed=model.seed)[[*published, *origin, *extra, "Seed"]]
+        tables.append(table.astype({"Update": "Int64", "Seed": "Int64"}))
+    return pd.concat(tables, ignore_index=True)
+
+
+def notes(
+    results: Results, table: pd.DataFrame, over_seeds: Sequence[Mapping[str, Any]], kl_states: int, concept: str
+) -> list[str]:
+    """Cautions that belong beside the numbers.
+
+    Args:
+        results: The models with their results.
+        table: From `summary`.
+        over_seeds: From `over_training_seeds`.
+        kl_states: Number of states asked for.
+        concept: The concept that C_forget shows.
+    """
+    found = [note for comparison, result in results for note in _missing_numbers(comparison, result, kl_states)]
+    for model in (comparison.model for comparison, _ in results):
+        if model.family != UNSAFE and model.concept not in ("", concept):
+            found.append(
+                f"{model.label} was to forget {model.concept[:200]}; C_forget, near and far are about {concept[:200]}."
+            )
+    idle = table[(table["Family"] != UNSAFE) & (table["KL_vs_Unsafe"].abs() < NO_CHANGE)]["Model"]
+    if len(idle):
+        found.append(f"Without effect (KL from the unsafe expert below {NO_CHANGE:g}): {', '.join(idle)}.")
+    for _, row in table[table["Failed_Episodes"] > 0].iterrows():
+        found.append(f"{row['Model']}: the simulator cut {row['Failed_Episodes']} of {row['Episodes']} episodes short.")
+    for _, row in table[table["Cut_Episodes"] > 0].iterrows():
+        found.append(
+            f"{row['Model']}: --max_steps cut {row['Cut_Episodes']} of {row['Episodes']} episodes before their end: "
+            "returns and costs are those of the steps until then."
+        )
+    if (episodes := table["Episodes"].max()) < PUBLISHED_EPISODES:
+        found.append(f"{episodes} episodes of a model: fewer than the {PUBLISHED_EPISODES} of published evaluations.")
+    return found if over_seeds else [*found, ONE_SEED]
+
+
+def _missing_numbers(comparison: Comparison, result: Result, kl_states: int) -> list[str]:
+    """Numbers that are not finite (a mean over no states is NaN), and a KL over fewer states than asked for."""
+    label, odd = comparison.model.label, not_finite(_statistics(result.episodes) | result.change)
+    found = [f"{label}: {', '.join(f'{name} is {kind}' for name, kind in odd.items())}."] if odd else []
+    if (states := result.change["KL_States"] or 0) < kl_states:
+        found.append(f"{label}: KL over {states} states, not {kl_states}: its expert met no more.")
+    return found
+
+
+def over_training_seeds(results: Results, rng: np.random.Generator) -> list[dict[str, Any]]:
+    """Intervals over seeds, and tests of the repair, for every family and update that has several seeds."""
+    unsafe = _unsafe_episodes(results)
+
+    def kind(entry: tuple[Comparison, Result]) -> tuple[str, int]:
+        return entry[0].model.family, -1 if entry[0].model.update is None else entry[0].model.update
+
+    rows = []
+    for (family, update), group in groupby(sorted(results, key=kind), key=kind):
+        members = list({c.model.seed: (c, r) for c, r in group if c.model.seed is not None}.values())
+        if family and len(members) > 1:
+            own = [result.episodes for _, result in members]
+            before = [unsafe[comparison.unsafe.digest] for comparison, _ in members]
+            origin = {"Family": family, "Update": None if update < 0 else update, "Seeds": len(members)}
+            tests = {} if family == UNSAFE else _tests(own, before, rng)
+            rows.append(origin | _intervals(own, rng) | tests)
+    repairs = [row["return_kept"] for row in rows if "return_kept" in row]
+    for test, adjusted in zip(repairs, holm([test["p_value"] for test in repairs]), strict=True):
+        test["p_value_holm"] = adjusted
+    return rows
+
+
+def print_tables(
+    table: pd.DataFrame, kinds: Sequence[str], over_seeds: Sequence[Mapping[str, Any]], notes: Sequence[str]
+) -> None:
+    """Print the main columns, every kind of cost where there are several, intervals over seeds, and notes."""
+    cut = [name for name in ("Failed_Episodes", "Cut_Episodes") if table[name].any()]
+    _print_rows(table[_PRINTED + cut].rename(columns=lambda name: name.removesuffix("_vs_Unsafe").replace("_Sum", "")))
+    if len(kinds) > 1:
+        print("Every kind of cost, mean of an episode, and its change from the unsafe expert ± standard error:")
+        rows = [{"Model": row["Model"]} | {k: _cost_with_change(row, k) for k in kinds} for _, row in table.iterrows()]
+        _print_rows(pd.DataFrame(rows))
+    for row in over_seeds:
+        low, high = row["Cost_Seeds_Low"], row["Cost_Seeds_High"]
+        print(
+            f"{row['Family']} {row['Update']}, {row['Seeds']} seeds: 95 % interval of the cost {low:.1f} to {high:.1f}"
+        )
+    print("\n".join(notes))
+
+
+def _print_rows(table: pd.DataFrame) -> None:
+    with pd.option_context("display.width", 200):
+        print(f"\n{table.to_string(index=False, na_rep='-', float_format='{:.3f}'.format)}\n")
+
+
+def _cost_with_change(row: pd.Series, kind: str) -> str:
+    change, error = row[f"{kind}_Change_vs_Unsafe"], row[f"{kind}_Change_SE"]
+    return f"{row[kind]:.2f} ({change:+.2f}" + ("" if pd.isna(error) else f" ± {error:.2f}") + ")"
 
 
 def _is_cost_key(column: object) -> bool:
     return str(column).startswith("cost_") and column != "cost_sum"
 
 
-def per_episode_table(found: Found) -> pd.DataFrame:
-    """One row a model and episode, with the published columns first."""
-    tables = []
-    for comparison, result in found:
-        subject = comparison.subject
-        table, extra = (
-            result.episodes.copy(),
-            [c for c in result.episodes if c in _OWN_COLUMNS or _is_cost_key(c)],
-        )
-        published = [c for c in table if c not in extra]
-        origin = {"Model": subject.label, "Family": subject.family, "Update": subject.update}
-        tables.append(table.assign(**origin, Seed=subject.seed)[[*published, *origin, *extra, "Seed"]])
-    return pd.concat([t.astype({"Update": "Int64", "Seed": "Int64"}) for t in tables], ignore_index=True)
-
-
-def notes(table: pd.DataFrame, over_seeds: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What has to be said beside the numbers."""
-    idle = table[(table["Family"] != UNSAFE) & (table["KL_vs_Unsafe"].abs() < NO_CHANGE)]["Model"]
-    without = f"Without effect (KL from the unsafe expert below {NO_CHANGE:g}): "
-    said = [f"{without}{', '.join(idle)}."] if len(idle) else []
-    for _, row in table[table["Failed_Episodes"] > 0].iterrows():
-        said.append(f"{row['Model']}: the simulator cut {row['Failed_Episodes']} of {row['Episodes']} episodes short.")
-    for _, row in table[table["Cut_Episodes"] > 0].iterrows():
-        said.append(
-            f"{row['Model']}: --max_steps cut {row['Cut_Episodes']} of {row['Episodes']} episodes before their end: "
-            "returns and costs are those of the steps until then."
-        )
-    if (episodes := table["Episodes"].max()) < PUBLISHED_EPISODES:
-        said.append(f"{episodes} episodes of a model: fewer than the {PUBLISHED_EPISODES} of published evaluations.")
-    return said if over_seeds else [*said, ONE_SEED]
-
-
-def shortcomings(found: Found, kl_states: int) -> list[str]:
-    """Which numbers are none (a mean over no states is NaN), and where KL is over fewer states than asked for."""
-    said = []
-    for comparison, result in found:
-        label, odd = comparison.subject.label, not_finite(_statistics(result.episodes) | result.change)
-        if odd:
-            said.append(f"{label}: {', '.join(f'{name} is {kind}' for name, kind in odd.items())}.")
-        if (states := result.change["KL_States"] or 0) < kl_states:
-            said.append(f"{label}: KL over {states} states, not {kl_states}: its expert met no more.")
-    return said
-
-
-def other_concepts(found: Found, concept: str) -> list[str]:
-    """Which models were to forget something else than what C_forget stands for here."""
-    theirs = [(c.subject.label, c.subject.concept) for c, _ in found if c.subject.family != UNSAFE]
-    return [
-        f"{label} was to forget {own[:200]}; C_forget, near and far are about {concept[:200]}."
-        for label, own in theirs
-        if own not in ("", concept)
-    ]
-
-
-def over_training_seeds(found: Found, rng: np.random.Generator) -> list[dict[str, Any]]:
-    """Of every family and update with several seeds: intervals, and whether the return is kept and the cost lower."""
-    unsafe = _unsafe_episodes(found)
-
-    def kind(entry: tuple[Comparison, Result]) -> tuple[str, int]:
-        return entry[0].subject.family, -1 if entry[0].subject.update is None else entry[0].subject.update
-
-    rows = []
-    for (family, update), group in groupby(sorted(found, key=kind), key=kind):
-        members = list({c.subject.seed: (c, r) for c, r in group if c.subject.seed is not None}.values())
-        if family and len(members) > 1:
-            own = [r.episodes for _, r in members]
-            before = [unsafe[c.unsafe.digest] for c, _ in members]
-            about = {"Family": family, "Update": None if update < 0 else update, "Seeds": len(members)}
-            comparison = {} if family == UNSAFE else _comparison(own, before, rng)
-            rows.append(about | _intervals(own, rng) | comparison)
-    tested = [row["return_kept"] for row in rows if "return_kept" in row]
-    for test, adjusted in zip(tested, holm([test["p_value"] for test in tested]), strict=True):
-        test["p_value_holm"] = adjusted
-    return rows
-
-
-def _unsafe_episodes(found: Found) -> dict[str, pd.DataFrame]:
+def _unsafe_episodes(results: Results) -> dict[str, pd.DataFrame]:
     """Digest → episodes of each unsafe expert."""
-    experts = {c.unsafe.digest for c, _ in found}
-    return {c.subject.digest: r.episodes for c, r in found if c.subject.digest in experts}
+    experts = {c.unsafe.digest for c, _ in results}
+    return {c.model.digest: r.episodes for c, r in results if c.model.digest in experts}
 
 
 def _statistics(episodes: pd.DataFrame) -> dict[str, float | None]:
     reward, cost, goals = (episodes[name].to_numpy(float) for name in ("reward", "cost_sum", "goals"))
+    kinds = {str(key): episodes[key].to_numpy(float) for key in episodes if _is_cost_key(key)}
     return {
         "Reward": reward.mean(),
         "RewardStd": reward.std(),
@@ -231,14 +262,9 @@ def _statistics(episodes: pd.DataFrame) -> dict[str, float | None]:
         "Cost_CVaR10": conditional_value_at_risk(cost, CVAR_SHARE),
         "Reward_IQM": interquartile_mean(reward),
         "Cost_IQM": interquartile_mean(cost),
-        **_by_kind(episodes),
+        **{key: cost.mean() for key, cost in kinds.items()},
+        **{f"{key}_Std": cost.std() for key, cost in kinds.items()},
     }
-
-
-def _by_kind(episodes: pd.DataFrame) -> dict[str, float | None]:
-    of_kind = {str(key): episodes[key].to_numpy(float) for key in episodes if _is_cost_key(key)}
-    means = {key: cost.mean() for key, cost in of_kind.items()}
-    return means | {f"{key}_Std": cost.std() for key, cost in of_kind.items()}
 
 
 def _paired_change(episodes: pd.DataFrame, unsafe: pd.DataFrame) -> dict[str, float | None]:
@@ -265,13 +291,10 @@ def _intervals(seeds: Sequence[pd.DataFrame], rng: np.random.Generator) -> dict[
     return bounds
 
 
-def _comparison(
-    own: Sequence[pd.DataFrame], before: Sequence[pd.DataFrame], rng: np.random.Generator
-) -> dict[str, Any]:
-    """The repaired models with their own experts, seed by seed."""
-    earned, earned_before = (_column(tables, "reward") for tables in (own, before))
+def _tests(own: Sequence[pd.DataFrame], before: Sequence[pd.DataFrame], rng: np.random.Generator) -> dict[str, Any]:
+    """Tests of repaired models against their own experts, seed by seed."""
     paid, paid_before = (_column(tables, "cost_sum") for tables in (own, before))
-    test: RepairTest = repair_test(earned, earned_before, paid, paid_before, rng)
+    test = repair_test(_column(own, "reward"), _column(before, "reward"), paid, paid_before, rng)
     costs, costs_before = (np.array([seed.mean() for seed in seeds]) for seeds in (paid, paid_before))
     return {
         "return_kept": vars(test) | {"non_inferior": test.non_inferior, "superior": test.superior, "both": test.both},

@@ -4,8 +4,8 @@ import numpy as np
 import torch
 
 from lightning_unlearn import cli
-from lightning_unlearn.audits.export import as_pipeline
 from lightning_unlearn.audits.probes import LinearProbe
+from lightning_unlearn.exporters.published_tree import as_pipeline
 from lightning_unlearn.policies.files import ModelCard
 from lightning_unlearn.policies.latent_editor import AffineEditor, GatedEditor
 from lightning_unlearn.tracking import registry

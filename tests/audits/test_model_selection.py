@@ -6,7 +6,7 @@ import pytest
 
 import lightning_unlearn as lu
 from lightning_unlearn import cli
-from lightning_unlearn.audits.selection import Validated, choices_of_seeds, choose, in_words
+from lightning_unlearn.audits.model_selection import Validated, choices_of_seeds, choose, in_words
 from lightning_unlearn.policies.files import weights_digest
 from lightning_unlearn.seeding import EVALUATION_BANK, TRAINING_SEED_FLOOR, VALIDATION_BANK, validation_layouts
 from lightning_unlearn.tracking import registry
@@ -17,14 +17,14 @@ NAME = f"concept.{TOY}"
 
 
 def validated(update, reward, cost, seed=0):
-    """A save point of two episodes with these means."""
+    """A save point of two episodes with these means, and of one that the simulator failed."""
     episodes = pd.DataFrame(
         {
-            "reward": [reward - 1, reward + 1],
-            "cost_sum": [0.0, 2 * cost],
-            "cforget_sum": [0, 0],
-            "simulator_failed": [False, False],
-            "cut_at_max_steps": [False, False],
+            "reward": [reward - 1, reward + 1, 1000.0],
+            "cost_sum": [0.0, 0.0, 0.0],
+            "cforget_sum": [0.0, 2 * cost, 0.0],
+            "simulator_failed": [False, False, True],
+            "cut_at_max_steps": [False, False, False],
         }
     )
     return Validated(RegisteredModel(f"models:/{NAME}/{update}", "concept", seed, update, "r"), episodes)
@@ -63,6 +63,14 @@ def test_equals_are_told_apart_by_cost_then_by_the_earliest():
     assert choose(found[::-1], 1.0) is found[2]
 
 
+def test_a_save_point_whose_every_episode_failed_is_chosen_last():
+    broken, costly = validated(50, 9.0, 0.0), validated(100, 1.0, 99.0)
+    broken.episodes["simulator_failed"] = True
+    assert choose([broken, costly], 25.0) is costly
+    assert broken.row(25.0)["Failed_Episodes"] == 3
+    assert not broken.row(25.0)["Within_Limit"]
+
+
 def test_each_seed_chooses_among_its_own():
     found = [validated(50, 5.0, 4.0, seed=1), validated(50, 9.0, 4.0), validated(100, 6.0, 4.0, seed=1)]
     assert choices_of_seeds(found, 25.0) == {0: found[1], 1: found[2]}
@@ -91,7 +99,7 @@ def test_the_limit_is_on_the_concept_that_is_named(models, tmp_path, capsys):
     chosen = found["selected_of_seed"]["0"]
     assert (chosen["Update"], chosen["Cost_Sum"] > 20, chosen["C_forget_Sum"]) == (50, True, 0.0)  # far from the left
     assert json.loads(found["concept"])["init_args"]["below"] == -0.5
-    assert "cforget_sum 0.00 an episode): the highest return of" in capsys.readouterr().out
+    assert "C_forget 0.00 an episode): the highest return of" in capsys.readouterr().out
     select("--out", "T", "--cost_limit", "1")
     assert json.loads((tmp_path / "T/selection.json").read_text())["selected_of_seed"]["0"]["Update"] != 50
 

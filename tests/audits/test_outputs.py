@@ -2,7 +2,7 @@ import json
 
 import numpy as np
 
-from lightning_unlearn.audits.records import not_finite, write_json
+from lightning_unlearn.audits.outputs import not_finite, write_json
 
 
 def test_numbers_that_are_not_finite_are_null_and_named(tmp_path):

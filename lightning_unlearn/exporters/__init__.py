@@ -1,0 +1,1 @@
+"""Write models, probes and evaluations in formats that other programs read."""
