@@ -1,9 +1,9 @@
 """Measures of the code: how many modules, how long functions are, how often a helper has one caller.
 
     python tests/house.py [FOLDER]          print the measures of a checkout, by default of this one
-    python tests/house.py --walk [FOLDER]   print the package's files that one update passes, too
+    python tests/house.py --walk [FOLDER]   print the package's files that a rollout and its update pass, too
 
-The walk trains one update in a process of its own, with the package of the Python that runs this script.
+The walk trains two updates in a process of its own, with the package of the Python that runs this script.
 """
 
 import ast
@@ -133,7 +133,7 @@ def _is_odd(line: str) -> bool:
 # ---- the walk of one update ------------------------------------------------------------------------------------
 
 CHAIN = ("base", "env/point_goal1", "method/concept")
-SMALL = ("--n_envs=2", "--horizon=64", "--updates=1", "--save_points=[1]", "--data.workers=1", "--torch_threads=1")
+SMALL = ("--n_envs=2", "--horizon=64", "--updates=2", "--save_points=[2]", "--data.workers=1", "--torch_threads=1")
 REGISTERED = "create_model_version"
 """MLflow's function that ends the walk: its store has the model then."""
 
@@ -147,7 +147,10 @@ def walk() -> list[str]:
 
 
 def trace_update(out: str) -> None:
-    """Train one update in this process, and write the names of the files that it passes."""
+    """Train two updates in this process; write the names of the files passed from the first training step on.
+
+    The first rollout is collected before that step, the second one after it.
+    """
     from lightning.pytorch import Trainer
 
     from lightning_unlearn.cli import main
@@ -183,7 +186,7 @@ def run(args: list[str]) -> None:
     print(measure(Path(folders[0]) if folders else ROOT))
     if "--walk" in args:
         passed = walk()
-        print(f"files that one update passes               {len(passed)}\n  " + "\n  ".join(passed))
+        print(f"files that a rollout and its update pass  {len(passed)}\n  " + "\n  ".join(passed))
 
 
 if __name__ == "__main__":

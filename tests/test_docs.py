@@ -29,7 +29,7 @@ PLACES = [ROOT / ".github", ROOT / "mlruns" / "results"]
 PAGES = sorted([ROOT / "README.md", *(ROOT / "mlruns").glob("*.md"), *(p for at in PLACES for p in at.rglob("*.md"))])
 pytestmark = pytest.mark.skipif(not all(at.is_dir() for at in PLACES), reason="the pages are in the repository only")
 METRICS = ROOT / ".github/docs/metrics.md"
-OTHERS = {"uv", "printf", "export", "git", "cd"}
+OTHERS = {"uv", "printf", "export", "git", "cd", "ruff", "mypy", "pre-commit", "deptry", "pdoc"}
 """Programs whose options are not checked."""
 READ_ONLY = ("runs list", "models list", "gc", "verify")
 """Commands that are run as they stand: they change nothing and take a second."""
@@ -79,7 +79,7 @@ def without_runner(words):
         return words
     words = words[2:]
     while words[0].startswith("--"):
-        words = words[2 if words[0] in ("--group", "--extra") else 1 :]
+        words = words[2 if words[0] in ("--group", "--extra", "--with") else 1 :]
     return words
 
 
