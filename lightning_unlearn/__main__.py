@@ -13,7 +13,7 @@ _OUTPUT = (1, 2)
 
 
 def run() -> None:
-    """Run the command of this process; a request to end is an interruption, as Ctrl-C is.
+    """Run the command of this process. A request to end it (SIGTERM) is an interruption, like Ctrl-C.
 
     When the reader of its output, such as `head`, has ended, the command ends too, without a message.
     """
@@ -36,7 +36,7 @@ def run() -> None:
 
 
 def _reader_is_gone() -> bool:
-    """Whether standard output or standard error is a pipe that nobody reads any more."""
+    """Return whether standard output or standard error is a pipe whose reader has ended."""
     poll = select.poll()
     for descriptor in _OUTPUT:
         poll.register(descriptor, 0)

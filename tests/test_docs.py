@@ -16,7 +16,7 @@ import jsonargparse
 import mlflow
 import pytest
 import yaml
-from lightning_unlearn.audits.suite_table import COLUMNS
+from lightning_unlearn.audits.suite_tables import COLUMNS
 
 import lightning_unlearn as lu
 from lightning_unlearn import cli

@@ -1,6 +1,7 @@
 """Size of a benchmark run, and its measurements."""
 
 import statistics
+import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -67,6 +68,13 @@ class Measurement:
     def as_json(self) -> dict[str, Any]:
         """Return the measurement as it is written to JSON."""
         return asdict(self) | {"median": self.median}
+
+
+def seconds(function: Callable[[], object]) -> float:
+    """Return the duration of a call."""
+    started = time.perf_counter()
+    function()
+    return time.perf_counter() - started
 
 
 @dataclass(frozen=True)

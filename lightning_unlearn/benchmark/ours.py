@@ -6,7 +6,7 @@ Shapes: E environments, A action size.
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -19,7 +19,7 @@ import torch
 
 from lightning_unlearn import keys
 from lightning_unlearn.audits.policy_comparison import evaluate
-from lightning_unlearn.benchmark.measurement import PEER_ENVS, Measurement, Plan
+from lightning_unlearn.benchmark.measurement import PEER_ENVS, Measurement, Plan, seconds
 from lightning_unlearn.benchmark.peers import memory_megabytes
 from lightning_unlearn.collectors.acting import actor_of
 from lightning_unlearn.collectors.collector import RolloutCollector
@@ -76,7 +76,7 @@ def stepping_name(num_envs: int, workers: int) -> str:
 def resets(plan: Plan) -> list[Measurement]:
     """Measure the milliseconds of one reset, amortised over a batch."""
     with _environment(plan, PEER_ENVS, 1) as env:
-        values = [1000 * _seconds(env.simulator.reset) / PEER_ENVS for _ in range(10 * plan.repeats)]
+        values = [1000 * seconds(env.simulator.reset) / PEER_ENVS for _ in range(10 * plan.repeats)]
     return [Measurement("reset.ours", "one reset", "ms", values)]
 
 
@@ -84,7 +84,7 @@ def collection(plan: Plan) -> list[Measurement]:
     """Measure rollouts of 8 × T with a random policy."""
     with _environment(plan, PEER_ENVS, _workers(PEER_ENVS)) as env:
         collector = RolloutCollector(env, random_policy(env, plan.seed), plan.horizon, torch.Generator())
-        rates = [PEER_ENVS * plan.horizon / _seconds(collector.rollout) for _ in range(plan.repeats)]
+        rates = [PEER_ENVS * plan.horizon / seconds(collector.rollout) for _ in range(plan.repeats)]
     return [Measurement("collect.lean", f"collecting {PEER_ENVS} x {plan.horizon}", "steps/s", rates)]
 
 
@@ -115,12 +115,12 @@ def rollout_costs(plan: Plan) -> RolloutCosts:
         buffer.current[0], buffer.ended[0], buffer.deviation[:] = env.simulator.reset(), False, 0.0
         steps, whole = [], []
         for _ in range(plan.repeats):
-            steps.append(_seconds(partial(env.simulator.roll_out, actor_of(policy), buffer)))
-            whole.append(_seconds(gatherer.rollout))
+            steps.append(seconds(partial(env.simulator.roll_out, actor_of(policy), buffer)))
+            whole.append(seconds(gatherer.rollout))
     with _environment(plan, PEER_ENVS, 2) as env:
         empty = env.simulator.rollout_buffer(0)
         actor = actor_of(random_policy(env, plan.seed))
-        messages = [_seconds(partial(env.simulator.roll_out, actor, empty)) for _ in range(10 * plan.repeats)]
+        messages = [seconds(partial(env.simulator.roll_out, actor, empty)) for _ in range(10 * plan.repeats)]
     each = PEER_ENVS * plan.horizon
     step_s, whole_s = statistics.median(steps) / each, statistics.median(whole) / each
     return RolloutCosts(step_s, statistics.median(messages), max(whole_s - step_s, 0.0))
@@ -132,7 +132,7 @@ def scaling(plan: Plan, workers: int) -> list[Measurement]:
     with _environment(plan, num_envs, workers) as env:
         gatherer = RolloutCollector(env, random_policy(env, plan.seed), plan.horizon, torch.Generator())
         gatherer.rollout()
-        rates = [num_envs * plan.horizon / _seconds(gatherer.rollout) for _ in range(plan.repeats)]
+        rates = [num_envs * plan.horizon / seconds(gatherer.rollout) for _ in range(plan.repeats)]
         stepped = [step_rate(env.simulator, plan.steps // num_envs, plan.seed) for _ in range(plan.repeats)]
     note = "" if workers <= cores() else f"more workers than the {cores()} cores"
     what = f"{workers} worker(s), E={num_envs}"
@@ -198,9 +198,9 @@ def soak(plan: Plan, steps: int) -> Soak:
             started = time.perf_counter()
             for _ in range(rollouts):
                 collector.rollout()
-            seconds = time.perf_counter() - started
+            elapsed = time.perf_counter() - started
             outcome.env_steps.append(point * rollouts * data.steps_per_update)
-            outcome.steps_per_s.append(rollouts * data.steps_per_update / seconds)
+            outcome.steps_per_s.append(rollouts * data.steps_per_update / elapsed)
             outcome.memory_mb.append(memory_megabytes())
             print(
                 f"soak {outcome.env_steps[-1]:>9} steps, {outcome.steps_per_s[-1]:.0f} steps/s, "
@@ -249,7 +249,7 @@ def _physics_rate(tasks: list[BaseTask], frames: int, forwards: int, seed: int) 
     """Measure the steps a second of several simulations, each in its own thread."""
     with ThreadPoolExecutor(len(tasks)) as pool:
         run = partial(_simulate, frames=frames, forwards=forwards, seed=seed)
-        return len(tasks) * _PHYSICS_STEPS / _seconds(lambda: list(pool.map(run, tasks)))
+        return len(tasks) * _PHYSICS_STEPS / seconds(lambda: list(pool.map(run, tasks)))
 
 
 def _simulate(task: BaseTask, frames: int, forwards: int, seed: int) -> None:
@@ -274,9 +274,3 @@ def _environment(plan: Plan, num_envs: int, workers: int) -> Iterator[BatchedEnv
 
 def _workers(num_envs: int) -> int:
     return min(cores(), num_envs)
-
-
-def _seconds(function: Callable[[], object]) -> float:
-    started = time.perf_counter()
-    function()
-    return time.perf_counter() - started

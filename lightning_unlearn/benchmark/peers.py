@@ -4,20 +4,23 @@ The peers run the original environments with nothing but the import shim of `env
 Shapes: E environments, O observation size, A action size.
 """
 
+import math
 import multiprocessing
 import os
 import resource
 import time
 import warnings
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
 
-from lightning_unlearn.benchmark.measurement import PEER_ENVS, Measurement, Plan
+from lightning_unlearn.benchmark.measurement import PEER_ENVS, Measurement, Plan, seconds
 from lightning_unlearn.envs.batched import make_env
 from lightning_unlearn.envs.compat import make_original, original_vector
 from lightning_unlearn.policies.actor_critic import ActorCritic, PolicyConfig
@@ -85,8 +88,14 @@ def _vector_make(plan: Plan) -> list[Measurement]:
     make_original(plan.env).reset()  # MuJoCo keeps what it has read of a scene, for every forked worker
     env = original_vector(plan.env, PEER_ENVS)
     try:
-        resetting = [_vector_reset(env, plan.seed) for _ in range(plan.fewer_repeats)]
-        stepping = [_vector_steps(env, plan) for _ in range(plan.fewer_repeats)]
+        space, shape = env.single_action_space, (plan.peer_steps, PEER_ENVS)
+        actions = np.random.default_rng(plan.seed).uniform(space.low, space.high, (*shape, *space.shape))
+        reset = partial(env.reset, seed=list(range(plan.seed, plan.seed + PEER_ENVS)))
+        resetting = [1000 * seconds(reset) / PEER_ENVS for _ in range(plan.fewer_repeats)]  # amortised over the batch
+        stepping = [
+            math.prod(shape) / seconds(lambda: deque(map(env.step, actions), maxlen=0))
+            for _ in range(plan.fewer_repeats)
+        ]
         loop = _PlainLoop(env, plan)
         collecting = [loop.rate() for _ in range(plan.fewer_repeats)]
     finally:
@@ -96,24 +105,6 @@ def _vector_make(plan: Plan) -> list[Measurement]:
         Measurement(m.name, m.what, m.unit, values, note if m.unit == "steps/s" else "")
         for m, values in zip(VECTOR, (stepping, collecting, resetting), strict=True)
     ]
-
-
-def _vector_reset(env: Any, seed: int) -> float:
-    """Measure the milliseconds of one reset, amortised over the batch."""
-    started = time.perf_counter()
-    env.reset(seed=list(range(seed, seed + PEER_ENVS)))
-    return 1000 * (time.perf_counter() - started) / PEER_ENVS
-
-
-def _vector_steps(env: Any, plan: Plan) -> float:
-    space = env.single_action_space
-    actions = np.random.default_rng(plan.seed).uniform(
-        space.low, space.high, (plan.peer_steps, PEER_ENVS, *space.shape)
-    )
-    started = time.perf_counter()
-    for action in actions:
-        env.step(action)
-    return plan.peer_steps * PEER_ENVS / (time.perf_counter() - started)
 
 
 class _PlainLoop:

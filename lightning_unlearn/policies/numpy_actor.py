@@ -134,16 +134,12 @@ def _gelu(x: np.ndarray) -> np.ndarray:
     return np.float32(0.5) * x * (1 + erf(x * np.float32(0.5**0.5)))
 
 
-def _elu(x: np.ndarray) -> np.ndarray:
-    return np.maximum(x, 0) + np.expm1(np.minimum(x, 0))
-
-
 _SELU_SCALE, _SELU_ALPHA = np.float32(1.0507009873554804934193349852946), np.float32(1.6732632423543772848170429916717)
 
 ACTIVATIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "tanh": np.tanh,
     "relu": lambda x: np.maximum(x, 0),
-    "elu": _elu,
+    "elu": lambda x: np.maximum(x, 0) + np.expm1(np.minimum(x, 0)),
     "leaky_relu": lambda x: np.maximum(x, np.float32(0.01) * x),
     "selu": lambda x: _SELU_SCALE * (np.maximum(x, 0) + _SELU_ALPHA * np.expm1(np.minimum(x, 0))),
     "silu": lambda x: x * _sigmoid(x),
