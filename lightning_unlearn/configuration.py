@@ -64,7 +64,9 @@ class ConfigParser(LightningArgumentParser):
         methods = (DualHeadPPO, LocalizedConcept, OffPolicyConcept, TrajectoryDecremental, RepEdit)
         callbacks = (("pid", PIDLagrangian), ("average", WeightAverage))
         for group, cls in (*(("model", method) for method in methods), *callbacks):
-            names = list(inspect.signature(cls).parameters)
+            names = [
+                name for name, taken in inspect.signature(cls).parameters.items() if taken.kind != taken.VAR_KEYWORD
+            ]
             keys += [f"{group}.{name}" for name in names] + names
         return keys + [key.rpartition(".")[2] for key in keys]
 
@@ -86,8 +88,10 @@ def expand(args: Sequence[str]) -> list[str]:
 
 
 def _with_base(args: list[str]) -> list[str]:
-    base = str(shipped_config("base.yaml"))
-    return ["--config", base, *args] if {*_FILE_OPTIONS} & {*args} and base not in args else args
+    base = shipped_config("base.yaml")
+    files = [Path(file) for option, file in pairwise(args) if option in _FILE_OPTIONS]
+    has_base = any(file.samefile(base) for file in files)
+    return ["--config", str(base), *args] if files and not has_base else args
 
 
 def _without_idle(args: Sequence[str]) -> list[str]:
