@@ -16,10 +16,10 @@ import jsonargparse
 import mlflow
 import pytest
 import yaml
-from lightning_unlearn.audits.suite_tables import COLUMNS
 
 import lightning_unlearn as lu
 from lightning_unlearn import cli
+from lightning_unlearn.audits.suite_tables import COLUMNS
 from lightning_unlearn.configuration import shipped_configs
 from lightning_unlearn.tracking import registry
 from lightning_unlearn.tracking import store as tracking_store
