@@ -43,8 +43,7 @@ class Puddle(gymnasium.Env):
 gymnasium.register(ENV, entry_point=Puddle, max_episode_steps=60)
 
 if __name__ == "__main__":
-    config = ["-c", "base.yaml", "-c", "env/point_goal1.yaml", "-c", "method/unsafe.yaml"]
-    lightning_unlearn(["fit", *config, "--env", ENV, "--updates", "12", "--horizon", "128"])
+    lightning_unlearn(["fit", "-c", "method/unsafe.yaml", "--env", ENV, "--updates", "12", "--horizon", "128"])
     expert = lu.load_policy(f"models:/unsafe.{ENV}@update-12")
 
     small = ["--horizon", "128", "--model.steps", "60", "--model.critic_steps", "200"]
