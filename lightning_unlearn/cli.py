@@ -22,23 +22,26 @@ COMMANDS = {
     "fit": ("lightning_unlearn.fit", "train one method from a chain of config files"),
     "import": (
         "lightning_unlearn.importers.import_command",
-        "take in an agent of Stable-Baselines3, OmniSafe or CleanRL",
+        "import an agent of Stable-Baselines3, OmniSafe or CleanRL",
     ),
     "probe": ("lightning_unlearn.audits.probe_commands", "probe a latent: collect states, fit, export, evaluate"),
     "export-hazard-direction": (
         "lightning_unlearn.audits.probe_commands:export_hazard_direction",
         "the same as probe export",
     ),
-    "action-control": ("lightning_unlearn.audits.action_control", "how well the latent tells the action"),
-    "latent-shift": ("lightning_unlearn.audits.latent_shift", "how far two models' latents are apart"),
-    "evaluate": ("lightning_unlearn.audits.policy_suite", "models on equal layouts: return, cost, where they changed"),
+    "action-control": ("lightning_unlearn.audits.action_control", "measure how well the latent predicts the action"),
+    "latent-shift": ("lightning_unlearn.audits.latent_shift", "measure how far the latents of two models differ"),
+    "evaluate": (
+        "lightning_unlearn.audits.policy_suite",
+        "compare models on equal layouts: return, cost, where they changed",
+    ),
     "select": (
         "lightning_unlearn.audits.model_selection",
-        "choose a save point on validation layouts: cost limit, then return",
+        "select a save point on validation layouts: cost limit, then return",
     ),
-    "relearn": ("lightning_unlearn.audits.relearning", "how fast models learn the forgotten behaviour again"),
-    "report": ("lightning_unlearn.report.command", "one HTML file of all that the store shows of a task"),
-    "reproduce": ("lightning_unlearn.reproduce", "make a run again from its stored config, and compare all bits"),
+    "relearn": ("lightning_unlearn.audits.relearning", "measure how fast models relearn the forgotten behaviour"),
+    "report": ("lightning_unlearn.report.command", "write one HTML file of all that the store holds about a task"),
+    "reproduce": ("lightning_unlearn.reproduce", "train a run again from its stored config and compare it bit by bit"),
     "verify": ("lightning_unlearn.tracking.verify", "check that a model's files are those that were stored"),
     "models": ("lightning_unlearn.tracking.models_command", "list, compare or delete registered models"),
     "runs": ("lightning_unlearn.tracking.runs_command", "list runs, with their size on the disk"),
@@ -50,9 +53,12 @@ COMMANDS = {
         "lightning_unlearn.exporters.published_tree",
         "write the published tree of artifacts from the store",
     ),
-    "register": ("lightning_unlearn.study.stored", "put stored weights into the store as a method's save points"),
-    "study": ("lightning_unlearn.study.command", "a whole study from one file: methods, seeds, audits, report"),
-    "bench": ("lightning_unlearn.benchmark.bench_command", "time everything beside the machine's limit and its peers"),
+    "register": ("lightning_unlearn.study.stored", "register stored weights as save points of a method"),
+    "study": ("lightning_unlearn.study.command", "run a whole study from one file: methods, seeds, audits, report"),
+    "bench": (
+        "lightning_unlearn.benchmark.bench_command",
+        "measure speed, beside the limit of the physics and other libraries",
+    ),
 }
 """Name → the module whose `main(args)`, or the function that, runs the command, and its description."""
 
