@@ -41,7 +41,13 @@ def probe_figure(outcomes: Mapping[str, tuple[np.ndarray, np.ndarray]], aurocs: 
     roc.set(xlabel="safe states called hazard (share)", ylabel="hazard states found (share)", xlim=(0, 1), ylim=(0, 1))
     roc.legend(frameon=False, fontsize=8, loc="lower right")
     name, (decision, labels) = next(iter(outcomes.items()))
-    _draw_score_histogram(histogram, decision, labels)
+    low, high = np.quantile(decision, (0.001, 0.999))  # the tails would leave no width to the rest
+    edges = list(np.linspace(float(low), float(high), 50))
+    for label, group, colour in ((0, "safe (far)", INK), (1, "hazard (near)", VERMILLION)):
+        histogram.hist(decision[labels == label], bins=edges, density=True, color=colour, alpha=0.4, label=group)
+    histogram.axvline(0.0, color=GREY, linewidth=0.8, linestyle=":")
+    histogram.set(xlabel="score (log-odds of hazard)", ylabel="density")
+    histogram.legend(frameon=False, fontsize=8)
     histogram.set_title(f"{name}, {len(labels)} test states", fontsize=9, color=GREY, loc="right")
     return figure
 
@@ -141,17 +147,6 @@ def binned(distance: np.ndarray, shift: np.ndarray, bins: int = 20) -> tuple[np.
     members = [bin_of == b for b in np.unique(bin_of)]
     centres = np.array([distance[m].mean() for m in members])
     return centres, np.array([[shift[m].mean(), *np.quantile(shift[m], (0.25, 0.75))] for m in members])
-
-
-def _draw_score_histogram(ax: Axes, decision: np.ndarray, labels: np.ndarray) -> None:
-    """Densities of both classes over the same bins; the tails beyond 99.8 % are left out."""
-    low, high = np.quantile(decision, (0.001, 0.999))
-    edges = np.linspace(float(low), float(high), 50)
-    for label, name, colour in ((0, "safe (far)", INK), (1, "hazard (near)", VERMILLION)):
-        ax.hist(decision[labels == label], bins=list(edges), density=True, color=colour, alpha=0.4, label=name)
-    ax.axvline(0.0, color=GREY, linewidth=0.8, linestyle=":")
-    ax.set(xlabel="score (log-odds of hazard)", ylabel="density")
-    ax.legend(frameon=False, fontsize=8)
 
 
 def _panels() -> tuple[Figure, Sequence[Axes]]:

@@ -183,7 +183,8 @@ class _KeptStates:
             Number of states kept.
         """
         label = signal.astype(np.int64)
-        chosen = np.sort(np.concatenate([self._first((label == c) & ~failed, c) for c in (0, 1)]))
+        wanted = [(label == c) & ~failed & (self._taken[:, c] < self._most) for c in (0, 1)]
+        chosen = np.sort(np.concatenate([np.flatnonzero(wanted[c])[: self._room[c]] for c in (0, 1)]))
         self._states.append(observation[chosen])
         at = np.full_like(chosen, len(self._done))
         self._rows.append(np.stack([at, chosen, label[chosen], self._episode[chosen]], axis=-1))
@@ -220,10 +221,6 @@ class _KeptStates:
     @property
     def _env_steps(self) -> int:
         return len(self._done) * self._collection.num_envs
-
-    def _first(self, candidate: np.ndarray, label: int) -> np.ndarray:
-        """The first candidates of a class that there is room for. Shape: (E,) bool → (n,)."""
-        return np.flatnonzero(candidate & (self._taken[:, label] < self._most))[: self._room[label]]
 
     def _metadata(self, label: np.ndarray, episode: np.ndarray, concept: str) -> dict[str, Any]:
         options = asdict(self._collection) | {"concept": concept_to_json(self._collection.concept)}

@@ -40,15 +40,13 @@ FOLDER = "probes"
 
 def main(args: Sequence[str]) -> None:
     """Run one subcommand."""
-    subcommands = {"collect": _collect, "fit": fit, "export": export, "eval": evaluate}
-    name, options = choose("probe", list(subcommands), args)
-    subcommands[name](options)
+    name, options = choose("probe", ["collect", "fit", "export", "eval"], args)
+    if name == "collect":
+        from lightning_unlearn.audits import probe_collection  # the simulator waits until it is needed
 
-
-def _collect(args: Sequence[str]) -> None:
-    from lightning_unlearn.audits import probe_collection  # the simulator waits until it is needed
-
-    probe_collection.main(args)
+        probe_collection.main(options)
+    else:
+        {"fit": fit, "export": export, "eval": evaluate}[name](options)
 
 
 def fit(args: Sequence[str]) -> None:

@@ -272,7 +272,14 @@ def before_after(before: Episodes, after: Episodes, episode: int, names: tuple[s
     figure = Figure(figsize=(12, 4.6), dpi=100, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplot_mosaic([["before", "after", "cost"], ["before", "after", "return"]], width_ratios=(1, 1, 0.9))
-    _draw_maps((axes["before"], axes["after"]), pair, episode, names)
+    corners = np.stack([extent(episodes, episode) for episodes in pair])  # (2, 2, 2)
+    covered = np.stack([corners[:, 0].min(0), corners[:, 1].max(0)])
+    for ax, episodes, name, (colour, _) in zip((axes["before"], axes["after"]), pair, names, _POLICIES, strict=True):
+        prepare_map(ax, covered)
+        _draw_episode(ax, episodes, episode, colour)
+        earned, paid = episodes.episode_return[episode], episodes.episode_cost[episode]
+        ax.set_title(name, color=colour, fontsize=11, fontweight="bold", loc="left", parse_math=False)
+        ax.set_xlabel(f"layout {episodes.layout_seeds[episode]}: return {earned:.1f}, cost {paid:.0f}", fontsize=9)
     _draw_cost(axes["cost"], pair, names)
     _draw_return_against_cost(axes["return"], pair)
     _draw_map_legend(figure, before.scenes[0].positions)
@@ -286,17 +293,6 @@ def goals_given(episodes: Episodes, episode: int) -> np.ndarray:
     goal = track(episodes, episode, "goal")[:, 0]
     moved = np.r_[True, (goal[1:] != goal[:-1]).any(-1)]
     return goal[moved]
-
-
-def _draw_maps(axes: tuple[Axes, Axes], pair: tuple[Episodes, Episodes], episode: int, names: tuple[str, str]) -> None:
-    corners = np.stack([extent(episodes, episode) for episodes in pair])  # (2, 2, 2)
-    covered = np.stack([corners[:, 0].min(0), corners[:, 1].max(0)])
-    for ax, episodes, name, (colour, _) in zip(axes, pair, names, _POLICIES, strict=True):
-        prepare_map(ax, covered)
-        _draw_episode(ax, episodes, episode, colour)
-        earned, paid = episodes.episode_return[episode], episodes.episode_cost[episode]
-        ax.set_title(name, color=colour, fontsize=11, fontweight="bold", loc="left", parse_math=False)
-        ax.set_xlabel(f"layout {episodes.layout_seeds[episode]}: return {earned:.1f}, cost {paid:.0f}", fontsize=9)
 
 
 def _draw_episode(ax: Axes, episodes: Episodes, episode: int, colour: str) -> None:
