@@ -40,7 +40,7 @@ def main(args: Sequence[str]) -> None:
     data = load_data(options.dataset, options.env)
     splits = make_splits(data.labels, data.episode_ids, split_options)
     outputs.open_audit_store(options.tracking_uri, options.env)
-    model = read_probed_model("model_path", options.model_path, data)
+    model = read_probed_model("model", options.model_path, data)
     features = latents_with_controls(model.policy, data.states, options.seed, options.batch_size)
     target = action_means(model.policy, data.states, batch_size=options.batch_size)
     predictions = {name: predict(x, target, splits) for name, x in features.items()}

@@ -126,22 +126,22 @@ def unsafe_expert(env_id: str, seed: int, given: str | None, *, shipped: bool = 
             uri = registry.expert_uri(env_id, seed)
         except ValueError:
             raise ValueError(
-                f"--unsafe_model is missing: there is no unsafe expert of {env_id} with seed {seed} in the store, and "
+                f"--expert is missing: there is no unsafe expert of {env_id} with seed {seed} in the store, and "
                 "none is shipped. Name one, or train one with configs/method/unsafe.yaml."
             ) from None
-    return replace(read_model(uri, env_id, "unsafe_model"), label=UNSAFE, family=UNSAFE)
+    return replace(read_model(uri, env_id, "expert"), label=UNSAFE, family=UNSAFE)
 
 
 def oracle_reference(env_id: str, seed: int, given: str | None, among: Iterable[AuditedModel]) -> AuditedModel | None:
     """The oracle reference: the one given, else that of most updates among the models and those registered."""
     if given is not None:
-        return read_model(given, env_id, "oracle_ref_path")
+        return read_model(given, env_id, "oracle")
     listed = [model for model in among if model.family == ORACLE and model.seed in (seed, None)]
     registered = [model for model in registry.registered_models(env_id, seed) if model.method == ORACLE]
     last = max(listed, key=lambda model: model.update or 0, default=None)
     newest = max(registered, key=lambda model: model.update, default=None)
     if newest is not None and (last is None or newest.update > (last.update or 0)):
-        return read_model(newest.uri, env_id, "oracle_ref_path")
+        return read_model(newest.uri, env_id, "oracle")
     return last
 
 

@@ -41,7 +41,10 @@ def main(args: Sequence[str]) -> None:
     data = load_data(options.dataset, options.env)
     outputs.open_audit_store(options.tracking_uri, options.env)
     names = ("ref_model_path", "cmp_model_path")
-    models = [read_probed_model(name, options[name], data) for name in names]
+    models = [
+        read_probed_model(option, options[name], data)
+        for option, name in zip(("reference", "model"), names, strict=True)
+    ]
     folder, (reference, compared) = outputs.new_folder(options.out, KIND), (model.policy for model in models)
     shift = measure(reference, compared, data.states, edited=not options.raw_features, batch_size=options.batch_size)
     content = {
@@ -89,7 +92,7 @@ def measure(
     for what in ("latent_size", "action_size"):
         sizes = [getattr(policy.config, what) for policy in (reference, compared)]
         if sizes[0] != sizes[1]:
-            raise ValueError(f"{what} is {sizes[0]} in --ref_model_path and {sizes[1]} in --cmp_model_path: no match.")
+            raise ValueError(f"{what} is {sizes[0]} in --reference and {sizes[1]} in --model: no match.")
     ref, cmp = (latents(p, states, edited=edited, batch_size=batch_size) for p in (reference, compared))
     actions = [action_means(p, states, batch_size=batch_size) for p in (reference, compared)]
     norm_ref, norm_cmp = np.linalg.norm(ref, axis=1), np.linalg.norm(cmp, axis=1)

@@ -250,8 +250,8 @@ def _examine(
 
 def _require_possible(options: SuiteOptions, comparisons: Sequence[Comparison], env: BatchedEnv) -> None:
     """Refuse models of other sizes than the environment's, and videos where there is nothing to draw."""
-    named: list[tuple[str, AuditedModel | None]] = [("unsafe_model", c.unsafe) for c in comparisons]
-    named += [("models", c.model) for c in comparisons] + [("oracle_ref_path", c.oracle) for c in comparisons]
+    named: list[tuple[str, AuditedModel | None]] = [("expert", c.unsafe) for c in comparisons]
+    named += [("models", c.model) for c in comparisons] + [("oracle", c.oracle) for c in comparisons]
     for option, model in named:
         if model is not None:
             require_fit(model.policy, env.simulator, option, model.uri)

@@ -68,7 +68,7 @@ def main(args: Sequence[str]) -> None:
     options, collection = read_options(args)
     out = outputs.output_file("out", options.out)
     outputs.open_audit_store(options.tracking_uri, collection.env)
-    model = read_model(collection.model_path, collection.env, "model_path")
+    model = read_model(collection.model_path, collection.env, "model")
     collection = replace(collection, concept=resolve_concept(collection.concept, [model.concept]))
     data = collect(model.policy, collection, "collecting")
     files = out, save_data(out, data)
@@ -122,7 +122,7 @@ def collect(policy: ActorCritic, collection: Collection, label: str | None = Non
     num_envs, needed = collection.num_envs, 2 * collection.n_per_class
     env = make_env(collection.env, num_envs, collection.concept, min(collection.workers, num_envs))
     try:
-        require_fit(policy, env.simulator, "model_path", collection.model_path)
+        require_fit(policy, env.simulator, "model", collection.model_path)
         seeds = training_seeds(SeedStreams.of(collection.seed).evaluation, num_envs)
         kept = _KeptStates(collection)
         with tqdm(total=needed, desc=label, unit="state", disable=label is None, leave=False) as bar:

@@ -59,7 +59,7 @@ def fit(args: Sequence[str]) -> None:
     data = load_data(options.dataset, options.env)
     splits = make_splits(data.labels, data.episode_ids, split_options)
     outputs.open_audit_store(options.tracking_uri, data.env)
-    model = read_probed_model("model_path", options.model_path, data)
+    model = read_probed_model("model", options.model_path, data)
     features = latents_with_controls(model.policy, data.states, options.seed, options.batch_size)
     probe, outcomes = fit_with_controls(features, data.labels, splits, split_options.seed)
     stored = StoredProbe(probe, splits, _provenance(options, data))
@@ -93,7 +93,7 @@ def evaluate(args: Sequence[str]) -> None:
     data = load_data(options.dataset, stored.metadata["env"])
     _require_same_data(options, stored, data)
     outputs.open_audit_store(options.tracking_uri, data.env)
-    model = read_probed_model("model_path", options.model_path, data)
+    model = read_probed_model("model", options.model_path, data)
     edited, train = options.use_editor_features, stored.splits.train
     if edited and model.policy.editor is None:
         print(f"{options.model_path} has no editor: its edited latents are the raw ones.")

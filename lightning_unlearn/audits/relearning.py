@@ -123,7 +123,7 @@ def main(args: Sequence[str]) -> None:
     options, relearn_options = read_options(args)
     torch.set_num_threads(1)  # networks of this size gain nothing from more, and lose much on a busy machine
     outputs.open_audit_store(options.tracking_uri, options.env)
-    read_in = {name: read_model(name, options.env, "model_path") for name in options.model_path if name != RANDOM}
+    read_in = {name: read_model(name, options.env, "models") for name in options.model_path if name != RANDOM}
     unsafe = unsafe_expert(options.env, _expert_seed(read_in.values(), options), options.unsafe_model)
     models = [] if options.compute_threshold_only else _with_random(options, read_in, unsafe)
     cards = [model.concept for model in models if model.uri != RANDOM]
@@ -133,9 +133,9 @@ def main(args: Sequence[str]) -> None:
         make_env(options.env, n, concept, min(2, n)) for n in (THRESHOLD_EPISODES, relearn_options.eval_episodes)
     )
     try:
-        require_fit(unsafe.policy, bank.simulator, "unsafe_model", unsafe.uri)
+        require_fit(unsafe.policy, bank.simulator, "expert", unsafe.uri)
         for model in models:
-            require_fit(model.policy, bank.simulator, "model_path", model.uri)
+            require_fit(model.policy, bank.simulator, "models", model.uri)
         _run(options, relearn_options, unsafe, models, bank, few)
     finally:
         bank.close()
@@ -154,7 +154,7 @@ def read_options(args: Sequence[str]) -> tuple[Any, RelearnOptions]:
         if any(value is not None and not 0.0 <= value <= 1.0 for value in values):
             raise ValueError(f"--{name} {options[name]} is not possible: use numbers from 0 to 1 ({unit}).")
     if not options.model_path and not options.compute_threshold_only:
-        raise ValueError("--model_path is missing: name models, or `random`; or ask for --compute_threshold_only.")
+        raise ValueError("--models is missing: name models, or `random`; or ask for --compute_threshold_only.")
     require_at_least(1, eval_episodes=options.eval_episodes)
     same = ("env", "horizon", "max_updates", "eval_every", "eval_episodes", "seed")
     return options, RelearnOptions(**{name: options[name] for name in same}, concept=concept)
@@ -252,8 +252,8 @@ def _expert_seed(models: Iterable[AuditedModel], options: Any) -> int:
     seeds = seeds_in_store(models)
     if len(seeds) > 1 and options.unsafe_model is None:
         raise ValueError(
-            f"--model_path names models of the training seeds {', '.join(map(str, sorted(seeds)))}, whose experts "
-            "differ: test those of one seed at a time, or name an expert for all with --unsafe_model."
+            f"--models names models of the training seeds {', '.join(map(str, sorted(seeds)))}, whose experts "
+            "differ: test those of one seed at a time, or name an expert for all with --expert."
         )
     return min(seeds, default=options.seed)
 

@@ -21,7 +21,7 @@ def relearning(known: Material) -> Section:
     """How many steps bring the behaviour back."""
     tests, title = known.findings.relearning, "Relearning"
     if not tests:
-        command = f"relearn --env {known.env} --model_path {known.example_uri} random --fractions 0.5 0.8 0.9"
+        command = f"relearn --env {known.env} --models {known.example_uri} random --fractions 0.5 0.8 0.9"
         return Section(title, [known.missing("No relearning test of these models is in the store.", command)])
     fractions = list(dict.fromkeys(name for test in tests for name in test.result["gap_thresholds"]))
     rows = [_relearning_row(test, fractions) for test in tests]
@@ -57,7 +57,7 @@ def probes(known: Material) -> Section:
     drawing = charts.dots(chart, "score on the test split", levels)
     blocks: list[Block] = [Gallery([Picture("probes.svg", drawing, caption)]), table]
     if not [m for m in measures if m.run.audit == "probe-eval"]:
-        command = f"probe eval --probe_path hazard_probe.npz --model_path {known.example_uri} --dataset {_DATASET}"
+        command = f"probe eval --probe_path hazard_probe.npz --model {known.example_uri} --dataset {_DATASET}"
         blocks.append(
             known.missing("The probe was not put to another model.", f"{command} --metrics_out probe_eval.json")
         )
@@ -162,7 +162,7 @@ def _shift_cells(groups: Mapping[str, Any]) -> list[str]:
 
 
 def _no_shift(known: Material) -> Block:
-    models = f"--ref_model_path {known.expert_uri} --cmp_model_path {known.example_uri}"
+    models = f"--reference {known.expert_uri} --model {known.example_uri}"
     command = f"latent-shift --env {known.env} --dataset {_DATASET} {models}"
     return _no_dataset(known, "No latent shift of these models is in the store.", command)
 
@@ -170,7 +170,7 @@ def _no_shift(known: Material) -> Block:
 def _control(known: Material) -> list[Block]:
     """How much of an action a linear map reads off the latent."""
     if not known.findings.controls:
-        command = f"action-control --env {known.env} --dataset {_DATASET} --model_path {known.example_uri}"
+        command = f"action-control --env {known.env} --dataset {_DATASET} --model {known.example_uri}"
         return [known.missing("How well the latent tells the action was not measured.", command)]
     rows = []
     for measure in known.findings.controls:
@@ -182,11 +182,11 @@ def _control(known: Material) -> list[Block]:
 
 def _fit_command(known: Material) -> str:
     outputs = "--out hazard_probe.npz --metrics_out hazard_probe_metrics.json"
-    return f"probe fit --env {known.env} --dataset {_DATASET} --model_path {known.expert_uri} {outputs}"
+    return f"probe fit --env {known.env} --dataset {_DATASET} --model {known.expert_uri} {outputs}"
 
 
 def _no_dataset(known: Material, what: str, command: str) -> Block:
-    collect = f"probe collect --env {known.env} --model_path {known.expert_uri} --out {_DATASET}"
+    collect = f"probe collect --env {known.env} --model {known.expert_uri} --out {_DATASET}"
     return known.missing(what, f"{collect}\nlightning-unlearn {command}")
 
 

@@ -14,7 +14,7 @@ def main(args: Sequence[str]) -> None:
     """Read every file, then register them all, with one run."""
     options = parser().parse_args(args)
     if len(options.updates) != len(options.model_path):
-        raise ValueError("--updates and --model_path must name equally many.")
+        raise ValueError("--updates and --models must name equally many.")
     found = [_read(uri, update, options) for update, uri in zip(options.updates, options.model_path, strict=True)]
     open_store(options.tracking_uri)
     require_active_experiment(options.env)
@@ -31,7 +31,7 @@ def _read(uri: str, update: int, options: Any) -> StoredPolicy:
     """A model, as the save point that it is to be registered as."""
     stored = registry.load_policy(uri)
     if stored.card.env not in ("", options.env):
-        raise ValueError(f"--model_path {uri} is a model of {stored.card.env}, not of --env {options.env}.")
+        raise ValueError(f"--models {uri} is a model of {stored.card.env}, not of --env {options.env}.")
     known = {"method": options.method, "env": options.env, "seed": options.seed, "update": update}
     return replace(stored, card=replace(stored.card, **known))
 

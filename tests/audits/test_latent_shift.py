@@ -79,7 +79,7 @@ def test_what_cannot_be_computed_is_none(linear):
 
 def test_models_of_other_sizes_are_refused(linear):
     other = ActorCritic(PolicyConfig(2, [-1.0], [1.0], hidden_sizes=[3]))
-    with pytest.raises(ValueError, match="latent_size is 2 in --ref_model_path and 3 in --cmp_model_path"):
+    with pytest.raises(ValueError, match="latent_size is 2 in --reference and 3 in --model"):
         measure(linear, other, STATES)
 
 

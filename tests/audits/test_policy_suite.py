@@ -309,7 +309,7 @@ def test_what_cannot_be_evaluated_is_refused_before_work_starts(store, register,
     register("concept", 50, 0.0)
     uri = register("concept", 50, 0.0, env="Other-v0")
     assert "models of several environments cannot be mixed" in refused("evaluate", "--env", TOY, "--models", uri)
-    assert "--unsafe_model is missing" in refused("evaluate", "--env", "Other-v0")
+    assert "--expert is missing" in refused("evaluate", "--env", "Other-v0")
     assert "--models models:/nope/1" in refused("evaluate", "--env", TOY, "--models", "models:/nope/1")
     assert "concept is there" in refused("evaluate", "--env", TOY, "--models", "conceptt")
     assert "--oracle_ref_path nowhere.pt" in refused("evaluate", "--env", TOY, "--oracle_ref_path", "nowhere.pt")

@@ -164,10 +164,10 @@ def test_a_dataset_of_another_environment_or_size_is_refused(store, dataset, dat
     )
     save_policy(tmp_path / "wide", ActorCritic(PolicyConfig(3, [-1.0], [1.0])), ModelCard())
     wide = str(tmp_path / "wide")
-    refused(capsys, "--model_path .*wide takes 3 observations.*have 2", "probe fit", *ENV, *probe[:3], wide, *probe[4:])
+    refused(capsys, "--model .*wide takes 3 observations.*have 2", "probe fit", *ENV, *probe[:3], wide, *probe[4:])
     refused(capsys, "takes 3 observations", "action-control", *ENV, *probe[:3], wide)
     pair = ["--ref_model_path", model, "--cmp_model_path", wide]
-    refused(capsys, "--cmp_model_path .*takes 3", "latent-shift", *ENV, *probe[:2], *pair)
+    refused(capsys, "--model .*takes 3", "latent-shift", *ENV, *probe[:2], *pair)
     assert mlflow.search_experiments(filter_string="name = 'ToyLine-v0'") == []
 
 
@@ -233,11 +233,11 @@ def test_bad_split_options_are_refused(store, dataset, model, capsys, given, mes
 def test_a_model_of_another_environment_is_refused_though_its_sizes_fit(store, policy, tmp_path, capsys):
     for name, env in (("other", "Other-v0"), ("nameless", ""), ("same", "ToyLine-v0")):
         save_policy(tmp_path / name, policy, ModelCard(env=env))
-    said = r"--model_path other is a model of Other-v0, not of ToyLine-v0"
+    said = r"--model other is a model of Other-v0, not of ToyLine-v0"
     with pytest.raises(ValueError, match=said):
-        read_model("other", "ToyLine-v0", "model_path")
+        read_model("other", "ToyLine-v0", "model")
     for name in ("nameless", "same"):
-        assert read_model(name, "ToyLine-v0", "model_path").policy.config == policy.config
+        assert read_model(name, "ToyLine-v0", "model").policy.config == policy.config
     refused(capsys, said, "probe collect", *ENV, "--model_path", "other", "--out", "s.npz")
     assert not (tmp_path / "s.npz").exists()
 

@@ -134,27 +134,27 @@ def test_impossible_options_are_refused_before_work_starts(store, refused, tmp_p
     assert "--threshold 1.5" in message("--model_path", "random", "--threshold", "1.5")
     assert "--threshold -0.1" in message("--model_path", "random", "--threshold=-0.1")
     assert "--fractions" in message("--model_path", "random", "--fractions", "0.5", "2")
-    assert "--model_path is missing" in message()
+    assert "--models is missing" in message()
     assert "--model_path models:/nope/1" in message("--model_path", "models:/nope/1")
     assert "horizon=0" in message("--model_path", "random", "--horizon", "0")
     assert "episodes=0" in message("--model_path", "random", "--eval_episodes", "0")
     assert "Did you mean" in message("--model_pat", "random")
-    assert "--unsafe_model is missing" in refused("relearn", "--env", "Other-v0", "--model_path", "random")
+    assert "--expert is missing" in refused("relearn", "--env", "Other-v0", "--model_path", "random")
     save_policy(tmp_path / "other", policy, ModelCard("concept", "Other-v0", "", 0, 1, 1))
     assert "several environments cannot be mixed" in message("--model_path", "other")
-    assert "--unsafe_model zoo:unsafe.SafetyPointGoal1-v0" in message(
+    assert "--expert zoo:unsafe.SafetyPointGoal1-v0" in message(
         "--model_path", "random", "--unsafe_model", "zoo:unsafe.SafetyPointGoal1-v0"
     )
     assert not (tmp_path / "artifacts").exists()
     assert registry.registered_models(TOY, 0) == []
 
 
-@pytest.mark.parametrize("option", ["model_path", "unsafe_model"])
+@pytest.mark.parametrize("option", ["models", "expert"])
 @pytest.mark.parametrize(("observations", "actions"), [(3, 1), (2, 2)])
 def test_a_nameless_model_of_another_size_is_refused(store, refused, tmp_path, option, observations, actions):
     stray = ActorCritic(PolicyConfig(observations, [-1.0] * actions, [1.0] * actions))
     save_policy(tmp_path / "stray", stray, ModelCard())
-    named = {"model_path": "random", option: "stray"}
+    named = {"models": "random", option: "stray"}
     message = refused("relearn", "--env", TOY, *(word for name, uri in named.items() for word in (f"--{name}", uri)))
     assert f"--{option} stray takes {observations} observations and gives {actions} actions" in message
     assert "ToyLine-v0 has 2 and 1" in message
