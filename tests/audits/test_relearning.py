@@ -135,7 +135,7 @@ def test_impossible_options_are_refused_before_work_starts(store, refused, tmp_p
     assert "--threshold -0.1" in message("--model_path", "random", "--threshold=-0.1")
     assert "--fractions" in message("--model_path", "random", "--fractions", "0.5", "2")
     assert "--models is missing" in message()
-    assert "--model_path models:/nope/1" in message("--model_path", "models:/nope/1")
+    assert "--models models:/nope/1" in message("--model_path", "models:/nope/1")
     assert "horizon=0" in message("--model_path", "random", "--horizon", "0")
     assert "episodes=0" in message("--model_path", "random", "--eval_episodes", "0")
     assert "Did you mean" in message("--model_pat", "random")
