@@ -459,7 +459,12 @@ def refusals():
     cases |= {f"fit: {name}": chain(method, *options) for name, (method, *options) in BAD_METHOD.items()}
     cases |= {name: line.format(toy=TOY, expert=EXPERT).split() for name, line in BAD_COMMAND.items()}
     results = {name: run(*args) for name, args in cases.items()}
-    return {name: {"exit": result["exit"], "err": result["err"]} for name, result in results.items()}
+    return {name: {"exit": result["exit"], "err": message(result["err"])} for name, result in results.items()}
+
+
+def message(printed):
+    """The lines of an error before the list of all commands."""
+    return printed[: next((i for i, line in enumerate(printed) if line.startswith("usage:")), None)]
 
 
 PARTS = {part.__name__: part for part in (toy, goal, audits, published, study, refusals)}
