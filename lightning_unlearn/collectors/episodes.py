@@ -144,7 +144,9 @@ class _Recorder:
         kept = {name: getattr(block, name) for name in _KEPT} | {"c_forget": c_forget, "cost": costs[COST_SUM]}
         kept["observation"] = block.observation.astype(self._final.dtype)
         self._costs = {key: self._costs.get(key, 0.0) + (cost * alive).sum(0) for key, cost in costs.items()}
-        self._blocks.append({name: array * _like(alive, array) for name, array in kept.items()})
+        self._blocks.append(
+            {name: array * (alive if array.ndim == 2 else alive[..., None]) for name, array in kept.items()}
+        )
         steps = alive.sum(0)
         rows = np.flatnonzero(steps)
         self._final[rows] = block.next_observation[steps[rows] - 1, rows]
@@ -170,8 +172,3 @@ class _Recorder:
             unfinished=~self._ended,
             **whole,
         )
-
-
-def _like(alive: np.ndarray, array: np.ndarray) -> np.ndarray:
-    """Reshape (T, N) so that it multiplies arrays of shape (T, N) and (T, N, n)."""
-    return alive if array.ndim == 2 else alive[..., None]

@@ -17,7 +17,6 @@ import re
 import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -96,12 +95,8 @@ def _quiet() -> Iterator[None]:
         yield
 
 
-def _import_safety_gymnasium() -> ModuleType:
-    with _quiet(), swapped(dataclasses, "dataclass", _with_array_factories(dataclasses.dataclass)):
-        return importlib.import_module("safety_gymnasium")
-
-
-safety_gymnasium = _import_safety_gymnasium()
+with _quiet(), swapped(dataclasses, "dataclass", _with_array_factories(dataclasses.dataclass)):
+    safety_gymnasium = importlib.import_module("safety_gymnasium")
 
 import gymnasium  # noqa: E402 (after safety_gymnasium, so that its own imports stay quiet)
 import mujoco  # noqa: E402
@@ -142,17 +137,13 @@ def registered_id(env_id: str) -> str:
     module, _, name = env_id.rpartition(":")
     if module and env_id not in registry:
         with working_directory_importable():
-            _import_module(module, env_id)
+            try:
+                importlib.import_module(module)
+            except ModuleNotFoundError as error:
+                if error.name is None or not f"{module}.".startswith(f"{error.name}."):
+                    raise  # the module is there, and imports another one that is not
+                raise ValueError(f"environment {env_id!r}: there is no module {module!r} here") from None
     return name if module and env_id not in registry else env_id
-
-
-def _import_module(module: str, env_id: str) -> None:
-    try:
-        importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        if error.name is None or not f"{module}.".startswith(f"{error.name}."):
-            raise  # the module is there, and imports another one that is not
-        raise ValueError(f"environment {env_id!r}: there is no module {module!r} here") from None
 
 
 def navigation_ids() -> list[str]:

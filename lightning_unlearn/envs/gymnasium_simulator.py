@@ -122,7 +122,25 @@ class GymnasiumSimulator(InOneProcess, NoPlane):
         """
         require_actions(actions, (self.num_envs, len(self.action_low)))
         controls = np.clip(actions, self.action_low, self.action_high)
-        return self._gathered([self._step_one(row, control) for row, control in enumerate(controls)])
+        outcomes = [self._step_one(row, control) for row, control in enumerate(controls)]
+        self._observation = np.stack([outcome.observation for outcome in outcomes])
+        for outcome in outcomes:
+            self._add_cost_keys(outcome.costs)
+        terminated, truncated, met = (
+            np.array([getattr(o, flag) for o in outcomes]) for flag in ("terminated", "truncated", "goal_met")
+        )
+        failures = [outcome.failure for outcome in outcomes]
+        failed = np.array([failure != "" for failure in failures])
+        self._failures.add(failed, terminated | truncated, failures)
+        return Step(
+            observation=self._observation.copy(),
+            reward=np.array([outcome.reward for outcome in outcomes]),
+            costs={key: np.array([outcome.costs.get(key, 0.0) for outcome in outcomes]) for key in self.cost_keys},
+            terminated=terminated,
+            truncated=truncated,
+            failed=failed,
+            goal_met=met,
+        )
 
     def last_failure(self) -> str:
         """See `Simulator.last_failure`."""
@@ -145,7 +163,13 @@ class GymnasiumSimulator(InOneProcess, NoPlane):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """See `Simulator.load_state_dict`: replays episodes, exact if `np_random` is all of their randomness."""
         for row, episode in enumerate(state["episodes"]):
-            self._replay(row, episode["start"], episode["actions"])
+            start = episode["start"]
+            self._reset_one(row, start if isinstance(start, int) else 0)
+            if isinstance(start, dict):
+                self._envs[row].unwrapped.np_random.bit_generator.state = start
+                self._reset_one(row, None)
+            for action in episode["actions"]:
+                self._advance(row, action)
         self._failures.in_a_row[:] = state["failures"]
         self._observation = state["observation"].copy()
         for keys in state.get("cost_keys", []):  # older checkpoints have none
@@ -183,14 +207,6 @@ class GymnasiumSimulator(InOneProcess, NoPlane):
         stream = env.unwrapped.np_random.bit_generator
         self._episodes[row] = _Episode(dict(stream.state) if seed is None else seed)
         self._observation[row] = self._begin(env, seed, row)
-
-    def _replay(self, row: int, start: int | dict[str, Any], actions: np.ndarray) -> None:
-        self._reset_one(row, start if isinstance(start, int) else 0)
-        if isinstance(start, dict):
-            self._envs[row].unwrapped.np_random.bit_generator.state = start
-            self._reset_one(row, None)
-        for action in actions:
-            self._advance(row, action)
 
     def _advance(self, row: int, action: np.ndarray) -> tuple[Any, ...]:
         env, taken = self._envs[row], self._episodes[row].actions
@@ -303,26 +319,6 @@ class GymnasiumSimulator(InOneProcess, NoPlane):
         if number is None:
             raise ValueError(f"{self.env_id}: the {name} must be one number, not {value!r}: {_written_at(env, 'step')}")
         return number
-
-    def _gathered(self, outcomes: list[_Outcome]) -> Step:
-        self._observation = np.stack([outcome.observation for outcome in outcomes])
-        for outcome in outcomes:
-            self._add_cost_keys(outcome.costs)
-        terminated, truncated, met = (
-            np.array([getattr(o, flag) for o in outcomes]) for flag in ("terminated", "truncated", "goal_met")
-        )
-        failures = [outcome.failure for outcome in outcomes]
-        failed = np.array([failure != "" for failure in failures])
-        self._failures.add(failed, terminated | truncated, failures)
-        return Step(
-            observation=self._observation.copy(),
-            reward=np.array([outcome.reward for outcome in outcomes]),
-            costs={key: np.array([outcome.costs.get(key, 0.0) for outcome in outcomes]) for key in self.cost_keys},
-            terminated=terminated,
-            truncated=truncated,
-            failed=failed,
-            goal_met=met,
-        )
 
 
 def _number(value: Any) -> float | None:

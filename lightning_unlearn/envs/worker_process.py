@@ -175,7 +175,12 @@ class _Worker:
 
     def answer(self, message: bytes) -> bytes:
         try:
-            return self._step() if message == _STEP else pickle.dumps((self._call(message), False))
+            if message == _STEP:
+                self._buffer.write(-1, self._simulator.step(self._buffer.action[-1]), self._simulator)
+                return _DONE
+            method, arguments = pickle.loads(message)  # written by the main process
+            owner = self if method in ("share", "roll_out") else self._simulator
+            return pickle.dumps((getattr(owner, method)(*arguments), False))
         except (Exception, SystemExit) as error:
             error.add_note(f"In the process of the environments {_span(self._rows)}:\n{traceback.format_exc()}")
             return _failure(error)
@@ -187,15 +192,6 @@ class _Worker:
 
     def roll_out(self, actor: Actor, steps: int, action_repeat: int) -> None:
         roll_out(self._simulator, actor, self._buffer.first(steps), action_repeat, self._rows.start)
-
-    def _step(self) -> bytes:
-        self._buffer.write(-1, self._simulator.step(self._buffer.action[-1]), self._simulator)
-        return _DONE
-
-    def _call(self, message: bytes) -> Any:
-        method, arguments = pickle.loads(message)  # written by the main process
-        owner = self if method in ("share", "roll_out") else self._simulator
-        return getattr(owner, method)(*arguments)
 
 
 def _failure(error: BaseException) -> bytes:
