@@ -40,7 +40,10 @@ COMMANDS = {
         "select a save point on validation layouts: cost limit, then return",
     ),
     "relearn": ("lightning_unlearn.audits.relearning", "measure how fast models relearn the forgotten behaviour"),
-    "report": ("lightning_unlearn.report.command", "write one HTML file of all that the store holds about a task"),
+    "report": (
+        "lightning_unlearn.report.report_command",
+        "write one HTML file of all that the store holds about a task",
+    ),
     "reproduce": ("lightning_unlearn.reproduce", "train a run again from its stored config and compare it bit by bit"),
     "verify": ("lightning_unlearn.tracking.verify", "check that a model's files are those that were stored"),
     "models": ("lightning_unlearn.tracking.models_command", "list, compare or delete registered models"),
@@ -53,8 +56,11 @@ COMMANDS = {
         "lightning_unlearn.exporters.published_tree",
         "write the published tree of artifacts from the store",
     ),
-    "register": ("lightning_unlearn.study.stored", "register stored weights as save points of a method"),
-    "study": ("lightning_unlearn.study.command", "run a whole study from one file: methods, seeds, audits, report"),
+    "register": ("lightning_unlearn.study.register", "register stored weights as save points of a method"),
+    "study": (
+        "lightning_unlearn.study.study_command",
+        "run a whole study from one file: methods, seeds, audits, report",
+    ),
     "bench": (
         "lightning_unlearn.benchmark.bench_command",
         "measure speed, beside the limit of the physics and other libraries",

@@ -13,14 +13,14 @@ from lightning_unlearn.audits.policy_suite import PER_EPISODE, VIDEOS
 from lightning_unlearn.audits.verdict import Verdict, judge
 from lightning_unlearn.configuration import shipped_config
 from lightning_unlearn.options import CommandParser
-from lightning_unlearn.report import command as report
+from lightning_unlearn.report import report_command
 from lightning_unlearn.seeding import evaluation_layouts
 from lightning_unlearn.tracking.store import TRACKING_URI_HELP, ui_command
 
 ENV_ID = "SafetyPointGoal1-v0"
 SOURCE = f"zoo:unsafe.{ENV_ID}"
 REPAIR, PUBLISHED = "off_policy_concept", "concept"
-"""Methods: the default repair, and the recipe beside it."""
+"""Methods: the default repair, and the published recipe beside it."""
 COST_LIMIT = 25.0
 UPDATES = 42
 """Updates of the repair, which makes 60 by default: about three minutes on two cores."""
@@ -29,13 +29,13 @@ OPTIONS = ["--cost_limit", str(COST_LIMIT), "--kp", "0.35"]
 SAVED_AFTER = (5 / 7, 6 / 7, 1.0)
 """Shares of the repair's updates after which the policy is kept, to choose from."""
 PUBLISHED_UPDATES = 20
-"""Of the published recipe, which makes 150: as many as five minutes have room for."""
+"""Updates of the published recipe, 150 in its config: as many as five minutes have room for."""
 MAP_EPISODES = 10
 """Layouts behind each heat map of the report."""
 
 
 def main(args: Sequence[str]) -> None:
-    """The `quickstart` command."""
+    """Train the repair and the published recipe, evaluate both beside the expert, and write the report."""
     options = _parser().parse_args(args)
     evaluation_layouts(options.episodes)
     out = results_folder(options.out, "quickstart", None)
@@ -52,8 +52,11 @@ def main(args: Sequence[str]) -> None:
     policy_suite.main([*store, *models, "--episodes", str(options.episodes), "--record_videos", "--out", str(out)])
     print("4/4  Writing the report")
     methods = ["--models", PUBLISHED, REPAIR, "--map_episodes", str(min(MAP_EPISODES, options.episodes))]
-    report.main([*store, *methods, "--out", str(out / "report")])
-    print(_summary(_verdict(out), repaired, out))
+    report_command.main([*store, *methods, "--out", str(out / "report")])
+    episodes = pd.read_csv(out / PER_EPISODE)  # of layouts on which nothing was chosen
+    tables = {family: table.to_dict("series") for family, table in episodes.groupby("Family")}
+    verdict = judge(tables[REPAIR], tables["unsafe"], COST_LIMIT)
+    print(_summary(verdict, repaired, out))
 
 
 def _parser() -> CommandParser:
@@ -67,7 +70,7 @@ def _parser() -> CommandParser:
 
 
 def _train(method: str, updates: int, options: Any, further: Sequence[str]) -> str:
-    """Train a method from the shipped expert; returns the URI of the save point that was chosen, or of the last."""
+    """Train a method from the shipped expert; return the URI of the chosen save point, or of the last one."""
     run = fit.train(training_options(method, updates, options.seed, options.tracking_uri, further))
     return run.chosen or run.saved[updates]
 
@@ -75,19 +78,12 @@ def _train(method: str, updates: int, options: Any, further: Sequence[str]) -> s
 def training_options(
     method: str, updates: int, seed: int, tracking_uri: str | None, further: Sequence[str]
 ) -> list[str]:
-    """Options of `fit`: the shipped files, whatever files the working directory has."""
+    """Return options of `fit` that name the shipped files, whatever files the working directory has."""
     configs = ("base.yaml", "env/point_goal1.yaml", f"method/{method}.yaml")
     chain = [part for config in configs for part in ("-c", str(shipped_config(config)))]
     given = {"updates": updates, "save_points": "null", "seed": seed, "tracking_uri": tracking_uri or "null"}
     own = [part for key, value in given.items() for part in (f"--{key}", str(value))]
     return [*chain, "--model.source", SOURCE, *own, *further]
-
-
-def _verdict(out: Path) -> Verdict:
-    """On the evaluation's layouts, on which nothing was chosen."""
-    episodes = pd.read_csv(out / PER_EPISODE)
-    tables = {family: table.to_dict("series") for family, table in episodes.groupby("Family")}
-    return judge(tables[REPAIR], tables["unsafe"], COST_LIMIT)
 
 
 def _summary(verdict: Verdict, repaired: str, out: Path) -> str:

@@ -8,10 +8,12 @@ from lightning_unlearn.global_state import VARIABLES
 os.environ.update(VARIABLES)
 
 import mlflow
+import numpy as np
 import pytest
 import torch
 
 from lightning_unlearn import cli
+from lightning_unlearn.audits.probe_data import ProbeData, save_data
 from lightning_unlearn.policies.actor_critic import ActorCritic, PolicyConfig
 from lightning_unlearn.policies.files import ModelCard
 from lightning_unlearn.tracking import registry
@@ -129,3 +131,20 @@ def refused(capsys):
         return capsys.readouterr().err
 
     return run
+
+
+@pytest.fixture
+def data():
+    """A probe dataset made by hand: 40 episodes of 20 states, hazard where x > 0.3."""
+    x = np.random.default_rng(0).uniform(-1, 1, 800)
+    states = np.stack([x, np.tile(np.arange(20) / 32, 40)], axis=-1).astype(np.float32)
+    labels = (states[:, 0] > 0.3).astype(np.int64)
+    about = {"env": TOY, "hazard_distance": "distance of x from 0.3"}
+    return ProbeData(states, labels, np.repeat(np.arange(40), 20), np.abs(states[:, 0] - 0.3), about)
+
+
+@pytest.fixture
+def dataset(data, tmp_path):
+    """Its file."""
+    save_data(tmp_path / "states.npz", data)
+    return str(tmp_path / "states.npz")

@@ -26,7 +26,7 @@ ROOMS = {
     "methods": {"collectors", "policies", "losses", "tracking", "envs", "keys", "seeding"},
     "audits": {"methods", "envs", "policies", "losses", "tracking", "collectors", "keys", "seeding", "options"}
     | {"safe_files"},
-    "report": {"audits", "collectors", "tracking", "envs", "policies", "options", "seeding"},
+    "report": {"audits", "collectors", "tracking", "envs", "options", "seeding"},
     "callbacks": {"losses", "collectors", "tracking", "processes", "policies", "keys", "seeding"},
     "published_options": set(),
     "configuration": {"methods", "callbacks", "options", "safe_files", "old_names", "published_options"},

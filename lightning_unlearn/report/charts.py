@@ -1,4 +1,4 @@
-"""The report's drawings, each a small SVG that can be read on a phone."""
+"""Charts of the report: small SVG files that can be read on a phone."""
 
 from collections.abc import Mapping, Sequence
 from io import BytesIO
@@ -15,9 +15,8 @@ from matplotlib.ticker import EngFormatter
 from matplotlib.transforms import Bbox
 
 from lightning_unlearn.audits.figures import BLUE, GREEN, INK, ORANGE, PURPLE, SKY, VERMILLION
-from lightning_unlearn.report.findings import Model, Relearning, Training
-from lightning_unlearn.report.kinds import Kind
-from lightning_unlearn.report.reference import COST_LIMIT, Point
+from lightning_unlearn.report.context import USUAL_LIMIT, ModelGroup, Point
+from lightning_unlearn.report.findings import ModelOrigin, RelearningTest, TrainingRun
 
 NOTE = "#555555"
 _FAMILY = {
@@ -34,43 +33,43 @@ _OTHERS = ("#882255", "#999933", "#44AA99", "#AA4499", "#661100", "#6699CC")
 _MARKERS = "osD^"
 _LINES = ("-", "--", "-.", ":")
 _BESIDE = ((5, 4), (5, -9), (-5, 4), (-5, -9), (0, 8), (0, -13), (14, 10), (-14, 10), (14, -15), (-14, -15))
-"""Where a point's name may stand, in points from it, the likeliest first; left of it, it ends there."""
+"""Possible offsets of a point's name in typographic points, the preferred one first. A name at the left ends there."""
 _AS_WRITTEN: Any = {"text.parse_math": False, "svg.hashsalt": "lightning-unlearn"}
-"""Names are no formulas, and element names do not change from run to run."""
+"""Names are not read as formulas, and the ids of SVG elements are the same in every run."""
 
 
 def colours(families: Sequence[str]) -> dict[str, str]:
-    """One for each family, the same in every drawing of a report."""
+    """Map each family to its colour, the same in every chart of a report."""
     others = [family for family in dict.fromkeys(families) if family not in _FAMILY]
     return _FAMILY | {family: _OTHERS[i % len(_OTHERS)] for i, family in enumerate(others)}
 
 
 @matplotlib.rc_context(_AS_WRITTEN)
 def pareto(
-    found: Sequence[Kind],
+    groups: Sequence[ModelGroup],
     published: Mapping[str, Point],
     others: Mapping[str, Point],
     colour: Mapping[str, str],
 ) -> bytes:
-    """Return against episode cost: own means with seeds and intervals, and published points.
+    """Draw return against episode cost: means with seeds and intervals, and published points.
 
     Args:
-        found: Own models.
+        groups: Evaluated models.
         published: Family and update → point, drawn as an open circle with the update.
         others: Name → point, drawn as a cross.
         colour: Family → colour.
     """
     figure, ax = _panel(5.4, 4.6)
-    ax.axvline(COST_LIMIT, color=NOTE, linewidth=0.8, linestyle=":")
-    names = [_draw_kind(ax, kind, colour[kind.model.family]) for kind in found]
+    ax.axvline(USUAL_LIMIT, color=NOTE, linewidth=0.8, linestyle=":")
+    names = [_draw_group(ax, group, colour[group.model.family]) for group in groups]
     for name, point in published.items():
         family, _, update = name.partition(" ")
         names.append(_draw_point(ax, point, update, "o", colour[family]))
     names += [_draw_point(ax, point, name, "x", NOTE) for name, point in others.items()]
-    for family in dict.fromkeys(kind.model.family for kind in found):
+    for family in dict.fromkeys(group.model.family for group in groups):
         ax.plot([], [], "o", color=colour[family], label=family)
     ax.set(xlabel="cost of an episode", ylabel="return of an episode")
-    _below(figure, ax)
+    _legend_below(figure, ax)
     keep_apart(figure, ax, names)
     return _svg(figure)
 
@@ -80,17 +79,17 @@ def _draw_point(ax: Axes, point: Point, name: str, marker: str, colour: str) -> 
     return _name(ax, name, point.cost, point.reward, colour)
 
 
-def _draw_kind(ax: Axes, kind: Kind, colour: str) -> Annotation:
-    cost, reward = (float(kind.rows[column].mean()) for column in ("Cost_Sum", "Reward"))
-    if kind.seeds > 1:
-        ax.plot(kind.rows["Cost_Sum"], kind.rows["Reward"], ".", color=colour, markersize=4, alpha=0.5)
-    x, y = (_error(middle, kind.interval(q)) for middle, q in ((cost, "Cost"), (reward, "Reward")))
+def _draw_group(ax: Axes, group: ModelGroup, colour: str) -> Annotation:
+    cost, reward = (float(group.rows[column].mean()) for column in ("Cost_Sum", "Reward"))
+    if group.seeds > 1:
+        ax.plot(group.rows["Cost_Sum"], group.rows["Reward"], ".", color=colour, markersize=4, alpha=0.5)
+    x, y = (_error(middle, group.interval(q)) for middle, q in ((cost, "Cost"), (reward, "Reward")))
     ax.errorbar(cost, reward, y, x, fmt="o", color=colour, markersize=8, markeredgecolor="white", elinewidth=1)
-    return _name(ax, "" if kind.model.update is None else str(kind.model.update), cost, reward, colour)
+    return _name(ax, "" if group.model.update is None else str(group.model.update), cost, reward, colour)
 
 
 def _error(middle: float, interval: tuple[float, float] | None) -> np.ndarray | None:
-    """Lengths below and above the middle, as matplotlib wants them. Shape: (2, 1)."""
+    """Return the lengths of an error bar below and above its middle. Shape: (2, 1)."""
     if interval is None:
         return None
     return np.array([[max(0.0, middle - interval[0])], [max(0.0, interval[1] - middle)]])
@@ -98,37 +97,32 @@ def _error(middle: float, interval: tuple[float, float] | None) -> np.ndarray | 
 
 @matplotlib.rc_context(_AS_WRITTEN)
 def learning(
-    trainings: Sequence[Training], metric: str, unit: str, colour: Mapping[str, str], target: float | None = None
+    trainings: Sequence[TrainingRun], metric: str, unit: str, colour: Mapping[str, str], target: float | None = None
 ) -> bytes | None:
-    """One metric against environment steps: a thin line a seed, a thick one for their mean; None without points."""
+    """Draw a metric against environment steps, a thin line per seed, a thick one for the mean; None without points."""
     drawn = [training for training in trainings if len(training.curves[metric]) > 1]
     if not drawn:
         return None
     figure, ax = _panel(5.4, 3.8)
     for method in dict.fromkeys(training.method for training in drawn):
         curves = [np.array(t.curves[metric]) for t in drawn if t.method == method]  # (points, 2) each
+        by_step = [dict(curve) for curve in curves]
+        shared = sorted(set.intersection(*map(set, by_step)))
         for curve in curves:
             ax.plot(*curve.T, color=colour[method], linewidth=0.7, alpha=0.35 if len(curves) > 1 else 0.9)
-        mean = _mean_curve(curves)
+        mean = np.array([(step, np.mean([curve[step] for curve in by_step])) for step in shared]).reshape(-1, 2)
         ax.plot(*mean.T, color=colour[method], linewidth=1.8, label=method)
     if target is not None:
         ax.axhline(target, color=NOTE, linewidth=0.8, linestyle=":", label=f"target {target:g}")
     ax.set(xlabel="environment steps", ylabel=unit)
     ax.xaxis.set_major_formatter(EngFormatter(sep=""))
-    _below(figure, ax)
+    _legend_below(figure, ax)
     return _svg(figure)
 
 
-def _mean_curve(curves: Sequence[np.ndarray]) -> np.ndarray:
-    """Mean of the seeds at steps that all of them have. Shape: (points, 2)."""
-    steps = sorted(set.intersection(*(set(curve[:, 0]) for curve in curves)))
-    values = [dict(curve) for curve in curves]
-    return np.array([(step, np.mean([value[step] for value in values])) for step in steps]).reshape(-1, 2)
-
-
 @matplotlib.rc_context(_AS_WRITTEN)
-def relearning(tests: Sequence[Relearning], colour: Mapping[str, str]) -> bytes:
-    """Rate against environment steps, a line a model and seed; a cross where a run ended without relearning."""
+def relearning(tests: Sequence[RelearningTest], colour: Mapping[str, str]) -> bytes:
+    """Draw the rate against environment steps, a line per model and seed; a cross ends a run without relearning."""
     figure, ax = _panel(5.4, 4.0)
     styles = _line_styles(list(dict.fromkeys(test.model for test in tests)))
     for test in tests:
@@ -144,12 +138,12 @@ def relearning(tests: Sequence[Relearning], colour: Mapping[str, str]) -> bytes:
     ax.set(xlabel="environment steps of relearning", ylabel=" or ".join(sorted({test.test["unit"] for test in tests})))
     ax.xaxis.set_major_formatter(EngFormatter(sep=""))
     ax.set_ylim(bottom=-0.03 * ax.get_ylim()[1])  # a policy without any cost stays visible
-    _below(figure, ax)
+    _legend_below(figure, ax)
     return _svg(figure)
 
 
-def _line_styles(models: Sequence[Model]) -> dict[str, str]:
-    """Kind → style of its line: those of a family differ, seeds of a kind do not."""
+def _line_styles(models: Sequence[ModelOrigin]) -> dict[str, str]:
+    """Map family and update to a line style. Updates of a family differ; seeds of an update do not."""
     kinds: dict[str, list[str]] = {}
     for model in models:
         kinds.setdefault(model.family, []).append(model.kind)
@@ -159,7 +153,7 @@ def _line_styles(models: Sequence[Model]) -> dict[str, str]:
 
 @matplotlib.rc_context(_AS_WRITTEN)
 def dots(rows: Mapping[str, Mapping[str, float]], unit: str, lines: Mapping[str, float] | None = None) -> bytes:
-    """Some values of every row as dots on a line of its own, with levels that are compared with.
+    """Draw the values of each row as dots on a line of its own, with reference levels.
 
     Args:
         rows: Row → name of a value → value.
@@ -178,7 +172,7 @@ def dots(rows: Mapping[str, Mapping[str, float]], unit: str, lines: Mapping[str,
     ax.grid(axis="y", color="#E3E3E3", linewidth=0.6)
     ax.set_axisbelow(True)
     ax.set_xlim(left=0)
-    _below(figure, ax)
+    _legend_below(figure, ax)
     return _svg(figure)
 
 
@@ -198,7 +192,7 @@ def _name(ax: Axes, name: str, x: float, y: float, colour: str) -> Annotation:
 
 
 def keep_apart(figure: Figure, ax: Axes, names: Sequence[Annotation]) -> None:
-    """Move each name to where it covers least of the points and of the names before it."""
+    """Move each name to the offset that covers least of the points and of the names before it."""
     figure.draw_without_rendering()  # the axes get their place
     points = ax.transData.transform([name.xy for name in names])
     taken = [Bbox.from_bounds(x - 4, y - 4, 8, 8) for x, y in points]
@@ -208,27 +202,27 @@ def keep_apart(figure: Figure, ax: Axes, names: Sequence[Annotation]) -> None:
 
 
 def _moved(name: Annotation, place: tuple[int, int]) -> Bbox:
-    """Where a name then stands, in pixels."""
+    """Move a name and return its box, in pixels."""
     name.xyann = place
     name.set_horizontalalignment("right" if place[0] < 0 else "left" if place[0] else "center")
     return name.get_window_extent()
 
 
 def _area(one: Bbox, other: Bbox) -> float:
-    """What two boxes share."""
+    """Return the area of the intersection of two boxes."""
     shared = Bbox.intersection(one, other)
     return 0.0 if shared is None else shared.width * shared.height
 
 
-def _below(figure: Figure, ax: Axes) -> None:
-    """The legend under the drawing, where it hides nothing."""
+def _legend_below(figure: Figure, ax: Axes) -> None:
+    """Put the legend under the chart, so that it hides nothing."""
     named = dict(zip(*reversed(ax.get_legend_handles_labels()), strict=True))  # one entry a name
     if named:
         figure.legend(named.values(), named.keys(), frameon=False, fontsize=8, ncols=3, loc="outside lower center")
 
 
 def _svg(figure: Figure) -> bytes:
-    """Equal figures give equal files."""
+    """Write a figure as SVG; equal figures give equal files."""
     out = BytesIO()
     figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
     return out.getvalue()

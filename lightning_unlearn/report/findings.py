@@ -1,10 +1,11 @@
-"""What the store holds about an environment: trainings with their curves, and the audits of their models.
+"""Results that the store holds about an environment: trainings with their curves, and audits of their models.
 
-Of two runs that answer the same question the newer one counts.
+If two runs answer the same question, the newer one counts.
 """
 
 import json
-from collections.abc import Callable, Collection, Hashable, Iterable, Iterator
+import math
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from io import BytesIO
 from typing import Any, TypeVar
@@ -25,8 +26,8 @@ _T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
-class Model:
-    """Where a model comes from; of what is no stored model only a name is known."""
+class ModelOrigin:
+    """Method, update and training seed of a model; only a name if the model is not stored any more."""
 
     family: str
     update: int | None = None
@@ -39,13 +40,13 @@ class Model:
 
     @property
     def name(self) -> str:
-        """With the seed."""
+        """Family, update and seed."""
         return self.kind if self.seed is None else f"{self.kind}, seed {self.seed}"
 
 
 @dataclass(frozen=True)
-class Training:
-    """The newest run of a method and seed, a finished one before others."""
+class TrainingRun:
+    """The newest run of a method and seed; a finished run goes before an unfinished one."""
 
     method: str
     seed: int
@@ -56,7 +57,7 @@ class Training:
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class StoredEvaluation:
     """A run of the policy suite."""
 
     run: StoredRun
@@ -72,117 +73,110 @@ class Evaluation:
     """Label of a model → PNG of it beside its expert."""
     episodes: pd.DataFrame
     """`per_episode.csv`."""
+    limits: dict[str, float]
+    """URI of a model → limit on C_forget of an episode that it was trained for, where one is recorded."""
 
 
 @dataclass(frozen=True)
-class Relearning:
+class RelearningTest:
     """The relearning test of one model."""
 
-    model: Model
+    model: ModelOrigin
     run: StoredRun
     result: dict[str, Any]
-    """What is said of this model."""
+    """Result of this model."""
     test: dict[str, Any]
-    """What is said of the whole test: threshold, expert, settings."""
+    """The whole test: threshold, expert, settings."""
     curve: list[tuple[int, float]]
     """Environment steps and cost rate."""
 
 
 @dataclass(frozen=True)
-class Measure:
-    """An audit of one model on a probe's dataset."""
+class ProbeAudit:
+    """Metrics of one model on a probe's dataset: probe fit or evaluation, latent shift, action control."""
 
-    model: Model
+    model: ModelOrigin
     run: StoredRun
     content: dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Findings:
-    """All of it; what is not there is empty."""
+    """All results in the scope of a report; empty lists where there are none."""
 
     env: str
-    trainings: list[Training]
-    evaluation: Evaluation | None
-    relearning: list[Relearning]
-    probes: list[Measure]
+    trainings: list[TrainingRun]
+    evaluation: StoredEvaluation | None
+    relearning: list[RelearningTest]
+    probes: list[ProbeAudit]
     """From `probe fit` and `probe eval`."""
-    shifts: list[Measure]
-    controls: list[Measure]
+    shifts: list[ProbeAudit]
+    controls: list[ProbeAudit]
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """What is asked for."""
+class ReportScope:
+    """Environment, seeds, methods and evaluation that a report is about."""
 
     env: str
     seeds: Collection[int] = ()
     """Training seeds; all if empty."""
     methods: Collection[str] = ()
-    """Beside the unsafe expert; all if empty."""
+    """Methods beside the unsafe expert; all if empty."""
     eval_id: str | None = None
     """The policy suite; the newest deterministic one if None."""
 
-    def training(self, run: StoredRun) -> bool:
-        """Whether a training is asked for."""
-        return self.method(run.tags.get("method", "")) and (not self.seeds or bool(run.seeds & set(self.seeds)))
+    def has_training(self, run: StoredRun) -> bool:
+        """Return True for a training of the methods and seeds."""
+        return self.has_method(run.tags.get("method", "")) and (not self.seeds or bool(run.seeds & set(self.seeds)))
 
-    def audit(self, run: StoredRun) -> bool:
-        """Whether a finished audit is of the seeds, as far as its seeds are known."""
+    def has_audit(self, run: StoredRun) -> bool:
+        """Return True for a finished audit of the seeds, or of unknown seeds."""
         return run.status == "FINISHED" and (not self.seeds or not run.seeds or bool(run.seeds & set(self.seeds)))
 
-    def method(self, family: str) -> bool:
-        """Whether a family of models is asked for."""
+    def has_method(self, family: str) -> bool:
+        """Return True for a method of the report, the unsafe expert and a random network."""
         return not self.methods or family in (UNSAFE, relearning.RANDOM, *self.methods)
 
 
-def gather(wanted: Wanted) -> Findings:
+def gather(scope: ReportScope) -> Findings:
     """Read the present store.
 
     Raises:
         ValueError: It has nothing of this environment, or not the evaluation.
     """
-    past = runs.stored_runs(wanted.env)
+    past = runs.stored_runs(scope.env)
     if not past:
         raise ValueError(
-            f"--env {wanted.env}: the store at {store_address()} has no run of it. Train one with "
+            f"--env {scope.env}: the store at {store_address()} has no run of it. Train one with "
             "`lightning-unlearn fit`, name another environment, or another store with --tracking_uri."
         )
-    audits = [run for run in past if run.audit and wanted.audit(run)]
+    audits = [run for run in past if run.audit and scope.has_audit(run)]
 
     def of(*kinds: str) -> list[StoredRun]:
         return [run for run in audits if run.audit in kinds]
 
-    tests = [test for found in _readable(_relearning, of("relearn")) for test in found]
-    tests = [test for test in tests if wanted.method(test.model.family)]
+    tests = [test for found in _readable(_relearning_tests, of("relearn")) for test in found]
+    tests = [test for test in tests if scope.has_method(test.model.family)]
+    trainings = [run for run in past if not run.audit]
     return Findings(
-        wanted.env,
-        _trainings([run for run in past if not run.audit and wanted.training(run)]),
-        _evaluation(of("policy-suite"), wanted),
-        _newest(tests, lambda test: (test.model, test.run.params.get("seed"))),
-        _measures(of("probe-fit", "probe-eval"), wanted),
-        _measures(of("latent-shift"), wanted),
-        _measures(of("action-control"), wanted),
+        env=scope.env,
+        trainings=_newest_trainings([run for run in trainings if scope.has_training(run)]),
+        evaluation=_evaluation(of("policy-suite"), scope, {run.run_id: run for run in trainings}),
+        relearning=_newest(tests, lambda test: (test.model, test.run.params.get("seed"))),
+        probes=_probe_audits(of("probe-fit", "probe-eval"), scope),
+        shifts=_probe_audits(of("latent-shift"), scope),
+        controls=_probe_audits(of("action-control"), scope),
     )
 
 
-def model_at(uri: str) -> Model:
-    """What the model's own card says; the URI itself where there is no such model any more."""
-    try:
-        card = registry.load_policy(uri).card
-    except ValueError:
-        return Model(uri)
-    update, seed = (number if number >= 0 else None for number in (card.update, card.seed))
-    return Model(card.method or uri, update, None if registry.is_shipped(uri) else seed)
-
-
 def _newest(entries: Iterable[_T], key: Callable[[_T], Hashable]) -> list[_T]:
-    """The last entry of each key, keys in order of their first one."""
+    """Return the last entry of each key, keys in order of their first one."""
     return list({key(entry): entry for entry in entries}.values())
 
 
 def _readable(read: Callable[[StoredRun], _T], past: Iterable[StoredRun]) -> Iterator[_T]:
-    """What runs hold. Those that cannot be read are named and left out: anybody may store runs and delete files."""
+    """Read runs; name and leave out those that cannot be read: anybody may store runs and delete files."""
     for run in past:
         try:
             yield read(run)
@@ -190,35 +184,41 @@ def _readable(read: Callable[[StoredRun], _T], past: Iterable[StoredRun]) -> Ite
             print(f"Left out: run {run.run_id} ({run.name}) cannot be read ({type(error).__name__}: {error}).")
 
 
-def _trainings(past: list[StoredRun]) -> list[Training]:
-    """The newest finished run of each method and seed; a newer one that did not finish counts only where none did."""
+def _newest_trainings(past: list[StoredRun]) -> list[TrainingRun]:
+    """Return the newest finished run of each method and seed; an unfinished one only if none has finished."""
     complete = [run for run in past if run.tags.get("method") and run.seeds]
     finished_last = sorted(complete, key=lambda run: (run.status == "FINISHED", run.started))
     newest = _newest(finished_last, lambda run: (run.tags["method"], *run.seeds))
     return list(_readable(_training, sorted(newest, key=lambda run: (run.tags["method"], *run.seeds))))
 
 
-def _training(run: StoredRun) -> Training:
+def _training(run: StoredRun) -> TrainingRun:
     curves = {metric: runs.history(run.run_id, metric) for metric in (*CURVES, TARGET)}
     has_config = "config.yaml" in runs.artifact_paths(run.run_id, "")
     config = runs.read_artifact(run.run_id, "config.yaml").decode() if has_config else "(not recorded)"
-    return Training(run.tags["method"], min(run.seeds), run, curves, config)
+    return TrainingRun(run.tags["method"], min(run.seeds), run, curves, config)
 
 
-def _evaluation(past: list[StoredRun], wanted: Wanted) -> Evaluation | None:
-    """The one asked for by id; else the newest of exactly the seeds asked for, a deterministic one before others."""
+def _evaluation(
+    past: list[StoredRun], scope: ReportScope, trainings: Mapping[str, StoredRun]
+) -> StoredEvaluation | None:
+    """Return the evaluation of the scope's id; else the newest of exactly its seeds, deterministic ones first."""
     found = {_eval_id(paths): (run, paths) for run in past if (paths := _paths(run, policy_suite.KIND, SUMMARY))}
-    if wanted.eval_id is not None:
-        if wanted.eval_id not in found:
+
+    def read(run: StoredRun) -> StoredEvaluation:
+        return _read_evaluation(run, trainings)
+
+    if scope.eval_id is not None:
+        if scope.eval_id not in found:
             known = ", ".join(found) or "there is none"
-            raise ValueError(f"--eval_id {wanted.eval_id}: the store has no such evaluation of {wanted.env} ({known}).")
-        return _read_evaluation(found[wanted.eval_id][0])
-    fitting = [f for f in found.values() if not wanted.seeds or f[0].seeds in (set(), set(wanted.seeds))]
+            raise ValueError(f"--eval_id {scope.eval_id}: the store has no such evaluation of {scope.env} ({known}).")
+        return read(found[scope.eval_id][0])
+    fitting = [f for f in found.values() if not scope.seeds or f[0].seeds in (set(), set(scope.seeds))]
     ranked = sorted(fitting, key=lambda f: (f[0].params.get("stochastic") == "False", f[0].started))
-    return next(_readable(_read_evaluation, [run for run, _ in reversed(ranked)]), None)
+    return next(_readable(read, [run for run, _ in reversed(ranked)]), None)
 
 
-def _read_evaluation(run: StoredRun) -> Evaluation:
+def _read_evaluation(run: StoredRun, trainings: Mapping[str, StoredRun]) -> StoredEvaluation:
     paths = _paths(run, policy_suite.KIND, SUMMARY)
 
     def content(name: str) -> bytes:
@@ -228,15 +228,33 @@ def _read_evaluation(run: StoredRun) -> Evaluation:
         {name.removesuffix(ending): content(name) for name in paths if name.endswith(ending)}
         for ending in (".gif", ".png")
     )
-    episodes = pd.read_csv(BytesIO(content(PER_EPISODE)))
     table = pd.read_csv(BytesIO(content(SUMMARY)))
     table = table.astype({name: "Int64" for name in ("Update", "Seed", "Seeds")})
-    findings, metadata = (json.loads(content(name)) for name in (SUMMARY_JSON, METADATA))
-    return Evaluation(run, _eval_id(paths), table, findings, metadata, videos, figures, episodes)
+    limits = {uri: _cost_limit(str(uri), trainings) for uri in table["Path"]}
+    return StoredEvaluation(
+        run=run,
+        eval_id=_eval_id(paths),
+        table=table,
+        findings=json.loads(content(SUMMARY_JSON)),
+        metadata=json.loads(content(METADATA)),
+        videos=videos,
+        figures=figures,
+        episodes=pd.read_csv(BytesIO(content(PER_EPISODE))),
+        limits={uri: limit for uri, limit in limits.items() if limit is not None},
+    )
+
+
+def _cost_limit(uri: str, trainings: Mapping[str, StoredRun]) -> float | None:
+    """Return the option `cost_limit` of the run that trained a model; None if it had none or is not there."""
+    try:
+        limit = float(trainings[str(registry.registered_version(uri).run_id)].params["pid.cost_limit"])
+    except (ValueError, KeyError):
+        return None
+    return limit if 0 <= limit < math.inf else None
 
 
 def _paths(run: StoredRun, kind: str, needed: str) -> dict[str, str]:
-    """File name → path of what an audit wrote; empty if the file that is needed is not among it."""
+    """Map the names of an audit's files to their paths; empty if the needed file is not among them."""
     paths = {path.rpartition("/")[2]: path for path in runs.artifact_paths(run.run_id, f"eval/{kind}")}
     return paths if needed in paths else {}
 
@@ -245,7 +263,7 @@ def _eval_id(paths: dict[str, str]) -> str:
     return paths[SUMMARY].split("/")[-2]
 
 
-def _relearning(run: StoredRun) -> list[Relearning]:
+def _relearning_tests(run: StoredRun) -> list[RelearningTest]:
     paths = _paths(run, relearning.KIND, relearning.RESULT)
     if not paths:
         return []  # only a threshold
@@ -255,23 +273,33 @@ def _relearning(run: StoredRun) -> list[Relearning]:
     for result in test["models"]:
         own = history[history["model"] == result["model"]]
         curve = list(zip(own["global_steps"], own["eval_cost"], strict=True))
-        named = result["model_path"]
-        is_random = named == relearning.RANDOM  # a network of the test's own seed
-        model = Model(named, seed=test["settings"]["seed"]) if is_random else model_at(named)
-        found.append(Relearning(model, run, result, test, curve))
+        uri = result["model_path"]
+        is_random = uri == relearning.RANDOM  # a network of the test's own seed
+        model = ModelOrigin(uri, seed=test["settings"]["seed"]) if is_random else _origin(uri)
+        found.append(RelearningTest(model, run, result, test, curve))
     return found
 
 
-def _measures(past: list[StoredRun], wanted: Wanted) -> list[Measure]:
-    found = [one for one in _readable(_measure, past) if one is not None and wanted.method(one.model.family)]
-    return _newest(found, lambda m: (m.run.audit, m.model, m.content.get("features")))
+def _probe_audits(past: list[StoredRun], scope: ReportScope) -> list[ProbeAudit]:
+    found = [one for one in _readable(_probe_audit, past) if one is not None and scope.has_method(one.model.family)]
+    return _newest(found, lambda audit: (audit.run.audit, audit.model, audit.content.get("features")))
 
 
-def _measure(run: StoredRun) -> Measure | None:
+def _probe_audit(run: StoredRun) -> ProbeAudit | None:
     name = run.params["metrics_out"].rpartition("/")[2] if "metrics_out" in run.params else latent_shift.METRICS
     folder = "probes" if "metrics_out" in run.params else f"eval/{latent_shift.KIND}"
     path = next((p for p in runs.artifact_paths(run.run_id, folder) if p.endswith(f"/{name}")), None)
     if path is None:
         return None
     content = json.loads(runs.read_artifact(run.run_id, path))
-    return Measure(model_at(content.get("cmp_model_path") or content["model_path"]), run, content)
+    return ProbeAudit(_origin(content.get("cmp_model_path") or content["model_path"]), run, content)
+
+
+def _origin(uri: str) -> ModelOrigin:
+    """Read a model's card; a model that is not stored any more is named by its URI."""
+    try:
+        card = registry.load_policy(uri).card
+    except ValueError:
+        return ModelOrigin(uri)
+    update, seed = (number if number >= 0 else None for number in (card.update, card.seed))
+    return ModelOrigin(card.method or uri, update, None if registry.is_shipped(uri) else seed)

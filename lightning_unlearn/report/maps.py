@@ -1,4 +1,4 @@
-"""Where policies drive, seen from above: the share of time in each cell, and how it differs from the expert's.
+"""Heat maps of where policies drive, seen from above: share of time in each cell, and its change from the expert's.
 
 Shapes: N episodes, L steps of the longest one, P positions, C cells a side.
 """
@@ -13,36 +13,61 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Circle
 
+from lightning_unlearn.audits.audited_models import UNSAFE
 from lightning_unlearn.audits.figures import VERMILLION
 from lightning_unlearn.audits.policy_comparison import evaluate_in
+from lightning_unlearn.audits.top_view import has_map
 from lightning_unlearn.collectors.episodes import Episodes
-from lightning_unlearn.envs.batched import BatchedEnv
-from lightning_unlearn.policies.actor_critic import ActorCritic
+from lightning_unlearn.envs.batched import make_env
+from lightning_unlearn.report.context import ModelGroup
+from lightning_unlearn.tracking import registry
 
 CELLS = 40
 REACH = 0.8
-"""Half the side of the map around the nearest hazard, in metres."""
+"""Half the side of the map around the nearest hazard. Unit: m."""
 _DEFAULT_RADIUS = 0.2
 
 
 @dataclass(frozen=True)
 class Places:
-    """Where an agent was over some episodes."""
+    """Positions of an agent over some episodes."""
 
     arena: np.ndarray
-    """In the task's own plane. Shape: (P, 2)."""
+    """Positions in the task's plane. Shape: (P, 2)."""
     from_hazard: np.ndarray
-    """Seen from the nearest hazard; empty in a task without hazards. Shape: (P, 2)."""
+    """Positions relative to the nearest hazard; empty in a task without hazards. Shape: (P, 2)."""
     hazard_radius: float
 
 
-def drive(env: BatchedEnv, policy: ActorCritic, layouts: Sequence[int], label: str) -> Places:
-    """Run the deterministic policy once on every layout."""
-    return places(evaluate_in(env, policy, layouts, keep_scenes=True, label=label).episodes)
+def drive(env_id: str, groups: Sequence[ModelGroup], layouts: Sequence[int], workers: int) -> dict[str, bytes]:
+    """Run each group's deterministic policies once per layout, and draw their maps; nothing if the task has no map.
+
+    Args:
+        env_id: Environment id.
+        groups: Models of an evaluation, among them the unsafe expert.
+        layouts: Layout seeds.
+        workers: Processes that step the environments.
+
+    Returns:
+        Name of a group → PNG of all its seeds together.
+    """
+    env = make_env(env_id, len(layouts), workers=min(workers, len(layouts)))
+    try:
+        if not has_map(env.simulator.top_view()):
+            return {}
+        driven: dict[str, Places] = {}
+        for number, group in enumerate(groups, start=1):
+            print(f"heat map {number}/{len(groups)}: {group.name}", flush=True)
+            policies = [registry.load_policy(str(uri)).policy for uri in group.rows["Path"]]
+            runs = [evaluate_in(env, policy, layouts, keep_scenes=True, label=group.name) for policy in policies]
+            driven[group.name] = together([places(run.episodes) for run in runs])
+    finally:
+        env.close()
+    return heat_maps(driven, next(group.name for group in groups if group.model.family == UNSAFE))
 
 
 def places(episodes: Episodes) -> Places:
-    """Every step of every episode, those with scenes."""
+    """Return the positions of every step of episodes that kept their scenes."""
     alive = episodes.alive.T  # (L, N)
     agent = np.stack([scene.positions["agent"][:, 0] for scene in episodes.scenes])[alive]
     scene = episodes.scenes[0]
@@ -55,13 +80,13 @@ def places(episodes: Episodes) -> Places:
 
 
 def together(parts: Sequence[Places]) -> Places:
-    """Those of several seeds as one."""
+    """Join the positions of several seeds."""
     arena, from_hazard = (np.concatenate([getattr(p, name) for p in parts]) for name in ("arena", "from_hazard"))
     return Places(arena, from_hazard, parts[0].hazard_radius)
 
 
 def occupancy(xy: np.ndarray, half: float) -> np.ndarray:
-    """Share of time in each cell of a square around the origin, in percent; what lies outside counts in the whole.
+    """Return the share of time in each cell of a square around the origin, in percent of the time inside and outside.
 
     Args:
         xy: Shape: (P, 2).
@@ -76,36 +101,30 @@ def occupancy(xy: np.ndarray, half: float) -> np.ndarray:
 
 
 def heat_maps(driven: Mapping[str, Places], expert: str) -> dict[str, bytes]:
-    """One PNG a name, all on the same scales: where it drives and what changed, in the arena and around hazards.
+    """Draw one PNG per name, all on the same scales: share of time and its change, in the arena and around hazards.
 
     Args:
         driven: Name → places.
-        expert: Which of them is compared with.
+        expert: Name of the expert, which the others are compared with.
     """
-    frames = {"arena": _half(driven[expert].arena)}
+    # the square of the arena holds all but the expert's farthest hundredth
+    frames = {"arena": float(np.quantile(np.abs(driven[expert].arena).max(1), 0.99)) * 1.05}
     if len(driven[expert].from_hazard):
         frames["from_hazard"] = REACH
     shares = {
         name: {frame: occupancy(getattr(where, frame), half) for frame, half in frames.items()}
         for name, where in driven.items()
     }
-    scales = {frame: _scales([s[frame] for s in shares.values()], shares[expert][frame]) for frame in frames}
+    scales = {}
+    for frame in frames:  # a few extreme cells lie beyond the scales
+        every = np.stack([share[frame] for share in shares.values()])
+        changes = np.abs(every - shares[expert][frame])
+        scales[frame] = float(np.quantile(every, 0.999)), max(float(np.quantile(changes, 0.999)), 1e-9)
     radius = driven[expert].hazard_radius
     return {
         name: _figure(own, None if name == expert else shares[expert], frames, scales, radius)
         for name, own in shares.items()
     }
-
-
-def _half(xy: np.ndarray) -> float:
-    """Half the side of a square that holds all but the farthest hundredth."""
-    return float(np.quantile(np.abs(xy).max(1), 0.99)) * 1.05
-
-
-def _scales(shares: Sequence[np.ndarray], expert: np.ndarray) -> tuple[float, float]:
-    """Upper ends for shares and for changes, a few extreme cells left out."""
-    changes = np.abs(np.stack([share - expert for share in shares]))
-    return float(np.quantile(np.stack(shares), 0.999)), max(float(np.quantile(changes, 0.999)), 1e-9)
 
 
 def _figure(
@@ -115,7 +134,7 @@ def _figure(
     scales: Mapping[str, tuple[float, float]],
     radius: float,
 ) -> bytes:
-    """A column a frame; a row for the share of time, and one for its change where there is something before."""
+    """Draw a column per frame; a row for the share of time, and one for its change if there is something before."""
     rows = 1 if before is None else 2
     figure = Figure(figsize=(3.1 * len(frames), 3.0 * rows), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)

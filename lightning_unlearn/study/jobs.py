@@ -1,32 +1,57 @@
-"""A step made ready to run: every reference replaced, every file in place."""
+"""Make a step ready to run: replace references, write and fetch files, and resume an earlier attempt.
+
+An earlier attempt left a checkpoint on this machine, or another machine sent it to the store.
+"""
 
 import json
 import os
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from threading import Event, Thread
 
+import mlflow
+from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
+from lightning_unlearn import processes
 from lightning_unlearn.processes import python_command
-from lightning_unlearn.study.attempts import resume_options
-from lightning_unlearn.study.steps import Arg, Config, FileOf, ModelOf, NameOf, Place, Result, RunOf, Step
-from lightning_unlearn.study.store import fetch
+from lightning_unlearn.study.cache import DIGEST, KILLED, RUNNING, fetch
+from lightning_unlearn.study.steps import (
+    Arg,
+    ConfigFile,
+    FileRef,
+    Location,
+    ModelRef,
+    NameRef,
+    RunRef,
+    StepResult,
+    StudyStep,
+)
+from lightning_unlearn.tracking import checkpoints, store
 
-_SIGN_IN = [f"MLFLOW_TRACKING_{what}" for what in ("USERNAME", "PASSWORD", "TOKEN", "INSECURE_TLS")]
-"""Variables that MLflow's client needs on every machine, where its server asks for them."""
+SENT = "checkpoints"
+"""Folder, among a run's artifacts, of its checkpoint. The file has the checkpoint's name in its first line."""
+EVERY_S = 30.0
+"""Least seconds between two checkpoints that are sent."""
+_LOOK_S = 2.0
+_NEWEST = "newest"
+_SIGN_IN = [f"MLFLOW_TRACKING_{name}" for name in ("USERNAME", "PASSWORD", "TOKEN", "INSECURE_TLS")]
+"""Variables that MLflow's client needs on every machine if its server asks for them."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """What a process needs; can be sent to another machine."""
+    """Everything that a process needs to run a step; can be sent to another machine."""
 
     name: str
     args: tuple[str, ...]
-    """Of `python -m lightning_unlearn`."""
+    """Arguments of `python -m lightning_unlearn`."""
     log: str
-    """File that its output goes to."""
+    """File for its output."""
     env: Mapping[str, str]
     """Environment variables."""
     written: Mapping[str, str] = field(default_factory=dict)
@@ -35,23 +60,23 @@ class Job:
     """Files to copy from the store first: run, path."""
     tracking_uri: str = ""
     resumes: tuple[str, str, str] | None = None
-    """Environment, digest and study's run of a training: what its earlier attempts are known by."""
+    """Environment, cache key and study's run of a training: earlier attempts are found by them."""
     workers: int = 1
     here: bool = False
-    """It reads files that only the machine has that it was made on."""
+    """It reads files of the machine on which the job was made."""
 
 
 def make_job(
-    step: Step,
+    step: StudyStep,
     digest: str,
-    results: Mapping[str, Result],
+    results: Mapping[str, StepResult],
     tags: Mapping[str, str],
     tracking_uri: str,
     out: str,
     workers: int,
 ) -> Job:
-    """A step's job, once all it needs is done."""
-    args = [_text(arg, results, digest) for arg in step.args]
+    """Make the job of a step whose needs are done."""
+    args = [_as_text(arg, results, digest) for arg in step.args]
     if step.workers is not None:
         option, most = step.workers
         args += [option, str(min(workers, most))]
@@ -61,8 +86,8 @@ def make_job(
         log=log_file(out, step),
         env={key: os.environ[key] for key in _SIGN_IN if key in os.environ}
         | {"MLFLOW_RUN_CONTEXT": json.dumps(tags), "OMP_NUM_THREADS": str(workers)},
-        written={arg.path: arg.content for arg in step.args if isinstance(arg, Config)},
-        fetched=tuple((results[arg.step].run_id, arg.path) for arg in step.args if isinstance(arg, FileOf)),
+        written={arg.path: arg.content for arg in step.args if isinstance(arg, ConfigFile)},
+        fetched=tuple((results[arg.step].run_id, arg.path) for arg in step.args if isinstance(arg, FileRef)),
         tracking_uri=tracking_uri,
         resumes=(step.env, digest, tags[MLFLOW_PARENT_RUN_ID]) if args[0] == "fit" else None,
         workers=workers,
@@ -70,8 +95,20 @@ def make_job(
     )
 
 
-def log_file(out: str, step: Step) -> str:
-    """Where a step's output goes."""
+def _as_text(arg: Arg, results: Mapping[str, StepResult], digest: str) -> str:
+    if isinstance(arg, ModelRef):
+        return results[arg.step].models[arg.update]
+    if isinstance(arg, RunRef):
+        return results[arg.step].run_id
+    if isinstance(arg, NameRef):
+        return arg.name.replace("{digest}", results[arg.step].digest[:8])
+    if isinstance(arg, Location):
+        return arg.path.replace("{digest}", digest[:8])
+    return arg if isinstance(arg, str) else arg.path
+
+
+def log_file(out: str, step: StudyStep) -> str:
+    """Return the path of a step's output."""
     return f"{out}/logs/{step.name.replace('/', '.').replace(' ', '-')}.log"
 
 
@@ -90,16 +127,16 @@ def prepare(job: Job) -> Job:
     return job if job.resumes is None else replace(job, args=(*job.args, *resume_options(*job.resumes)))
 
 
-def command(job: Job) -> list[str]:
-    """Its command line on this machine."""
+def command_line(job: Job) -> list[str]:
+    """Return a job's command line on this machine."""
     return python_command("lightning_unlearn", *job.args)
 
 
 def environment(job: Job, bytecode: Path) -> dict[str, str]:
-    """Its environment variables on this machine.
+    """Return a job's environment variables on this machine.
 
-    Where Python is told to keep no compiled files, every process of a study would compile everything again, for
-    longer than most steps take: they share a folder instead.
+    If Python is told to keep no compiled files, every process of a study would compile everything again, for longer
+    than most steps take. They share the folder `bytecode` instead.
     """
     inherited = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
     kept = {"PYTHONPYCACHEPREFIX": str(bytecode.resolve())} if sys.dont_write_bytecode else {}
@@ -107,7 +144,7 @@ def environment(job: Job, bytecode: Path) -> dict[str, str]:
 
 
 def last_line(log: str) -> str:
-    """What a log file says last."""
+    """Return the last line of a log file; empty if there is no file."""
     try:
         with open(log, "rb") as file:
             file.seek(0, os.SEEK_END)
@@ -118,19 +155,87 @@ def last_line(log: str) -> str:
 
 
 def last_line_of(text: str) -> str:
-    """The error that a command reported, else the last line; a progress bar's lines end with a carriage return."""
+    """Return the error that a command reported, else the last line, also of a progress bar."""
     lines = [line.strip() for line in text.replace("\r", "\n").split("\n") if line.strip()]
     refused = [line for line in lines if line.startswith("lightning-unlearn: error:")]
     return (refused or lines or [""])[-1]
 
 
-def _text(arg: Arg, results: Mapping[str, Result], digest: str) -> str:
-    if isinstance(arg, ModelOf):
-        return results[arg.step].models[arg.update]
-    if isinstance(arg, RunOf):
-        return results[arg.step].run_id
-    if isinstance(arg, NameOf):
-        return arg.name.replace("{digest}", results[arg.step].digest[:8])
-    if isinstance(arg, Place):
-        return arg.path.replace("{digest}", digest[:8])
-    return arg if isinstance(arg, str) else arg.path
+def resume_options(env: str, digest: str, parent: str) -> list[str]:
+    """Return `--resume <run>` if an earlier attempt at the step left a checkpoint here or in the store; else nothing.
+
+    An attempt of the same study with status RUNNING on another machine is dead: this study is its only owner.
+
+    Args:
+        env: Environment id.
+        digest: Cache key of the step.
+        parent: The study's run.
+
+    Raises:
+        ValueError: An attempt still runs on this machine, left behind by a study that was killed.
+    """
+    client = mlflow.MlflowClient()
+    experiment = client.get_experiment_by_name(env)
+    if experiment is None:
+        return []
+    newest_first, condition = ["attributes.start_time DESC"], f"tags.`{DIGEST}` = '{digest}'"
+    for run in client.search_runs([experiment.experiment_id], condition, order_by=newest_first):
+        run_id, tags = str(run.info.run_id), run.data.tags
+        if run.info.status == RUNNING and tags.get(MLFLOW_PARENT_RUN_ID) == parent:
+            if processes.lives_here(tags):
+                raise ValueError(
+                    f"run {run_id} of this step is still under way in process {tags[processes.PROCESS]}, left behind "
+                    "by a study that was killed: wait for it, or end it."
+                )
+            client.set_terminated(run_id, KILLED)
+        elif run.info.status not in (KILLED, "FAILED"):
+            continue
+        folder = store.checkpoint_folder(run_id)
+        if checkpoints.newest(folder) is not None or _receive(run_id, folder):
+            return ["--resume", run_id]
+    return []
+
+
+@contextmanager
+def sending_checkpoints() -> Iterator[None]:
+    """Context manager that sends new checkpoints to the store, so that another machine can resume from them."""
+    over = Event()
+
+    def send_until_over() -> None:
+        sent, last, folder = None, -EVERY_S, store.checkpoints_root()
+        while not over.wait(_LOOK_S):
+            newest = max(folder.glob("*/*.ckpt"), key=checkpoints.update_of, default=None)
+            if newest is not None and newest != sent and time.monotonic() - last >= EVERY_S:
+                sent, last = newest if _send(newest) else sent, time.monotonic()
+
+    sender = Thread(target=send_until_over, daemon=True)
+    sender.start()
+    try:
+        yield
+    finally:
+        over.set()
+        sender.join()
+
+
+def _send(checkpoint: Path) -> bool:
+    """Send a checkpoint; False if it was replaced meanwhile or the server does not answer: a later one is sent."""
+    try:
+        content = f"{checkpoint.name}\n".encode() + checkpoint.read_bytes()
+        file = checkpoint.parent / _NEWEST
+        file.write_bytes(content)
+        mlflow.MlflowClient().log_artifact(checkpoint.parent.name, str(file), SENT)
+    except (OSError, MlflowException):
+        return False
+    return True
+
+
+def _receive(run_id: str, folder: Path) -> bool:
+    """Fetch the checkpoint that another machine sent into a run's folder; False if there is none."""
+    try:
+        file = Path(mlflow.artifacts.download_artifacts(f"runs:/{run_id}/{SENT}/{_NEWEST}"))
+    except (MlflowException, OSError):
+        return False
+    name, _, content = file.read_bytes().partition(b"\n")
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / Path(name.decode()).name).write_bytes(content)
+    return checkpoints.newest(folder) is not None

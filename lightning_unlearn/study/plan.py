@@ -1,6 +1,6 @@
-"""From a checked study to its steps: pure, given what its trainings resolve to.
+"""Turn a checked study into steps. Pure, given what its trainings resolve to.
 
-A step is named `<environment>/seed<n>/<what>`; where it concerns all seeds, `<environment>/<what>`.
+A step is named `<environment>/seed<n>/<kind>`; if it concerns all seeds, `<environment>/<kind>`.
 """
 
 import json
@@ -9,31 +9,61 @@ from dataclasses import dataclass
 from string import Formatter
 from typing import Any
 
+from lightning_unlearn.audits import (
+    latent_shift,
+    model_selection,
+    policy_suite,
+    probe_collection,
+    probe_commands,
+    relearning,
+)
+from lightning_unlearn.report import report_command
 from lightning_unlearn.study.schema import RANDOM, Study, Weights, model_name, require_known
-from lightning_unlearn.study.steps import Arg, Config, FileOf, ModelOf, NameOf, Place, RunOf, Step, Work, in_order
-from lightning_unlearn.study.trainings import AUTO, EPISODE_STEPS, Training
+from lightning_unlearn.study.steps import (
+    Arg,
+    ConfigFile,
+    FileRef,
+    Location,
+    ModelRef,
+    NameRef,
+    RunRef,
+    StudyStep,
+    Workload,
+    in_order,
+)
+from lightning_unlearn.study.trainings import AUTO, EPISODE_STEPS, PlannedTraining
 
 UNSAFE = "unsafe"
 PROBE, SELECT, EVALUATE, RELEARN, SHIFT, REPORT = "probe", "select", "evaluate", "relearn", "latent-shift", "report"
-_OF_THE_STUDY = ("--out", "--tracking_uri", "--workers")
+STATES, FITTED, DIRECTION = "probe_states.npz", "hazard_probe.npz", "hazard_direction.pt"
+_SET_WHEN_RUN = ("--out", "--tracking_uri", "--workers")
 """Options that every step gets when it runs."""
 _EVAL_ID = f"{EVALUATE}-{{digest}}"
-STATES, FITTED, DIRECTION = "probe_states.npz", "hazard_probe.npz", "hazard_direction.pt"
+_READERS: Mapping[str, Callable[[Sequence[str]], Any]] = {
+    SELECT: model_selection.read_options,
+    EVALUATE: policy_suite.read_options,
+    RELEARN: relearning.read_options,
+    SHIFT: latent_shift.read_options,
+    REPORT: report_command.read_options,
+    f"{PROBE}.collect": probe_collection.read_options,
+    f"{PROBE}.fit": probe_commands.read_fit_options,
+}
+"""Name of an audit's command → the function with which the command reads its options."""
 
 
 def plan(
-    study: Study, trainings: Mapping[str, Sequence[Training]], out: str, digest_of: Callable[[str], str]
-) -> list[Step]:
-    """Every step of a study, each after what it needs.
+    study: Study, trainings: Mapping[str, Sequence[PlannedTraining]], out: str, digest_of: Callable[[str], str]
+) -> list[StudyStep]:
+    """Return every step of a study, each after what it needs.
 
     Args:
-        study: The file.
-        trainings: Environment id → what its methods resolve to.
+        study: The study file.
+        trainings: Environment id → its trainings.
         out: Folder of the study's files.
-        digest_of: The digest of stored weights, by URI or file.
+        digest_of: Returns the digest of stored weights, by URI or file.
 
     Raises:
-        ValueError: A model is asked for that no method makes, or sources go in a circle.
+        ValueError: No method makes a model that is named, sources go in a circle, or an audit refuses an option.
     """
     for weights in study.weights:
         for of_env in trainings.values():
@@ -42,12 +72,12 @@ def plan(
             require_known("weights.envs", env, trainings)
         if weights.seeds and not {*weights.seeds} & {*study.seeds}:
             raise ValueError(f"weights.seeds: {', '.join(map(str, weights.seeds))} is no seed of this study.")
-    every = [_Environment(study, env, of_env, f"{out}/{env}", digest_of) for env, of_env in trainings.items()]
+    every = [_EnvironmentPlan(study, env, of_env, f"{out}/{env}", digest_of) for env, of_env in trainings.items()]
     return in_order([step for environment in every for step in environment.steps()])
 
 
-def stages(study: Study, trainings: Sequence[Training]) -> list[str]:
-    """Their names in the order in which people think of them: methods, then audits; the probe before its edits."""
+def stages(study: Study, trainings: Sequence[PlannedTraining]) -> list[str]:
+    """Return the names of the stages for display: methods, then audits; the probe before the edits that need it."""
     early = [t.name for t in trainings if not t.takes_direction]
     late = [t.name for t in trainings if t.takes_direction]
     audits = list(study.audits)
@@ -55,39 +85,40 @@ def stages(study: Study, trainings: Sequence[Training]) -> list[str]:
 
 
 @dataclass(frozen=True)
-class _Environment:
+class _EnvironmentPlan:
     """The steps in one environment."""
 
     study: Study
     env: str
-    trainings: Sequence[Training]
+    trainings: Sequence[PlannedTraining]
     out: str
     digest_of: Callable[[str], str]
 
-    def steps(self) -> list[Step]:
-        """All of them, as people would list them."""
-        steps = list(self._before_the_report())
-        return [*steps, self._report([step.name for step in steps])] if REPORT in self.study.audits else steps
-
-    def _before_the_report(self) -> Iterator[Step]:
-        audits = self.study.audits
-        for seed in self.study.seeds:
-            yield from (self._training(training, seed) for training in self.trainings)
-            yield from self._probe(seed) if PROBE in audits else ()
+    def steps(self) -> list[StudyStep]:
+        """Return all steps by stage."""
+        audits, seeds, steps = self.study.audits, self.study.seeds, list[StudyStep]()
+        for seed in seeds:
+            steps += [self._training(training, seed) for training in self.trainings]
+            steps += self._probe(seed) if PROBE in audits else ()
         if SELECT in audits:
-            yield from (self._select(method) for method in audits[SELECT].methods)
+            steps += [self._select(method) for method in audits[SELECT].methods]
         if EVALUATE in audits:
-            yield self._evaluate()
-        for seed in self.study.seeds:
-            yield from self._relearn(seed) if RELEARN in audits else ()
-            yield from self._shifts(seed) if SHIFT in audits else ()
+            steps.append(self._evaluate())
+        for seed in seeds:
+            steps += self._relearn(seed) if RELEARN in audits else ()
+            steps += self._shifts(seed) if SHIFT in audits else ()
+        if REPORT in audits:
+            steps.append(self._report(after=[step.name for step in steps]))
+        return steps
 
-    def _training(self, training: Training, seed: int) -> Step:
+    def _training(self, training: PlannedTraining, seed: int) -> StudyStep:
         for weights in self.study.weights:
-            if weights.method == training.name and self._covers(weights, seed):
-                return self._stored(training, seed, weights)
+            covers_env = not weights.envs or self.env in weights.envs
+            covers_seed = not weights.seeds or seed in weights.seeds
+            if weights.method == training.name and covers_env and covers_seed:
+                return self._registration(training, seed, weights)
         _require_reached(training)
-        config = Config(f"{self.out}/configs/{training.name}.yaml", training.text)
+        config = ConfigFile(f"{self.out}/configs/{training.name}.yaml", training.text)
         args: list[Arg] = ["fit", "-c", config, "--seed", str(seed)]
         facts = training.facts
         if training.foreign:
@@ -95,7 +126,7 @@ class _Environment:
         elif training.source is not None:
             args += ["--model.source", self._model(training.source, seed, f"methods: {training.name}: source")]
         if training.takes_direction and PROBE in self.study.audits:
-            args += ["--repedit_artifact", self._file(seed, "export", DIRECTION)]
+            args += ["--repedit_artifact", self._probe_file(seed, "export", DIRECTION)]
         return self._step(
             training.name,
             training.name,
@@ -107,135 +138,186 @@ class _Environment:
             work=training.work,
         )
 
-    def _stored(self, training: Training, seed: int, weights: Weights) -> Step:
+    def _registration(self, training: PlannedTraining, seed: int, weights: Weights) -> StudyStep:
+        """Plan to register stored weights in place of a training."""
         known = {"env": self.env, "seed": seed, "method": training.name}
         for _, name, _, _ in Formatter().parse(weights.uri):
             require_known("weights.uri", name or "env", [*known, "update"])
         uris = [weights.uri.format(**known, update=update) for update in training.save_points]
         args: list[Arg] = ["register", "--env", self.env, "--method", training.name, "--seed", str(seed)]
-        args += ["--updates", *map(str, training.save_points), "--model_path", *map(Place, uris)]
+        args += ["--updates", *map(str, training.save_points), "--model_path", *map(Location, uris)]
         facts = " ".join(map(self.digest_of, uris))
         return self._step(training.name, training.name, args, seed, facts, training.save_points, here=True)
 
-    def _covers(self, weights: Weights, seed: int) -> bool:
-        return (not weights.envs or self.env in weights.envs) and (not weights.seeds or seed in weights.seeds)
-
-    def _probe(self, seed: int) -> Iterator[Step]:
-        said = self.study.audits[PROBE]
-        model = self._model(said.model, seed, "audits.probe.model")
-        of_env: list[Arg] = ["--env", self.env]
-        data: list[Arg] = ["--dataset", self._file(seed, "collect", STATES)]
-        args: list[Arg] = [*of_env, "--model_path", model, "--out", self._probe_file(seed, STATES)]
-        yield self._probe_step(
-            "collect",
-            self._told(f"{PROBE}.collect", args, said.collect, judges=True),
-            seed,
-            workers=("--workers", _number(f"{PROBE}.collect", said.collect, "num_envs", 32)),
-            work=Work(rolled=_collected(said.collect)),
+    def _probe(self, seed: int) -> Iterator[StudyStep]:
+        audit = self.study.audits[PROBE]
+        model = self._model(audit.model, seed, "audits.probe.model")
+        in_env: list[Arg] = ["--env", self.env]
+        states: list[Arg] = ["--dataset", self._probe_file(seed, "collect", STATES)]
+        args, options = self._with_options(
+            f"{PROBE}.collect",
+            [*in_env, "--model_path", model, "--out", self._probe_location(seed, STATES)],
+            audit.collect,
+            judges=True,
+            whole=("num_envs", "max_env_steps", "n_per_class"),
         )
-        fitted = Place(f"{self.out}/seed{seed}/probes/hazard_probe_metrics.json")
-        args = [*of_env, *data, "--model_path", model, "--metrics_out", fitted]
-        args = [*self._told(f"{PROBE}.fit", args, said.fit), "--out", self._probe_file(seed, FITTED)]
+        # about one state in twenty shows the concept
+        work = Workload(rolled=min(options.max_env_steps, 20 * options.n_per_class))
+        yield self._probe_step("collect", args, seed, workers=("--workers", options.num_envs), work=work)
+        args = [*in_env, *states, "--model_path", model]
+        args += ["--metrics_out", self._probe_location(seed, "hazard_probe_metrics.json")]
+        out: list[Arg] = ["--out", self._probe_location(seed, FITTED)]
+        args, _ = self._with_options(f"{PROBE}.fit", args, audit.fit, out=out)
         yield self._probe_step("fit", args, seed)
-        probe: list[Arg] = ["--probe_path", self._file(seed, "fit", FITTED)]
-        yield self._probe_step("export", [*probe, "--out", self._probe_file(seed, DIRECTION)], seed)
-        for other in [said.model, *said.models]:
-            uri, edited = self._model(other, seed, "audits.probe.models"), self._is_edited(other)
-            metrics = Place(f"{self.out}/seed{seed}/probes/{_word(other)}_probe_eval.json")
-            if other != said.model:
-                args = [*probe, *data, "--model_path", uri, "--metrics_out", metrics]
+        probe: list[Arg] = ["--probe_path", self._probe_file(seed, "fit", FITTED)]
+        yield self._probe_step("export", [*probe, "--out", self._probe_location(seed, DIRECTION)], seed)
+        for other in [audit.model, *audit.models]:
+            uri = self._model(other, seed, "audits.probe.models")
+            edited = self._named(model_name(other)[0], "audits.probe.models").edits
+            if other != audit.model:
+                metrics = self._probe_location(seed, f"{_word(other)}_probe_eval.json")
+                args = [*probe, *states, "--model_path", uri, "--metrics_out", metrics]
                 yield self._probe_step(f"eval {other}", [*args, *(["--use_editor_features"] if edited else [])], seed)
-            if other == said.model or edited:
-                metrics = Place(f"{self.out}/seed{seed}/probes/{_word(other)}_action_control.json")
-                args = [*of_env, *data, "--model_path", uri, "--metrics_out", metrics]
-                name = f"probe/action-control {other}"
-                yield self._step(PROBE, name, ["action-control", *args], seed)
+            if other == audit.model or edited:
+                metrics = self._probe_location(seed, f"{_word(other)}_action_control.json")
+                args = ["action-control", *in_env, *states, "--model_path", uri, "--metrics_out", metrics]
+                yield self._step(PROBE, f"probe/action-control {other}", args, seed)
 
-    def _probe_step(self, name: str, args: Sequence[Arg], seed: int, **more: Any) -> Step:
+    def _probe_step(self, name: str, args: Sequence[Arg], seed: int, **more: Any) -> StudyStep:
         command = name.partition(" ")[0]
         return self._step(PROBE, f"probe/{name}", [PROBE, command, *args], seed, **more)
 
-    def _select(self, method: str) -> Step:
-        said, seeds = self.study.audits[SELECT], self.study.seeds
+    def _select(self, method: str) -> StudyStep:
+        audit, seeds = self.study.audits[SELECT], self.study.seeds
         training = self._named(method, "audits.select.methods")
         if training.edits:
             raise ValueError(f"audits.select.methods: {method} edits a frozen policy; leave it out.")
-        args: list[Arg] = ["select", "--env", self.env, "--method", method, "--seed", *map(str, seeds)]
-        args += ["--run", *(RunOf(self._name_of(training, seed)) for seed in seeds)]
-        args += ["--out", Place(f"{self.out}/select_{method}-{{digest}}")]
-        episodes = _number(SELECT, said.options, "episodes", 50)
-        work = Work(rolled=len(seeds) * len(training.save_points) * episodes * EPISODE_STEPS)
-        args = self._told(SELECT, args, said.options, judges=True)
-        return self._step(SELECT, f"select/{method}", args, None, workers=("--workers", episodes), work=work)
+        args: list[Arg] = ["--env", self.env, "--method", method, "--seed", *map(str, seeds)]
+        args += ["--run", *(RunRef(self._name_of(training, seed)) for seed in seeds)]
+        args += ["--out", Location(f"{self.out}/select_{method}-{{digest}}")]
+        args, options = self._with_options(SELECT, args, audit.options, judges=True, whole=("episodes",))
+        work = Workload(rolled=len(seeds) * len(training.save_points) * options.episodes * EPISODE_STEPS)
+        workers = ("--workers", options.episodes)
+        return self._step(SELECT, f"select/{method}", [SELECT, *args], None, workers=workers, work=work)
 
-    def _evaluate(self) -> Step:
-        said, seeds = self.study.audits[EVALUATE], self.study.seeds
+    def _evaluate(self) -> StudyStep:
+        audit, seeds = self.study.audits[EVALUATE], self.study.seeds
         models = [self._at(t, s, u) for t in self.trainings for s in seeds for u in t.save_points]
-        args: list[Arg] = ["evaluate", "--env", self.env, "--models", *models, "--seed", *map(str, seeds)]
+        args: list[Arg] = ["--env", self.env, "--models", *models, "--seed", *map(str, seeds)]
         if len(seeds) == 1 and UNSAFE in self._names():
             args += ["--unsafe_model", self._model(UNSAFE, seeds[0], EVALUATE)]
-        args = self._told(EVALUATE, [*args, *self._into(EVALUATE)], said.options, judges=True)
-        episodes = _number(EVALUATE, said.options, "episodes", 50)
-        work = Work(rolled=len(models) * episodes * EPISODE_STEPS)
-        return self._step(EVALUATE, EVALUATE, args, None, workers=("--workers", episodes), work=work)
+        args += self._results_in(EVALUATE)
+        args, options = self._with_options(EVALUATE, args, audit.options, judges=True, whole=("episodes",))
+        work = Workload(rolled=len(models) * options.episodes * EPISODE_STEPS)
+        workers = ("--workers", options.episodes)
+        return self._step(EVALUATE, EVALUATE, [EVALUATE, *args], None, workers=workers, work=work)
 
-    def _relearn(self, seed: int) -> Iterator[Step]:
-        said = self.study.audits[RELEARN]
-        updates, horizon = (_number(RELEARN, said.options, *of) for of in (("max_updates", 100), ("horizon", 1024)))
-        for model in said.models:
+    def _relearn(self, seed: int) -> Iterator[StudyStep]:
+        audit = self.study.audits[RELEARN]
+        for model in audit.models:
             subject = RANDOM if model == RANDOM else self._model(model, seed, "audits.relearn.models")
-            args: list[Arg] = ["relearn", "--env", self.env, "--model_path", subject, "--seed", str(seed)]
-            args += [*self._unsafe(seed), *self._into(f"seed{seed}/relearn_{_word(model)}")]
-            args = self._told(RELEARN, args, said.options, judges=True)
-            work = Work(rolled=2 * updates * EPISODE_STEPS, alone=updates * horizon)
-            yield self._step(RELEARN, f"relearn/{model}", args, seed, work=work)
+            args: list[Arg] = ["--env", self.env, "--model_path", subject, "--seed", str(seed)]
+            if UNSAFE in self._names():
+                args += ["--unsafe_model", self._model(UNSAFE, seed, UNSAFE)]
+            args += self._results_in(f"seed{seed}/relearn_{_word(model)}")
+            whole = ("max_updates", "horizon")
+            args, options = self._with_options(RELEARN, args, audit.options, judges=True, whole=whole)
+            updates = options.max_updates
+            work = Workload(rolled=2 * updates * EPISODE_STEPS, alone=updates * options.horizon)
+            yield self._step(RELEARN, f"relearn/{model}", [RELEARN, *args], seed, work=work)
 
-    def _shifts(self, seed: int) -> Iterator[Step]:
-        said, probe = self.study.audits[SHIFT], self.study.audits.get(PROBE)
+    def _shifts(self, seed: int) -> Iterator[StudyStep]:
+        audit, probe = self.study.audits[SHIFT], self.study.audits.get(PROBE)
         if probe is None:
             raise ValueError("audits.latent-shift needs the states of the probe: add audits.probe.")
         reference = self._model(probe.model, seed, "audits.probe.model")
-        about: list[Arg] = ["--env", self.env, "--dataset", self._file(seed, "collect", STATES)]
-        about += ["--ref_model_path", reference]
-        asked = [(model, False) for model in said.models] + [(model, True) for model in said.raw_models]
-        for model, raw in asked:
+        for model, raw in [(model, False) for model in audit.models] + [(model, True) for model in audit.raw_models]:
             compared = self._model(model, seed, "audits.latent-shift.models")
-            args: list[Arg] = [
-                "latent-shift",
-                *about,
-                "--cmp_model_path",
-                compared,
-                *(["--raw_features"] if raw else []),
-            ]
-            args = self._told(SHIFT, [*args, "--out", Place(f"{self.out}/seed{seed}")], said.options)
-            yield self._step(SHIFT, f"latent-shift/{model}{' raw' if raw else ''}", args, seed)
+            args: list[Arg] = ["--env", self.env, "--dataset", self._probe_file(seed, "collect", STATES)]
+            args += ["--ref_model_path", reference, "--cmp_model_path", compared]
+            args += [*(["--raw_features"] if raw else []), "--out", Location(f"{self.out}/seed{seed}")]
+            args, _ = self._with_options(SHIFT, args, audit.options)
+            yield self._step(SHIFT, f"latent-shift/{model}{' raw' if raw else ''}", [SHIFT, *args], seed)
 
-    def _report(self, after: Sequence[str]) -> Step:
-        args: list[Arg] = ["report", "--env", self.env, "--seed", *map(str, self.study.seeds)]
+    def _report(self, after: Sequence[str]) -> StudyStep:
+        args: list[Arg] = ["--env", self.env, "--seed", *map(str, self.study.seeds)]
         if EVALUATE in self.study.audits:
-            args += ["--eval_id", NameOf(f"{self.env}/{EVALUATE}", _EVAL_ID)]
-        said = self.study.audits[REPORT].options
-        args = self._told(REPORT, [*args, "--out", Place(f"{self.out}/report")], said)
-        episodes, drivers = _number(REPORT, said, "map_episodes", 20), sum(len(t.save_points) for t in self.trainings)
-        work = Work(rolled=len(self.study.seeds) * drivers * episodes * EPISODE_STEPS)
+            args += ["--eval_id", NameRef(f"{self.env}/{EVALUATE}", _EVAL_ID)]
+        args += ["--out", Location(f"{self.out}/report")]
+        audit = self.study.audits[REPORT]
+        args, options = self._with_options(REPORT, args, audit.options, whole=("map_episodes",))
+        episodes, drivers = options.map_episodes, sum(len(t.save_points) for t in self.trainings)
+        work = Workload(rolled=len(self.study.seeds) * drivers * episodes * EPISODE_STEPS)
         workers = ("--workers", max(1, episodes))
-        return self._step(REPORT, REPORT, args, None, after=tuple(after), workers=workers, work=work)
+        return self._step(REPORT, REPORT, [REPORT, *args], None, after=tuple(after), workers=workers, work=work)
 
     def _step(
         self,
         stage: str,
-        what: str,
+        kind: str,
         args: Sequence[Arg],
         seed: int | None,
         facts: str = "",
-        updates: Any = (),
+        updates: Sequence[int] = (),
         **more: Any,
-    ) -> Step:
-        name = f"{self.env}/{what}" if seed is None else f"{self.env}/seed{seed}/{what}"
-        return Step(name, stage, what, self.env, tuple(args), facts, updates=tuple(updates), **more)
+    ) -> StudyStep:
+        name = f"{self.env}/{kind}" if seed is None else f"{self.env}/seed{seed}/{kind}"
+        return StudyStep(name, stage, kind, self.env, tuple(args), facts, updates=tuple(updates), **more)
 
-    def _model(self, model: str, seed: int, where: str) -> ModelOf:
-        """A save point of a method of this study."""
+    def _with_options(
+        self,
+        command: str,
+        args: Sequence[Arg],
+        given: Mapping[str, Any],
+        *,
+        judges: bool = False,
+        whole: Sequence[str] = (),
+        out: Sequence[Arg] = (),
+    ) -> tuple[list[Arg], Any]:
+        """Add the options of the study file to those that the study sets, and read them all as the command will.
+
+        Args:
+            command: Key of `_READERS`.
+            args: Options that the study sets.
+            given: Options in the study file.
+            judges: The command counts the concept: it gets that of the trainings if the file names none.
+            whole: Options of the file that must be whole numbers, since the plan calculates with them.
+            out: Options that the study sets after those of the file.
+
+        Returns:
+            All arguments, and the options as the command reads them, defaults included.
+
+        Raises:
+            ValueError: An option is set by the study itself, or the command refuses it.
+        """
+        for key in given:
+            if f"--{key}" in (*args, *_SET_WHEN_RUN):
+                raise ValueError(f"audits.{command}: {key} is set by the study itself: leave it out.")
+        for option in whole:
+            if not isinstance(given.get(option), int | None):
+                raise ValueError(f"audits.{command}: {option}: {given[option]!r} is not possible: use a whole number.")
+        every = [*args, *(self._concept(command, given) if judges else []), *_as_arguments(given), *out]
+        words = [arg if isinstance(arg, str) else "from-the-study" for arg in every]
+        try:
+            read = _READERS[command](words)
+        except ValueError as error:
+            raise ValueError(f"audits.{command}: {error}") from error
+        return every, read[0] if isinstance(read, tuple) else read
+
+    def _concept(self, command: str, given: Mapping[str, Any]) -> list[Arg]:
+        """Return the option that makes an audit count the trainings' concept; nothing if the file names one."""
+        named = {training.concept for training in self.trainings} - {AUTO}
+        if given.get("concept") is not None or not named:
+            return []
+        if len(named) > 1:
+            raise ValueError(
+                f"audits.{command}: the methods in {self.env} forget different things ({', '.join(sorted(named))}): "
+                "say which the audit is about, by its option concept."
+            )
+        return ["--concept", *named]
+
+    def _model(self, model: str, seed: int, where: str) -> ModelRef:
+        """Return a save point of a method of this study."""
         method, update = model_name(model)
         training = self._named(method, where)
         if update is not None and update not in training.save_points:
@@ -243,91 +325,49 @@ class _Environment:
             raise ValueError(f"{where}: {model} is no save point of {method} in {self.env}: use one of {points}.")
         return self._at(training, seed, update or max(training.save_points))
 
-    def _at(self, training: Training, seed: int, update: int) -> ModelOf:
-        return ModelOf(self._name_of(training, seed), update)
+    def _at(self, training: PlannedTraining, seed: int, update: int) -> ModelRef:
+        return ModelRef(self._name_of(training, seed), update)
 
-    def _named(self, method: str, where: str) -> Training:
+    def _named(self, method: str, where: str) -> PlannedTraining:
         require_known(where, method, self._names())
         return next(t for t in self.trainings if t.name == method)
 
-    def _name_of(self, training: Training, seed: int) -> str:
+    def _name_of(self, training: PlannedTraining, seed: int) -> str:
         return f"{self.env}/seed{seed}/{training.name}"
-
-    def _unsafe(self, seed: int) -> list[Arg]:
-        return ["--unsafe_model", self._model(UNSAFE, seed, UNSAFE)] if UNSAFE in self._names() else []
-
-    def _told(self, audit: str, args: Sequence[Arg], said: Mapping[str, Any], *, judges: bool = False) -> list[Arg]:
-        """An audit's command with the options of the file, none of which may undo what the study needs it to do."""
-        for key in said:
-            if f"--{key}" in (*args, *_OF_THE_STUDY):
-                raise ValueError(f"audits.{audit}: {key} is set by the study itself: leave it out.")
-        return [*args, *(self._concept(audit, said) if judges else []), *options(said)]
-
-    def _concept(self, audit: str, said: Mapping[str, Any]) -> list[Arg]:
-        """The option by which an audit judges as the trainings do, unless it is told something else."""
-        named = {training.concept for training in self.trainings} - {AUTO}
-        if said.get("concept") is not None or not named:
-            return []
-        if len(named) > 1:
-            raise ValueError(
-                f"audits.{audit}: the methods in {self.env} forget different things ({', '.join(sorted(named))}): say "
-                "which the audit is about, by its option concept."
-            )
-        return ["--concept", *named]
-
-    def _is_edited(self, model: str) -> bool:
-        return any(t.edits for t in self.trainings if t.name == model_name(model)[0])
 
     def _names(self) -> list[str]:
         return [training.name for training in self.trainings]
 
-    def _probe_file(self, seed: int, name: str) -> Place:
-        return Place(f"{self.out}/seed{seed}/probes/{name}")
+    def _probe_location(self, seed: int, name: str) -> Location:
+        return Location(f"{self.out}/seed{seed}/probes/{name}")
 
-    def _file(self, seed: int, step: str, name: str) -> FileOf:
-        return FileOf(f"{self.env}/seed{seed}/probe/{step}", self._probe_file(seed, name).path)
+    def _probe_file(self, seed: int, step: str, name: str) -> FileRef:
+        return FileRef(f"{self.env}/seed{seed}/probe/{step}", self._probe_location(seed, name).path)
 
-    def _into(self, folder: str) -> list[Arg]:
-        """Where an audit writes; each variant of it has a place of its own."""
+    def _results_in(self, folder: str) -> list[Arg]:
+        """Return the options for an audit's folder and name; each variant of the audit has its own."""
         place = f"{folder}-{{digest}}"
-        return ["--out", Place(f"{self.out}/{place}"), "--eval_id", Place(place.replace("/", "-"))]
+        return ["--out", Location(f"{self.out}/{place}"), "--eval_id", Location(place.replace("/", "-"))]
 
 
-def options(said: Mapping[str, Any]) -> list[Arg]:
-    """Options as a command line has them: `record_videos: true` is a bare switch, a list follows its option."""
+def _as_arguments(given: Mapping[str, Any]) -> list[Arg]:
+    """Write options as a command line: `record_videos: true` is a bare switch, a list follows its option."""
     args: list[Arg] = []
-    for key, value in said.items():
+    for key, value in given.items():
         if value is not False and value is not None:
-            values = value if isinstance(value, list) else [value]
-            args += [f"--{key}", *([] if value is True else map(_word_of, values))]
+            values = [] if value is True else value if isinstance(value, list) else [value]
+            words = [json.dumps(v) if isinstance(v, Mapping) else str(v) for v in values]  # a class becomes JSON
+            args += [f"--{key}", *words]
     return args
 
 
-def _word_of(value: Any) -> str:
-    """As a command line has it; a class and its arguments as JSON."""
-    return json.dumps(value) if isinstance(value, Mapping) else str(value)
-
-
-def _collected(said: Mapping[str, Any]) -> int:
-    """Environment steps of a probe's collection: about one in twenty shows the concept."""
-    where = f"{PROBE}.collect"
-    return min(_number(where, said, "max_env_steps", 400_000), 20 * _number(where, said, "n_per_class", 10_000))
-
-
-def _require_reached(training: Training) -> None:
+def _require_reached(training: PlannedTraining) -> None:
     """Refuse save points beyond the last update, before the expert is trained."""
     if beyond := [point for point in training.save_points if not 1 <= point <= training.updates]:
         raise ValueError(
             f"methods: {training.name}: save point {beyond[0]} is not among its {training.updates} updates: give "
             "save_points, too."
         )
-
-
-def _number(audit: str, said: Mapping[str, Any], option: str, otherwise: int) -> int:
-    value = said.get(option)
-    if not isinstance(value, int | None):
-        raise ValueError(f"audits.{audit}: {option}: {value!r} is not possible: use a whole number.")
-    return otherwise if value is None else value
 
 
 def _word(model: str) -> str:

@@ -1,4 +1,4 @@
-"""What a study file may say. Every part is checked here, by name, before anything is planned or run."""
+"""Schema of a study file. Every part is checked here, by name, before anything is planned or run."""
 
 import difflib
 import re
@@ -10,7 +10,7 @@ from typing import Any, TypeVar, get_args, get_origin
 import yaml
 
 RANDOM = "random"
-"""The model that relearning is compared with: a fresh network."""
+"""Name of the model that relearning is compared with, a fresh network."""
 _Part = TypeVar("_Part")
 
 
@@ -21,11 +21,11 @@ class Method:
     config: str
     """`concept` for `configs/method/concept.yaml`, or a file."""
     name: str | None = None
-    """Of its stage and of the models it registers; the config's own `method` when left out."""
+    """Name of its stage and of the models it registers; the config's own `method` if left out."""
     source: str | None = None
-    """The method whose weights it starts from, `unsafe` or `unsafe@300`, where its config leaves that open."""
+    """The method whose weights it starts from, `unsafe` or `unsafe@300`, if its config leaves that open."""
     options: Mapping[str, Any] = field(default_factory=dict)
-    """Overrides, by the names that `fit` knows."""
+    """Options of `fit`."""
 
 
 @dataclass(frozen=True)
@@ -36,9 +36,9 @@ class Weights:
     uri: str
     """A model URI or file; `{env}`, `{seed}`, `{method}` and `{update}` are filled in, once for each save point."""
     envs: Sequence[str] = ()
-    """Environment ids they are for; all when left out."""
+    """Environment ids they are for; all if left out."""
     seeds: Sequence[int] = ()
-    """Training seeds they are for; all when left out."""
+    """Training seeds they are for; all if left out."""
 
 
 @dataclass(frozen=True)
@@ -49,12 +49,12 @@ class Probe:
     collect: Mapping[str, Any] = field(default_factory=dict)
     fit: Mapping[str, Any] = field(default_factory=dict)
     models: Sequence[str] = ()
-    """Those that the fitted probe is tried on; an edited one by its edited latent."""
+    """Models that the fitted probe is evaluated on; an edited one by its edited latent."""
 
 
 @dataclass(frozen=True)
 class Select:
-    """Each seed's choice of a save point on validation layouts; it gets the alias `seed-<s>-selected`."""
+    """Choice of each seed's save point on validation layouts; it gets the alias `seed-<s>-selected`."""
 
     methods: Sequence[str]
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -69,7 +69,7 @@ class Evaluate:
 
 @dataclass(frozen=True)
 class Relearn:
-    """How fast models bring the forgotten behaviour back."""
+    """Relearning tests: how fast models bring the forgotten behaviour back."""
 
     models: Sequence[str]
     """`concept@150`, or `random`."""
@@ -78,17 +78,17 @@ class Relearn:
 
 @dataclass(frozen=True)
 class LatentShift:
-    """How far models' latents are from the probe's model; needs the probe's states."""
+    """Distance of models' latents from those of the probe's model; needs the probe's states."""
 
     models: Sequence[str]
     raw_models: Sequence[str] = ()
-    """Those compared without their editor, too."""
+    """Models that are also compared without their editor."""
     options: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Report:
-    """The page that shows it all."""
+    """The report of all results."""
 
     options: Mapping[str, Any] = field(default_factory=dict)
 
@@ -101,7 +101,7 @@ AUDITS: Mapping[str, type] = {
     "latent-shift": LatentShift,
     "report": Report,
 }
-"""Name of an audit → what may be said of it, in the order in which they run."""
+"""Name of an audit → the class of its part, in the order in which audits run."""
 
 
 @dataclass(frozen=True)
@@ -114,13 +114,13 @@ class Study:
     seeds: Sequence[int]
     methods: Sequence[Method]
     audits: Mapping[str, Any]
-    """Name → its part, of the class in `AUDITS`."""
+    """Name → part, of the class in `AUDITS`."""
     weights: Sequence[Weights] = ()
     overlays: Sequence[str] = ()
     """Config files that come last in every training's chain."""
 
     def __post_init__(self) -> None:
-        """Refuse what is named twice, or not at all."""
+        """Refuse an impossible name, empty lists and repeated entries."""
         if not re.fullmatch(r"\w[\w.-]*", self.name):
             raise ValueError(f"name: {self.name!r} is not possible: use letters, digits, dots, dashes and underscores.")
         for what, values in (("envs", self.envs), ("seeds", self.seeds), ("methods", self.methods)):
@@ -133,16 +133,17 @@ class Study:
 
 
 def read_study(content: Mapping[str, Any]) -> Study:
-    """The parsed keys of a study file as a study.
+    """Build a study from the parsed keys of its file.
 
     Raises:
         ValueError: A key, method or audit is unknown or named twice.
     """
-    methods = [_method(entry) for entry in content["methods"]]
-    weights = [part(Weights, entry, "weights") for entry in content["weights"]]
-    audits: dict[str, Any] = {
-        name: part(_audit(name), said or {}, f"audits.{name}") for name, said in content["audits"].items()
-    }
+    methods = [Method(m) if isinstance(m, str) else _read_part(Method, m, "methods") for m in content["methods"]]
+    weights = [_read_part(Weights, entry, "weights") for entry in content["weights"]]
+    audits: dict[str, Any] = {}
+    for name, options in content["audits"].items():
+        require_known("audits", name, AUDITS)
+        audits[name] = _read_part(AUDITS[name], options or {}, f"audits.{name}")
     return Study(
         name=content["name"],
         envs=content["envs"],
@@ -154,20 +155,20 @@ def read_study(content: Mapping[str, Any]) -> Study:
     )
 
 
-def part(cls: type[_Part], said: Any, where: str) -> _Part:
-    """One part of the file as its class.
+def _read_part(cls: type[_Part], content: Any, where: str) -> _Part:
+    """Build one part of the file as its class.
 
     Raises:
         ValueError: A key is unknown or missing, or the part is no mapping.
     """
-    if not isinstance(said, Mapping):
-        raise ValueError(f"{where}: {said!r} is not possible: give keys and values.")
+    if not isinstance(content, Mapping):
+        raise ValueError(f"{where}: {content!r} is not possible: give keys and values.")
     known = {f.name: f for f in fields(cls)}  # type: ignore[arg-type]
-    for key, value in said.items():
+    for key, value in content.items():
         require_known(where, key, known)
         _require_kind(f"{where}.{key}", value, known[key].type)
     try:
-        return cls(**said)
+        return cls(**content)
     except TypeError as error:
         raise ValueError(f"{where} is incomplete: {error}.") from error
 
@@ -189,14 +190,14 @@ def require_distinct(where: str, values: Iterable[Any]) -> None:
 
 
 def require_single_keys(text: str, where: str) -> None:
-    """Refuse YAML that gives a key twice in one place; YAML itself would let the last one win.
+    """Refuse YAML that gives a key twice in one place; YAML itself lets the last one win.
 
     Args:
-        text: Of a file.
-        where: Its name.
+        text: Content of a file.
+        where: Name of the file.
 
     Raises:
-        ValueError: It does.
+        ValueError: A key is given twice.
     """
     places = [yaml.compose(text, yaml.SafeLoader)]
     while places:
@@ -209,10 +210,10 @@ def require_single_keys(text: str, where: str) -> None:
 
 
 def model_name(model: str) -> tuple[str, int | None]:
-    """`concept@150` → its method and update; without an update, the last save point.
+    """Split `concept@150` into method and update; the update is None if only the method is named.
 
     Raises:
-        ValueError: What follows the @ is no number.
+        ValueError: The update is no number.
     """
     method, _, update = model.partition("@")
     if update and not update.isdigit():
@@ -220,30 +221,21 @@ def model_name(model: str) -> tuple[str, int | None]:
     return method, int(update) if update else None
 
 
-def _method(entry: Any) -> Method:
-    return Method(entry) if isinstance(entry, str) else part(Method, entry, "methods")
-
-
-def _audit(name: str) -> type:
-    require_known("audits", name, AUDITS)
-    return AUDITS[name]
-
-
 def _require_kind(where: str, value: Any, annotation: Any) -> None:
-    """Lists where lists belong, mappings where mappings do: a bare word would be taken for its letters."""
-    wanted = get_origin(annotation) or annotation
-    if wanted not in _WORDS:
+    """Refuse anything but lists, mappings and words where they belong: a bare word is a sequence of letters."""
+    kind = get_origin(annotation) or annotation
+    if kind not in _KINDS:
         return
-    if not isinstance(value, wanted) or (wanted is Sequence and isinstance(value, str)):
-        raise ValueError(f"{where}: {value!r} is not possible: give a {_WORDS[wanted]}.")
-    of = get_args(annotation)[0] if wanted is Sequence else object
-    for element in value if wanted is Sequence else ():
+    if not isinstance(value, kind) or (kind is Sequence and isinstance(value, str)):
+        raise ValueError(f"{where}: {value!r} is not possible: give a {_KINDS[kind]}.")
+    of = get_args(annotation)[0] if kind is Sequence else object
+    for element in value if kind is Sequence else ():
         if not isinstance(element, of):
-            kind = "words" if of is str else "whole numbers"
-            raise ValueError(f"{where}: {element!r} is not possible: list {kind}.")
+            kinds = "words" if of is str else "whole numbers"
+            raise ValueError(f"{where}: {element!r} is not possible: list {kinds}.")
 
 
-_WORDS: Mapping[Any, str] = {
+_KINDS: Mapping[Any, str] = {
     Sequence: "list, such as [a, b]",
     Mapping: "mapping of options to values",
     str: "word",

@@ -1,4 +1,4 @@
-"""What a study is made of: steps, each one command with references to what other steps leave behind.
+"""Steps of a study: commands with references to the results of other steps, and the cache key of each step.
 
 Pure: nothing here trains, reads a store or touches a file.
 """
@@ -11,15 +11,15 @@ from graphlib import CycleError, TopologicalSorter
 
 
 @dataclass(frozen=True)
-class ModelOf:
-    """A save point of a training step; becomes the registered model's URI."""
+class ModelRef:
+    """A save point of a training step; becomes the URI of the registered model."""
 
     step: str
     update: int
 
 
 @dataclass(frozen=True)
-class FileOf:
+class FileRef:
     """A file that another step makes; becomes its path."""
 
     step: str
@@ -27,100 +27,100 @@ class FileOf:
 
 
 @dataclass(frozen=True)
-class RunOf:
-    """The MLflow run of a step; becomes its id."""
+class RunRef:
+    """The MLflow run of another step; becomes its id."""
 
     step: str
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where something lies; no part of what a step computes. `{digest}` becomes the step's own."""
+class NameRef:
+    """A name of another step's result; `{digest}` in it becomes that step's cache key."""
+
+    step: str
+    name: str
+
+
+@dataclass(frozen=True)
+class Location:
+    """A path or name outside the cache key; `{digest}` in it becomes the step's own cache key."""
 
     path: str
 
 
 @dataclass(frozen=True)
-class Config:
-    """A config file that is written before the step runs."""
+class ConfigFile:
+    """A config file that is written before the step runs; outside the cache key, which has `facts` for it."""
 
     path: str
     content: str
 
 
-@dataclass(frozen=True)
-class NameOf:
-    """A name that another step gave to what it made: `{digest}` becomes that step's own."""
-
-    step: str
-    name: str
-
-
-Arg = str | ModelOf | FileOf | RunOf | NameOf | Place | Config
+Arg = str | ModelRef | FileRef | RunRef | NameRef | Location | ConfigFile
 
 
 @dataclass(frozen=True)
-class Work:
-    """Environment steps of each kind that a step makes; tells how long it will take."""
+class Workload:
+    """Environment steps that a step makes, by kind; its duration is estimated from them."""
 
     trained: int = 0
-    """Collected in many environments and learnt from."""
+    """Collected in many environments, and learnt from."""
     rolled: int = 0
-    """Only collected."""
+    """Collected in many environments only."""
     alone: int = 0
-    """Collected in one environment and learnt from."""
+    """Collected in one environment, and learnt from."""
 
     @property
     def total(self) -> int:
-        """All of them."""
+        """Environment steps of all kinds."""
         return self.trained + self.rolled + self.alone
 
 
 @dataclass(frozen=True)
-class Step:
+class StudyStep:
     """One command of a study."""
 
     name: str
-    """Unique: environment, seed and what it does, such as `SafetyPointGoal1-v0/seed0/probe/fit`."""
+    """Unique: environment, seed and kind, such as `SafetyPointGoal1-v0/seed0/probe/fit`."""
     stage: str
-    """What people call it: a method, or an audit."""
+    """A method, or an audit."""
     kind: str
     """The name without environment and seed; steps of one kind take equally long."""
     env: str
     args: tuple[Arg, ...]
-    """The command and its options, but those of the machine (store, processes)."""
+    """The command and its options, without those of the machine (store, processes)."""
     facts: str = ""
-    """What else its result depends on: the resolved config of a training."""
+    """Further content of the cache key, such as the resolved config of a training."""
     after: tuple[str, ...] = ()
     """Steps whose results it reads without naming them."""
     updates: tuple[int, ...] = ()
-    """Save points it registers."""
+    """Save points that it registers."""
     workers: tuple[str, int] | None = None
-    """The option that says how many processes step the environments, and the most that it takes."""
-    work: Work = field(default_factory=Work)
+    """Option for the number of environment processes, and its largest useful value."""
+    work: Workload = field(default_factory=Workload)
     here: bool = False
-    """It reads files that only this machine has."""
+    """It reads files of this machine, so that it must run here."""
 
     @property
     def needs(self) -> tuple[str, ...]:
-        """The steps that must be done before it."""
-        named = [arg.step for arg in self.args if isinstance(arg, ModelOf | FileOf | RunOf | NameOf)]
+        """Names of the steps that must be done before it."""
+        named = [arg.step for arg in self.args if isinstance(arg, ModelRef | FileRef | RunRef | NameRef)]
         return tuple(dict.fromkeys([*named, *self.after]))
 
 
 @dataclass(frozen=True)
-class Result:
-    """What a finished step left in the store."""
+class StepResult:
+    """Result of a finished step in the store."""
 
     run_id: str
     digest: str
-    """Of what came out: the weights of a training, the step's own digest of an audit."""
+    """Digest of a training's weights; the cache key of an audit."""
     models: Mapping[int, str] = field(default_factory=dict)
     """Update → URI of the registered model."""
 
 
-def in_order(steps: Iterable[Step]) -> list[Step]:
-    """The steps so that each comes after what it needs, otherwise as they were listed.
+def in_order(steps: Iterable[StudyStep]) -> list[StudyStep]:
+    """Sort steps so that each comes after its needs; otherwise they keep their order.
 
     Raises:
         ValueError: Steps need each other in a circle, or one needs what no step makes.
@@ -134,47 +134,49 @@ def in_order(steps: Iterable[Step]) -> list[Step]:
         TopologicalSorter({name: step.needs for name, step in by_name.items()}).prepare()
     except CycleError as error:
         raise ValueError(f"a cyclic source: {' needs '.join(reversed(error.args[1]))}. Change one of them.") from None
-    placed: dict[str, Step] = {}
+    placed: dict[str, StudyStep] = {}
     for step in by_name.values():
         _place(step, by_name, placed)
     return list(placed.values())
 
 
-def _place(step: Step, by_name: Mapping[str, Step], placed: dict[str, Step]) -> None:
+def _place(step: StudyStep, by_name: Mapping[str, StudyStep], placed: dict[str, StudyStep]) -> None:
     for need in step.needs:
         if need not in placed:
             _place(by_name[need], by_name, placed)
     placed[step.name] = step
 
 
-def step_digest(step: Step, results: Mapping[str, Result]) -> str:
-    """Tells whether two steps are the same: of its command and facts, and of the results that it reads.
+def step_digest(step: StudyStep, results: Mapping[str, StepResult]) -> str:
+    """Return the cache key of a step: a digest of its command and facts, and of the results that it reads.
 
-    Where results go, and what the machine decides, is no part of it.
+    Locations and the options of the machine are no part of it.
     """
-    command = [_identity(arg, results) for arg in step.args if not isinstance(arg, Place | Config)]
+
+    def identity(arg: Arg) -> object:
+        if isinstance(arg, ModelRef):
+            return [results[arg.step].digest, arg.update]
+        return [results[arg.step].digest] if isinstance(arg, FileRef | RunRef | NameRef) else arg
+
+    command = [identity(arg) for arg in step.args if not isinstance(arg, Location | ConfigFile)]
     read = sorted(results[name].digest for name in step.after)
     content = json.dumps([command, step.facts, read, list(step.updates)], sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()[:32]
 
 
-def done_steps(steps: Sequence[Step], find: Callable[[Step, str], Result | None]) -> dict[str, Result]:
-    """The steps that need not run, with their results: those that `find` knows, all they need being done, too.
+def done_steps(
+    steps: Sequence[StudyStep], find: Callable[[StudyStep, str], StepResult | None]
+) -> dict[str, StepResult]:
+    """Return the results of the steps that need not run: `find` knows them, and all their needs are done, too.
 
     Args:
         steps: In order.
-        find: Looks up a step of a digest in the store.
+        find: Looks up the result of a step by its cache key.
     """
-    results: dict[str, Result] = {}
+    results: dict[str, StepResult] = {}
     for step in steps:
         if all(need in results for need in step.needs):
             found = find(step, step_digest(step, results))
             if found is not None:
                 results[step.name] = found
     return results
-
-
-def _identity(arg: Arg, results: Mapping[str, Result]) -> object:
-    if isinstance(arg, ModelOf):
-        return [results[arg.step].digest, arg.update]
-    return [results[arg.step].digest] if isinstance(arg, FileOf | RunOf | NameOf) else arg

@@ -12,7 +12,7 @@ from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
 from lightning_unlearn import cli
 from lightning_unlearn.callbacks.mlflow_run import MLflowRun
-from lightning_unlearn.study.store import StudyStore
+from lightning_unlearn.study.cache import StudyStore
 from lightning_unlearn.tracking import runs
 from lightning_unlearn.tracking.store import writing
 

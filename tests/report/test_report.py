@@ -12,20 +12,10 @@ from matplotlib.transforms import Bbox
 
 from lightning_unlearn import cli
 from lightning_unlearn.audits.policy_comparison import evaluate
-from lightning_unlearn.report.as_html import as_html
-from lightning_unlearn.report.as_markdown import as_markdown
 from lightning_unlearn.report.charts import keep_apart
-from lightning_unlearn.report.document import (
-    Document,
-    Folded,
-    Gallery,
-    Missing,
-    Paragraph,
-    Picture,
-    Section,
-    Table,
-)
+from lightning_unlearn.report.context import Folded, Gallery, Missing, Paragraph, Picture, Section, Table
 from lightning_unlearn.report.maps import CELLS, REACH, Places, heat_maps, occupancy, places
+from lightning_unlearn.report.report_command import render_html, render_markdown
 from lightning_unlearn.tracking import registry
 
 TOY = "ToyLine-v0"
@@ -148,6 +138,36 @@ def test_the_first_table_says_what_a_repair_came_to(models, tmp_path):
     assert text.index("before_after.png") < text.index("worst tenth")
 
 
+def test_episodes_are_counted_above_the_limit_that_a_repair_was_trained_for(register, tmp_path):
+    models = {name: register(name, 100, push) for name, push in (("unsafe", 2.0), ("concept", 1.0), ("continued", 2.0))}
+    cli.main(["evaluate", "--env", TOY, "--episodes", "20", "--kl_states", "20", "--seed", "0", "--out", "E"])
+    episodes = pd.read_csv(tmp_path / "E/per_episode.csv")
+
+    def column(column="cost_sum", limit=25, shown=""):
+        own = [episodes[episodes["Family"] == name] for name in models]
+        return [f"{100 * (table[column] > limit).mean():.0f} %{shown}" for table in own]
+
+    def reported(**params):
+        for name, value in params.items():
+            run_id = registry.registered_version(models[name]).run_id
+            mlflow.MlflowClient().log_batch(run_id, params=[mlflow.entities.Param(*pair) for pair in value.items()])
+        report("--map_episodes", "0")
+        text = (tmp_path / "R/report.md").read_text()
+        header, _, *rows = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| ")][:5]
+        return header[4], [row[4] for row in rows], text
+
+    above, cells, text = reported()
+    assert (above, cells) == ("episodes above 25", column())
+    assert "; 25 is the field's usual limit." in text
+    above, cells, text = reported(concept={"pid.cost_limit": "1.5"})
+    assert (above, cells) == ("episodes above 1.5", column("cforget_sum", 1.5))
+    assert "; 1.5 is the limit on C\\_forget of an episode that concept was trained for." in text
+    above, cells, text = reported(continued={"pid.cost_limit": "3"})
+    limits = column(shown=" (25)")[0], column("cforget_sum", 1.5, " (1.5)")[1], column("cforget_sum", 3, " (3)")[2]
+    assert (above, cells) == ("episodes above limit", [*limits])
+    assert "; 3 is the limit on C\\_forget of an episode that continued was trained for; 25 is the field's" in text
+
+
 def test_what_is_missing_is_named_with_the_command_that_makes_it(models, tmp_path):
     report()
     text = page(tmp_path / "R/report.html").text
@@ -217,19 +237,17 @@ def test_what_cannot_be_reported_is_refused(store, refused, tmp_path):
 HOSTILE = '<script>alert(1)</script> & "q" | `x` [a](b) *s* $1'
 
 
-def hostile_document():
-    blocks = [
-        Paragraph(HOSTILE),
-        Table(("model", HOSTILE), [(HOSTILE, "1")], HOSTILE),
-        Gallery([Picture("p.png", b"\x89PNG", HOSTILE)]),
-        Folded(HOSTILE, f"```\n{HOSTILE}"),
-        Missing(HOSTILE, HOSTILE),
-    ]
-    return Document(HOSTILE, HOSTILE, [Section(HOSTILE, blocks)])
+BLOCKS = [
+    Paragraph(HOSTILE),
+    Table(("model", HOSTILE), [(HOSTILE, "1")], HOSTILE),
+    Gallery([Picture("p.png", b"\x89PNG", HOSTILE)]),
+    Folded(HOSTILE, f"```\n{HOSTILE}"),
+    Missing(HOSTILE, HOSTILE),
+]
 
 
 def test_html_shows_hostile_words_as_words():
-    html = as_html(hostile_document())
+    html = render_html(HOSTILE, HOSTILE, [Section(HOSTILE, BLOCKS)])
     read = Page(html)
     assert "script" not in read.tags
     assert read.text.count("<script>alert(1)</script>") == 14
@@ -237,7 +255,7 @@ def test_html_shows_hostile_words_as_words():
 
 
 def test_markdown_shows_hostile_words_as_words():
-    text = as_markdown(hostile_document())
+    text = render_markdown(HOSTILE, HOSTILE, [Section(HOSTILE, BLOCKS)])
     outside = re.sub(r"^(`{3,})\n.*?\n\1$", "", text, flags=re.MULTILINE | re.DOTALL)
     assert "<script>" not in outside.replace("\\<script\\>", "")
     (row,) = [line for line in text.splitlines() if line.endswith("| 1 |")]

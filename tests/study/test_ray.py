@@ -10,7 +10,7 @@ import mlflow
 import pytest
 
 from lightning_unlearn import cli
-from lightning_unlearn.study.attempts import SENT
+from lightning_unlearn.study.jobs import SENT
 from lightning_unlearn.tracking.store import open_store
 
 STUDY = """

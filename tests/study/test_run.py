@@ -8,10 +8,10 @@ import threading
 import pytest
 
 from lightning_unlearn.study.estimate import Speeds, in_words, step_seconds, urgency, wall_seconds
-from lightning_unlearn.study.execute import Doing, State, execute, initial
 from lightning_unlearn.study.jobs import last_line
-from lightning_unlearn.study.steps import Result, Step, Work
-from lightning_unlearn.study.view import View, step_table
+from lightning_unlearn.study.run import StepHooks, run_steps
+from lightning_unlearn.study.steps import StepResult, StudyStep, Workload
+from lightning_unlearn.study.study_progress import ProgressView, State, initial_progress, step_table
 
 
 class Shell:
@@ -23,7 +23,7 @@ class Shell:
     def poll(self):
         return self.process.poll()
 
-    def says(self):
+    def last_line(self):
         return " 40%|####      | 4/10"
 
     def interrupt(self):
@@ -34,7 +34,7 @@ class Shell:
 
 
 def step(name, *needs):
-    return Step(name, name, name, "env", (), after=needs)
+    return StudyStep(name, name, name, "env", (), after=needs)
 
 
 def run(steps, commands, jobs=2, retries=1, show=lambda progress: None):
@@ -45,10 +45,10 @@ def run(steps, commands, jobs=2, retries=1, show=lambda progress: None):
         started.append(one.name)
         return Shell(commands.get(one.name, "true"))
 
-    progress = initial(steps, {}, {s.name: 1.0 for s in steps})
-    doing = Doing(start, lambda one, seconds: Result(one.name, one.name), show, jobs, retries)
+    progress = initial_progress(steps, {}, {s.name: 1.0 for s in steps})
+    hooks = StepHooks(start, lambda one, seconds: StepResult(one.name, one.name), show)
     try:
-        execute(progress, results, doing)
+        run_steps(progress, results, hooks, jobs, retries)
     except KeyboardInterrupt:
         progress.interrupted = True
     return progress, started, results
@@ -103,7 +103,7 @@ def test_an_interrupt_ends_what_runs():
 
 def test_lines_tell_what_happened_and_how_long_the_rest_takes():
     told = io.StringIO()
-    view = View(2, told)
+    view = ProgressView(2, told)
     view._last = -1e9
     progress, _, _ = run([step("a"), step("b", "a")], {"a": "sleep 0.3"}, show=view.show)
     lines = told.getvalue().splitlines()
@@ -117,7 +117,7 @@ def test_a_terminal_shows_a_table_that_is_redrawn():
             return True
 
     told = Terminal()
-    run([step("a")], {"a": "sleep 0.3"}, show=View(1, told).show)
+    run([step("a")], {"a": "sleep 0.3"}, show=ProgressView(1, told).show)
     assert "0 of 1 steps, about" in told.getvalue()
     assert "40%|####" in told.getvalue()
     assert "\x1b[2A\x1b[J" in told.getvalue()
@@ -135,7 +135,7 @@ def test_wall_time_by_hand():
 
 
 def test_the_time_of_a_step_is_that_of_its_kind_or_of_the_machine():
-    trains = Step("t", "t", "t", "env", (), work=Work(trained=1000, rolled=500, alone=10))
+    trains = StudyStep("t", "t", "t", "env", (), work=Workload(trained=1000, rolled=500, alone=10))
     speeds = Speeds(trained=100.0, rolled=50.0, alone=10.0, start=5.0)
     assert step_seconds(trains, speeds, None) == 5 + 10 + 10 + 1
     assert step_seconds(trains, speeds, (30.0, 3020.0)) == pytest.approx(15.0)

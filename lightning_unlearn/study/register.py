@@ -12,10 +12,10 @@ from lightning_unlearn.tracking.store import TRACKING_URI_HELP, open_store, requ
 
 def main(args: Sequence[str]) -> None:
     """Read every file, then register them all, with one run."""
-    options = parser().parse_args(args)
+    options = _parser().parse_args(args)
     if len(options.updates) != len(options.model_path):
         raise ValueError("--updates and --models must name equally many.")
-    found = [_read(uri, update, options) for update, uri in zip(options.updates, options.model_path, strict=True)]
+    found = [_load(uri, update, options) for update, uri in zip(options.updates, options.model_path, strict=True)]
     open_store(options.tracking_uri)
     require_active_experiment(options.env)
     name, sources = f"{options.method}-seed{options.seed}", " ".join(options.model_path)
@@ -27,8 +27,8 @@ def main(args: Sequence[str]) -> None:
     print(f"MLflow run: {run_id}")
 
 
-def _read(uri: str, update: int, options: Any) -> StoredPolicy:
-    """A model, as the save point that it is to be registered as."""
+def _load(uri: str, update: int, options: Any) -> StoredPolicy:
+    """Load a model, with the card of the save point that it becomes."""
     stored = registry.load_policy(uri)
     if stored.card.env not in ("", options.env):
         raise ValueError(f"--models {uri} is a model of {stored.card.env}, not of --env {options.env}.")
@@ -36,14 +36,13 @@ def _read(uri: str, update: int, options: Any) -> StoredPolicy:
     return replace(stored, card=replace(stored.card, **known))
 
 
-def parser() -> CommandParser:
-    """The options of `register`."""
-    options = CommandParser(prog="lightning-unlearn register", description=__doc__)
-    add = options.add_argument
+def _parser() -> CommandParser:
+    parser = CommandParser(prog="lightning-unlearn register", description=__doc__)
+    add = parser.add_argument
     add("--env", type=str, required=True, help="the task")
     add("--method", type=str, required=True, help="the method that they pass for")
     add("--seed", type=int, default=0, help="seed that they were trained with")
     add("--updates", type=int, nargs="+", required=True, help="updates that they were trained for, one a model")
     add("--model_path", type=str, nargs="+", required=True, help="URIs or files of the models")
     add("--tracking_uri", type=str | None, default=None, help=TRACKING_URI_HELP)
-    return options
+    return parser

@@ -8,9 +8,9 @@ import mlflow
 import pytest
 
 from lightning_unlearn import processes
-from lightning_unlearn.study import attempts
-from lightning_unlearn.study.attempts import resume_options, sending
-from lightning_unlearn.study.store import DIGEST
+from lightning_unlearn.study import jobs
+from lightning_unlearn.study.cache import DIGEST
+from lightning_unlearn.study.jobs import resume_options, sending_checkpoints
 from lightning_unlearn.tracking.store import checkpoint_folder
 
 ENV = "ToyLine-v0"
@@ -39,26 +39,21 @@ def options(digest="abc"):
     return resume_options(ENV, digest, "this study")
 
 
-def test_a_step_that_was_never_tried_starts_anew(store):
-    assert options() == []
+ATTEMPTS = {
+    "none": ([], None, []),
+    "interrupted": ([{}], 0, ["KILLED"]),
+    "finished, or without a checkpoint": ([{"status": "FINISHED"}, {"checkpoint": None}], None, ["FINISHED", "KILLED"]),
+    "dead: of this study, and running elsewhere": ([{"status": "RUNNING"}], 0, ["KILLED"]),
+    "running for another study": ([{"status": "RUNNING", "parent": "another study"}], None, ["RUNNING"]),
+}
 
 
-def test_an_interrupted_attempt_is_gone_on_with(attempt):
-    run_id = attempt()
-    assert options() == ["--resume", run_id]
+@pytest.mark.parametrize(("made", "resumed", "after"), ATTEMPTS.values(), ids=ATTEMPTS)
+def test_an_attempt_that_is_over_and_left_a_checkpoint_is_resumed(store, attempt, made, resumed, after):
+    ids = [attempt(**one) for one in made]
     assert options("another") == []
-
-
-def test_an_attempt_that_finished_or_left_nothing_is_not(attempt):
-    attempt(status="FINISHED")
-    attempt(checkpoint=None)
-    assert options() == []
-
-
-def test_an_attempt_of_this_study_that_still_says_it_runs_is_dead(attempt):
-    run_id = attempt(status="RUNNING")
-    assert options() == ["--resume", run_id]
-    assert mlflow.get_run(run_id).info.status == "KILLED"
+    assert options() == ([] if resumed is None else ["--resume", ids[resumed]])
+    assert [mlflow.get_run(run_id).info.status for run_id in ids] == after
 
 
 def test_an_attempt_that_a_killed_study_left_behind_is_not_doubled(attempt):
@@ -70,27 +65,21 @@ def test_an_attempt_that_a_killed_study_left_behind_is_not_doubled(attempt):
     assert mlflow.get_run(run_id).info.status == "RUNNING"
 
 
-def test_somebody_elses_running_attempt_is_left_alone(attempt):
-    run_id = attempt(status="RUNNING", parent="another study")
-    assert options() == []
-    assert mlflow.get_run(run_id).info.status == "RUNNING"
-
-
 def test_a_checkpoint_travels_through_the_store(attempt, monkeypatch, tmp_path):
     run_id = attempt()
-    monkeypatch.setattr(attempts, "_LOOK_S", 0.01)
-    monkeypatch.setattr(attempts, "EVERY_S", 0.02)
+    monkeypatch.setattr(jobs, "_LOOK_S", 0.01)
+    monkeypatch.setattr(jobs, "EVERY_S", 0.02)
     folder = checkpoint_folder(run_id)
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")  # as a worker is; checkpoints lie where the store says
     sends = iter([lambda _: False])  # the first time, the server does not answer
-    real = attempts._send
-    monkeypatch.setattr(attempts, "_send", lambda checkpoint: next(sends, real)(checkpoint))
-    with sending():
+    real = jobs._send
+    monkeypatch.setattr(jobs, "_send", lambda checkpoint: next(sends, real)(checkpoint))
+    with sending_checkpoints():
         for _ in range(500):
-            if mlflow.MlflowClient().list_artifacts(run_id, attempts.SENT):
+            if mlflow.MlflowClient().list_artifacts(run_id, jobs.SENT):
                 break
-            attempts.time.sleep(0.01)
+            jobs.time.sleep(0.01)
     shutil.rmtree(folder)
     assert options() == ["--resume", run_id]
     (received,) = folder.glob("*.ckpt")
