@@ -108,16 +108,11 @@ def locality(kl: torch.Tensor, distance: torch.Tensor) -> Locality:
     """
     if kl.shape != distance.shape or kl.ndim != 1:
         raise ValueError(f"kl and distance must be of one shape (B,), got {tuple(kl.shape)}, {tuple(distance.shape)}")
-    is_near = distance < _median(distance)
+    ordered = distance.sort().values
+    low, high = ordered[(len(ordered) - 1) // 2], ordered[len(ordered) // 2]
+    is_near = distance < (low if low == high else 0.5 * (low + high))  # `quantile` makes NaN of infinite distances
     near, far = kl[is_near].mean().item(), kl[~is_near].mean().item()
     return Locality(kl.mean().item(), near, far, near / (far + 1e-8))
-
-
-def _median(values: torch.Tensor) -> torch.Tensor:
-    """The middle value, or the mean of the two; `quantile` makes NaN of infinite ones. Shape: (B,) → ()."""
-    ordered, middle = values.sort().values, len(values) // 2
-    low, high = ordered[(len(values) - 1) // 2], ordered[middle]
-    return low if low == high else 0.5 * (low + high)
 
 
 def require_flat(**tensors: torch.Tensor) -> None:
