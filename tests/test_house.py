@@ -9,10 +9,11 @@ def measured():
     return house.measure()
 
 
-SINGLE_CALLER_SHARE = 0.23
+SINGLE_CALLER_SHARE = 0.18
 MEDIAN_LINES, MOST_LINES, LONGEST = 6, 25, 60
-REPEATED_NAMES = 3
-ODD_DOCSTRINGS = 130
+REPEATED_NAMES = {"registry"}
+"""`lightning_unlearn.registry` is the loader that stored models name."""
+ODD_DOCSTRINGS = 5
 README_BYTES = 14_000
 
 
@@ -28,11 +29,11 @@ def test_functions_are_short(measured):
 
 
 def test_names_of_modules_differ(measured):
-    assert len(measured.repeated_names) <= REPEATED_NAMES, measured.repeated_names
+    assert measured.repeated_names.keys() <= REPEATED_NAMES
 
 
 def test_docstrings_say_what_a_thing_does_or_is(measured):
-    assert len(measured.odd_docstrings) <= ODD_DOCSTRINGS
+    assert len(measured.odd_docstrings) <= ODD_DOCSTRINGS, measured.odd_docstrings
 
 
 def test_the_readme_is_short(measured):
