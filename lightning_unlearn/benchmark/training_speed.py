@@ -64,7 +64,7 @@ def whole_training(plan: Plan) -> list[Measurement]:
     clock, module = _train(_options(plan, METHOD, plan.updates))
     rates = [8 * plan.horizon / seconds for seconds in clock.cycles()]
     taken = f"{statistics.median(clock.minibatches):.0f} minibatches an update"
-    ours = [_each(seconds, number) for seconds, number in zip(clock.updates, clock.minibatches, strict=True)]
+    ours = [1000 * seconds / number for seconds, number in zip(clock.updates, clock.minibatches, strict=True)]
     plain = [_plain_update(module, clock.rollout) for _ in range(plan.repeats)]
     return [
         Measurement(
@@ -81,7 +81,7 @@ def off_policy_updates(plan: Plan, threads: Literal["1", "auto"]) -> list[Measur
     options += ["--horizon", "256", "--model.warm_up", "0.0", "--model.critic_steps", "0", "--data.workers", "1"]
     clock, _ = _train([*options, "--torch_threads", threads])
     torch.set_num_threads(1)
-    values = [_each(seconds, OFF_POLICY_STEPS) for seconds in clock.updates[1:]]  # the first one warms up
+    values = [1000 * seconds / OFF_POLICY_STEPS for seconds in clock.updates[1:]]  # the first one warms up
     return [replace(off_policy_row(threads), values=values)]
 
 
@@ -89,11 +89,6 @@ def off_policy_row(threads: Literal["1", "auto"]) -> Measurement:
     """Return the row of `off_policy_updates` without values."""
     what = f"updating off policy, a minibatch of 256, torch_threads={threads}"
     return Measurement(_OFF_POLICY_NAMES[threads], what, "ms", [])
-
-
-def _each(seconds: float, minibatches: float) -> float:
-    """Return the milliseconds of one minibatch."""
-    return 1000 * seconds / minibatches
 
 
 def _train(options: Sequence[str]) -> tuple[Stopwatch, Any]:
@@ -136,7 +131,8 @@ def _plain_update(module: DualHeadPPO, rollout: TensorDict | None) -> float:
             _plain_loss(module, {key: value[index] for key, value in flat.items()}).backward()
             torch.nn.utils.clip_grad_norm_(module.policy.parameters(), module.max_grad_norm)
             optimizer.step()
-    return _each(time.perf_counter() - started, module.ppo_epochs * math.ceil(rollout.numel() / module.batch_size))
+    minibatches = module.ppo_epochs * math.ceil(rollout.numel() / module.batch_size)
+    return 1000 * (time.perf_counter() - started) / minibatches
 
 
 def _plain_loss(module: DualHeadPPO, minibatch: dict[str, torch.Tensor]) -> torch.Tensor:

@@ -111,7 +111,9 @@ class OmniSafe(FileReader):
         """Return `GaussianLearningActor.predict` between OmniSafe's wrappers ObsNormalize and ActionScale."""
         config, content = self._config, self._content
         activation = FUNCTIONS[config["model_cfgs"]["actor"]["activation"]]
-        known = content.get("obs_normalizer") if config.get("algo_cfgs", {}).get("obs_normalize") else None
+        settings = config.get("algo_cfgs")
+        normalises = isinstance(settings, dict) and settings.get("obs_normalize")
+        known = content.get("obs_normalizer") if normalises else None
         low, high = torch.from_numpy(simulator.action_low), torch.from_numpy(simulator.action_high)
 
         def action(observation: torch.Tensor) -> torch.Tensor:
