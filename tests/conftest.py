@@ -39,6 +39,7 @@ def template_store(tmp_path_factory):
     """An empty SQLite store, made once: its migrations take seconds."""
     folder = tmp_path_factory.mktemp("template")
     open_store(f"sqlite:///{folder}/mlflow.db")
+    _point_nowhere()  # module fixtures, and processes that they start, come before `pointed_nowhere`
     return folder / "mlflow.db"
 
 
