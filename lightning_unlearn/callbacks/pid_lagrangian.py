@@ -60,7 +60,7 @@ class PIDLagrangian(pl.Callback):
         form: Literal["incremental", "positional"] = PIDGains.form,
         smoothing: float = PIDGains.smoothing,
         cost_limit: float | None = None,
-        limit_share: float = 0.75,
+        limit_share: float = 0.85,
         return_floor: float | None = None,
         return_margin: float = 0.07,
     ) -> None:

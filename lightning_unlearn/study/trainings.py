@@ -48,14 +48,12 @@ class PlannedTraining:
     def facts(self) -> str:
         """Content of the cache key: the resolved config without what only the machine decides, and its artifact.
 
-        Keys without a value are left out, so that a new option that is off keeps old results valid. Options without
-        effect, and removed ones, have the values that they had when the first results were stored.
+        Keys without a value are left out, so that a new option that is off keeps old results valid. Removed options
+        have the values that they had when the first results were stored.
         """
         kept = {key: value for key, value in self.config.items() if key not in _MACHINE_KEYS}
         kept["data"] = {key: value for key, value in kept["data"].items() if key != "workers"}
         kept["data"]["collector"] = REMOVED_CHOICES["data.collector"].left
-        if (pid := kept["pid"]) is not None and pid["init_args"]["cost_limit"] is None:
-            kept["pid"] = pid | {"init_args": pid["init_args"] | {"limit_share": 0.85}}
         model = self.config["model"]
         kept["model"] = model | {"init_args": REMOVED_OPTIONS.get(model["class_path"], {}) | model["init_args"]}
         artifact = model["init_args"].get("repedit_artifact")

@@ -23,7 +23,7 @@ LEFT = (
 UNSAFE = f"models:/unsafe.{record.TOY}@update-3"
 UPDATES = ("--updates=6", "--save_points=[3, 6]", "--data.horizon=512", "--model.source", UNSAFE)
 INTERRUPTED = {
-    "concept_tuned": (*UPDATES, "--data.concept", LEFT, "--pid.limit_share=0.85"),
+    "concept_tuned": (*UPDATES, "--data.concept", LEFT),
     "off_policy_concept": (*UPDATES, "--keep_best=false", "--model.steps=200", "--model.critic_sizes=[16, 16]"),
 }
 """Method → options of its run."""
