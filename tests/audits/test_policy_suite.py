@@ -312,7 +312,7 @@ def test_what_cannot_be_evaluated_is_refused_before_work_starts(store, register,
     assert "--expert is missing" in refused("evaluate", "--env", "Other-v0")
     assert "--models models:/nope/1" in refused("evaluate", "--env", TOY, "--models", "models:/nope/1")
     assert "concept is there" in refused("evaluate", "--env", TOY, "--models", "conceptt")
-    assert "--oracle_ref_path nowhere.pt" in refused("evaluate", "--env", TOY, "--oracle_ref_path", "nowhere.pt")
+    assert "--oracle nowhere.pt" in refused("evaluate", "--env", TOY, "--oracle_ref_path", "nowhere.pt")
     for option in ("episodes", "kl_states", "max_steps", "workers"):
         assert f"{option}=0" in refused("evaluate", "--env", TOY, f"--{option}", "0")
     assert "Did you mean" in refused("evaluate", "--episode", "3")
