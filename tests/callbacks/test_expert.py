@@ -25,7 +25,7 @@ def repaired(*options):
 
 def test_a_limit_is_divided_by_the_length_of_the_experts_episodes(store):
     run = fit.train([*CHAIN, *SOURCE, "--cost_limit", "4", "--pid.return_floor", "0.5"])
-    assert metrics(run.run_id, "target") == pytest.approx([0.75 * 4 / 32] * 4)
+    assert metrics(run.run_id, "target") == pytest.approx([0.85 * 4 / 32] * 4)
     assert metrics(run.run_id, "room") == [1.0] * 4  # three updates are too few to fall to the half
     assert metrics(run.run_id, "lambda")[-1] > 0.0
 
@@ -45,7 +45,7 @@ def test_an_option_replaces_the_other_of_a_config_and_both_are_refused():
 
 def test_where_no_episode_of_the_expert_ends_it_is_as_long_as_the_task_lets_it(store):
     run = fit.train([*CHAIN, *SOURCE, "--cost_limit", "4", "--horizon", "16", "--pid.return_floor", "0.9"])
-    assert metrics(run.run_id, "target") == pytest.approx([0.75 * 4 / 32] * 4)
+    assert metrics(run.run_id, "target") == pytest.approx([0.85 * 4 / 32] * 4)
 
 
 class Watched:
