@@ -11,7 +11,7 @@ import torch
 import yaml
 from jsonargparse import SUPPRESS
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 
 from lightning_unlearn import resume
 from lightning_unlearn.audits.verdict import Verdict
@@ -199,6 +199,8 @@ class FitCLI(LightningCLI):
             with not_autologged():
                 self.trainer.fit(self.model, self.datamodule, ckpt_path=checkpoint, weights_only=True)
         except (Exception, SystemExit) as error:
+            if isinstance(error, SIGTERMException):  # Lightning's has no exit code, which is that of success
+                error.code = 1
             if (run_id := self.save_points.run.begun) and not isinstance(error, NothingToForgetError):
                 error.add_note(f"Run {run_id} ended early. To go on with it: the same command and --resume {run_id}")
             raise

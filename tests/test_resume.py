@@ -347,6 +347,19 @@ def test_a_request_to_end_is_an_interruption(tmp_path):
     assert f"--resume {only_run().info.run_id}" in log()
 
 
+def test_a_request_to_end_that_a_destructor_swallowed_is_no_success(store, monkeypatch):
+    def swallow(self, batch, index):
+        self.trainer._signal_connector.received_sigterm = True
+        return step(self, batch, index)
+
+    step = DualHeadPPO.training_step
+    monkeypatch.setattr(DualHeadPPO, "training_step", swallow)
+    with pytest.raises(SystemExit) as stop:
+        fit.train(toy())
+    assert stop.value.code == 1
+    assert only_run().info.status == "KILLED"
+
+
 def test_a_loss_that_is_no_number_reaches_neither_weights_nor_registry(store, monkeypatch, capsys):
     def poisoned(self, batch):
         if self.trainer.current_epoch == 1:
