@@ -23,7 +23,7 @@ from lightning_unlearn.configuration import shipped_config
 from lightning_unlearn.envs.concepts import Concept
 from lightning_unlearn.global_state import same_process
 from lightning_unlearn.importers.torch_module import wrap as wrap_module
-from lightning_unlearn.methods.base import GradientMethod, require_fit
+from lightning_unlearn.methods.base import GradientMethod, require_same_sizes
 from lightning_unlearn.policies.actor_critic import ActorCritic
 from lightning_unlearn.policies.actor_critic import extrapolate as extrapolate_policies
 from lightning_unlearn.policies.files import ModelCard, require_storable
@@ -159,7 +159,7 @@ def repair(
         require_storable(policy)
         cli.save_points.require_names(cli.model.method, env)
     try:
-        require_fit(policy, cli.datamodule.env, "the policy")
+        require_same_sizes(policy, cli.datamodule.env, "the policy")
         cli.model.source_uri = _IN_MEMORY
         if cli.keep_best is not None:
             cli.keep_best.expert = policy

@@ -28,7 +28,10 @@ PLACE = "eval/verdict"
 """Folder of the files among a run's artifacts."""
 VALIDATION_EPISODES = 50
 VALIDATION_SHARE = 0.9
-"""Share of the limit that a save point keeps on the validation layouts: the best of several looks better than it is."""
+"""Share of the limit that a save point must keep on the validation layouts.
+
+Below 1, because the best of several save points looks better there than it is.
+"""
 MOST_STEPS = 10_000
 """Episodes of a task without a time limit are cut here."""
 

@@ -39,7 +39,7 @@ class Resumption:
 
 def config_digest(options: Mapping[str, Any]) -> str:
     """Return a digest that is equal for two trainings of the same config. `options` are flat."""
-    fixed = {key: value for key, value in options.items() if key not in runs.FREE}
+    fixed = {key: value for key, value in options.items() if key not in runs.EXECUTION_OPTIONS}
     fixed |= {key: choice.left for key, choice in REMOVED_CHOICES.items()}  # digests stay as they were
     return hashlib.sha256(json.dumps(fixed, sort_keys=True, default=str).encode()).hexdigest()
 
@@ -120,6 +120,8 @@ def _differing(theirs: Mapping[str, Any], options: Mapping[str, Any]) -> list[st
     An option that did not exist when the run was started counts as null, as does one that no longer exists.
     """
     differing = sorted(
-        key for key in {*theirs, *options} - {*runs.FREE, *REMOVED_CHOICES} if theirs.get(key) != options.get(key)
+        key
+        for key in {*theirs, *options} - {*runs.EXECUTION_OPTIONS, *REMOVED_CHOICES}
+        if theirs.get(key) != options.get(key)
     )
     return differing if theirs else None

@@ -23,8 +23,9 @@ _RECENT = 0.15
 class PIDLagrangian(pl.Callback):
     """Sets `cost_weight` of a `LagrangianMethod` before the update that uses it. All rates are per step.
 
-    The rate is that of C_forget in the environments `measured_envs`, divided by the method's `cost_unit`. λ does not
-    change before the last of the method's `expert_rollouts`. With a `return_floor`, the update uses λ·g with
+    The rate is that of C_forget in the environments `measured_envs`, divided by the method's `cost_unit`. λ keeps its
+    first value until the last of the rollouts in which the expert acts (`expert_rollouts`). With a `return_floor`, the
+    update uses λ·g with
 
     g = clip((R̂ − f·R_E)/(m·R_E), 0, 1),
 

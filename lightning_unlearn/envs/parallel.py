@@ -98,7 +98,7 @@ class ParallelSimulator:
 
     def rollout_buffer(self, horizon: int) -> RolloutBuffer:
         """See `Simulator.rollout_buffer`; its memory is shared with the worker processes."""
-        self._shared = RolloutBuffer.allocate(self, horizon + 1, self._memory)  # the last row is for single steps
+        self._shared = RolloutBuffer.allocate(self, horizon + 1, self._memory)  # one row more, which `step` writes
         for worker in self._workers:
             worker.ask("share", horizon + 1)
         self._in_parallel(lambda: None, self._workers)

@@ -30,7 +30,10 @@ _POLL_S = 0.0005
 """Seconds that a process polls before it sleeps."""
 _END_S = 5.0
 """Seconds that a process is given to end."""
-_STEP = _DONE = b""
+_STEP = b""
+"""Message to a process: step with the actions in shared memory."""
+_DONE = b""
+"""Answer of a process: the call has ended; its results, if any, are in shared memory."""
 _LENGTH = Struct("q")
 
 

@@ -83,7 +83,7 @@ def as_policy(agent: ForeignAgent, simulator: Simulator, generator: torch.Genera
     Raises:
         ValueError: The agent's parts do not fit each other or the environment.
     """
-    _require_fit(agent, simulator)
+    _require_same_sizes(agent, simulator)
     policy = ActorCritic(_config(agent, simulator), generator)
     with torch.no_grad():
         _fill(policy.trunk, agent.actor[:-1])
@@ -101,7 +101,7 @@ def as_policy(agent: ForeignAgent, simulator: Simulator, generator: torch.Genera
     return policy
 
 
-def _require_fit(agent: ForeignAgent, simulator: Simulator) -> None:
+def _require_same_sizes(agent: ForeignAgent, simulator: Simulator) -> None:
     _require_chain("actor", agent.actor, simulator.observation_size, len(simulator.action_low), simulator.env_id)
     if agent.critic is not None:
         _require_chain("critic", agent.critic, simulator.observation_size, 1, simulator.env_id)

@@ -21,8 +21,8 @@ def generalised_advantage(
     """Compute GAE of one or several signals at once.
 
     δ_t = signal_t + γ·bootstrap_t·V(s'_t) − V(s_t), where s'_t is the true next observation (the final one at an
-    episode's end); A_t = δ_t + d_t·A_{t+1} with d_t = γλ·(1 − done_t). The sum is computed by doubling: with Aⁿ the sum
-    of the n terms from t on, A²ⁿ_t = Aⁿ_t + d_t⋯d_{t+n−1}·Aⁿ_{t+n}.
+    episode's end); A_t = δ_t + d_t·A_{t+1} with d_t = γλ·(1 − done_t). The recursion is evaluated in
+    log₂ T passes: after each, A_t holds twice as many terms of the sum, by A_t ← A_t + d_t⋯d_{t+n−1}·A_{t+n}.
 
     Args:
         signal: Rewards or C_forget. Shape: (E, T, K) for K signals.

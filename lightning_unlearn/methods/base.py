@@ -119,7 +119,7 @@ class RolloutMethod(pl.LightningModule):
         is_auto = self.source == "auto"
         self.source_uri = registry.expert_uri(sim.env_id, self.seed) if is_auto else registry.pinned(self.source)
         policy = registry.load_policy(self.source_uri).policy.train()
-        require_fit(policy, env, f"model.source={self.source_uri}")
+        require_same_sizes(policy, env, f"model.source={self.source_uri}")
         print(f"Starting from {self.source_uri}.")
         return policy
 
@@ -276,7 +276,7 @@ class LagrangianMethod(GradientMethod):
 
     @property
     def expert_rollouts(self) -> range:
-        """Rollouts, counted from 0, that the expert's measures are means over: here the first one."""
+        """Rollouts, counted from 0, in which the expert still acts, unchanged; its measures are means over them."""
         return range(1)
 
     @property
@@ -286,7 +286,7 @@ class LagrangianMethod(GradientMethod):
 
     @property
     def cost_unit(self) -> float:
-        """C_forget per step that the multiplier counts as one."""
+        """C_forget per step by which the PID divides rates and targets: here 1."""
         return 1.0
 
 
@@ -344,7 +344,7 @@ def require_source(source: str | None, why: str) -> None:
         raise ValueError(f"model.source=null is not possible: {why}. Use auto, or name a model.")
 
 
-def require_fit(policy: ActorCritic, env: BatchedEnv, source: str) -> None:
+def require_same_sizes(policy: ActorCritic, env: BatchedEnv, source: str) -> None:
     """Refuse a policy, called `source` in the message, of another environment.
 
     Raises:

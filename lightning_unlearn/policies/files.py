@@ -204,7 +204,7 @@ def _filled(config: PolicyConfig, weights: Mapping[str, Any], path: Path) -> Act
     try:
         _require_enough(config, sum(tensor.nbytes for tensor in weights.values()))
         policy = ActorCritic(config)
-        _require_fit(policy.state_dict(), weights)
+        _require_same_tensors(policy.state_dict(), weights)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     policy.load_state_dict(dict(weights))
@@ -229,7 +229,7 @@ def _require_enough(config: PolicyConfig, weights_bytes: int) -> None:
         raise ValueError(f"its sizes {trunks} ask for more weights than the {weights_bytes} bytes that it holds")
 
 
-def _require_fit(expected: Mapping[str, torch.Tensor], weights: Mapping[str, torch.Tensor]) -> None:
+def _require_same_tensors(expected: Mapping[str, torch.Tensor], weights: Mapping[str, torch.Tensor]) -> None:
     if set(weights) != set(expected):
         different = sorted(set(weights) ^ set(expected))
         raise ValueError(f"the weights do not fit their description; missing or unknown: {different[:6]}")

@@ -23,8 +23,8 @@ DIGEST, RESULT, KIND, STUDY = "study.digest", "study.result", "study.step", "stu
 SECONDS, WORK = "study/seconds", "study/env_steps"
 FILES = "probes"
 """Folder, among a run's artifacts, of the files that other steps read."""
-_ACTS_AFTER_ITS_RUN = ("select",)
-"""Stages whose command still changes the store after its run is finished."""
+_SET_ALIASES = ("select",)
+"""Stages that set aliases, which a later run may move."""
 RUNNING, FINISHED, FAILED, KILLED = "RUNNING", "FINISHED", "FAILED", "KILLED"
 
 
@@ -59,7 +59,7 @@ class StudyStore:
             models, recorded = registry.models_of_run(run.info.run_id), run.data.tags.get(RESULT)
             if not set(step.updates) <= set(models):
                 continue
-            if step.stage in _ACTS_AFTER_ITS_RUN and (recorded is None or not self._is_still_chosen(step, run)):
+            if step.stage in _SET_ALIASES and (recorded is None or not self._is_still_chosen(step, run)):
                 continue
             with suppress(ValueError):  # its weights are gone
                 return StepResult(run.info.run_id, recorded or _result_digest(models, digest), models)

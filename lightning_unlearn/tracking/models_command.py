@@ -135,7 +135,7 @@ def _compare(args: Sequence[str]) -> None:
     _print("Models", _side_by_side(a.about, b.about))
     if a.config and b.config:
         rows = _side_by_side(a.config, b.config)
-        _print("Config differences", [row for row in rows if row[0] not in runs.FREE and row[1] != row[2]])
+        _print("Config differences", [row for row in rows if row[0] not in runs.EXECUTION_OPTIONS and row[1] != row[2]])
     else:
         _print("Config differences", [("no stored config", *("" if model.config else "yes" for model in (a, b)))])
     digests = [weights_digest(model.policy) for model in (a, b)]

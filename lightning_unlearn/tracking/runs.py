@@ -25,8 +25,8 @@ from lightning_unlearn.tracking.addresses import without_password
 from lightning_unlearn.tracking.store import experiment_id, pages, writing
 
 SEEDS_TAG = "training_seeds"
-FREE = ("tracking_uri", "data.workers", "torch_threads", "resume")
-"""Options of a training that no result depends on, but for rounding."""
+EXECUTION_OPTIONS = ("tracking_uri", "data.workers", "torch_threads", "resume")
+"""Options that say how a training is executed: results depend on them by rounding at most."""
 
 
 def utc(milliseconds: int) -> datetime:
