@@ -37,12 +37,8 @@ def make_env(env_id: str, num_envs: int, concept: str | Concept = AUTO, workers:
             raise ValueError(f"{name}={value} is not possible: use at least 1.")
     if workers > num_envs:
         raise ValueError(f"workers={workers} is more than num_envs={num_envs}: use at most one worker an environment.")
-    return BatchedEnv(_simulator(env_id, num_envs, workers), concept)
-
-
-def _simulator(env_id: str, num_envs: int, workers: int) -> Simulator:
     if env_id == toy.ENV_ID:
-        return toy.ToySimulator(num_envs)
+        return BatchedEnv(toy.ToySimulator(num_envs), concept)
     from lightning_unlearn.envs import gymnasium_simulator, navigation, parallel  # MuJoCo waits until a task needs it
     from lightning_unlearn.envs.compat import registered_spec
 
@@ -53,13 +49,13 @@ def _simulator(env_id: str, num_envs: int, workers: int) -> Simulator:
         registered_spec(env_id)  # an unknown task is refused before its processes are started
         make = partial(navigation.NavigationSimulator, env_id)
     if workers == 1:
-        return make(num_envs)
+        return BatchedEnv(make(num_envs), concept)
     if parallel.is_portable(make):
-        return parallel.ParallelSimulator(make, num_envs, workers)
+        return BatchedEnv(parallel.ParallelSimulator(make, num_envs, workers), concept)
     print(
         f"workers={workers}: {env_id} was made in the program's main file, or cannot be pickled; one process steps it."
     )
-    return make(num_envs)
+    return BatchedEnv(make(num_envs), concept)
 
 
 class BatchedEnv(EnvBase):
@@ -161,7 +157,21 @@ class BatchedEnv(EnvBase):
         action = tensordict[keys.ACTION].numpy().astype(np.float64)
         step = self.simulator.step(action)
         c_forget = self.c_forget(tensordict[keys.OBSERVATION].numpy(), action, step)
-        return TensorDict(self._step_tensors(step, c_forget), batch_size=self.batch_size)
+        return TensorDict(
+            {
+                keys.OBSERVATION: _float32(step.observation),
+                keys.REWARD: _column(step.reward),
+                keys.COST: _column(step.costs[COST_SUM]),
+                keys.COSTS: {key: _column(step.costs[key]) for key in self.cost_keys},
+                keys.C_FORGET: _column(c_forget),
+                keys.GOAL_MET: torch.from_numpy(step.goal_met).unsqueeze(-1),
+                keys.FAILED: torch.from_numpy(step.failed).unsqueeze(-1),
+                keys.TERMINATED: torch.from_numpy(step.terminated).unsqueeze(-1),
+                keys.TRUNCATED: torch.from_numpy(step.truncated).unsqueeze(-1),
+                keys.DONE: torch.from_numpy(step.terminated | step.truncated).unsqueeze(-1),
+            },
+            batch_size=self.batch_size,
+        )
 
     def c_forget(self, observation: np.ndarray, action: np.ndarray, step: Step) -> np.ndarray:
         """Compute C_forget of the step that was just made; call it before any reset.
@@ -208,21 +218,6 @@ class BatchedEnv(EnvBase):
                 f"{HAZARDS}: name the concept, or report every cost in every step.",
                 stacklevel=3,
             )
-
-    def _step_tensors(self, step: Step, c_forget: np.ndarray) -> dict[str, torch.Tensor | dict[str, torch.Tensor]]:
-        """Return a simulator's step as the tensors that belong under `next`."""
-        return {
-            keys.OBSERVATION: _float32(step.observation),
-            keys.REWARD: _column(step.reward),
-            keys.COST: _column(step.costs[COST_SUM]),
-            keys.COSTS: {key: _column(step.costs[key]) for key in self.cost_keys},
-            keys.C_FORGET: _column(c_forget),
-            keys.GOAL_MET: torch.from_numpy(step.goal_met).unsqueeze(-1),
-            keys.FAILED: torch.from_numpy(step.failed).unsqueeze(-1),
-            keys.TERMINATED: torch.from_numpy(step.terminated).unsqueeze(-1),
-            keys.TRUNCATED: torch.from_numpy(step.truncated).unsqueeze(-1),
-            keys.DONE: torch.from_numpy(step.terminated | step.truncated).unsqueeze(-1),
-        }
 
 
 def _require_possible(concept: Concept, simulator: Simulator) -> None:

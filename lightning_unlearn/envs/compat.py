@@ -44,10 +44,6 @@ def swapped(owner: Any, name: str, value: Any) -> Iterator[None]:
         setattr(owner, name, original)
 
 
-def _same(value: Any) -> Any:
-    return value
-
-
 def _with_array_factories(original: Callable[..., Any]) -> Callable[..., Any]:
     """Wrap the `dataclass` decorator so that, as in Python 3.10, an ndarray may be a default, which is shared."""
 
@@ -55,7 +51,7 @@ def _with_array_factories(original: Callable[..., Any]) -> Callable[..., Any]:
         for name in inspect.get_annotations(cls):
             default = cls.__dict__.get(name)
             if isinstance(default, np.ndarray):
-                setattr(cls, name, dataclasses.field(default_factory=partial(_same, default)))
+                setattr(cls, name, dataclasses.field(default_factory=partial(lambda array: array, default)))
         return cls
 
     def dataclass(cls: type | None = None, /, **options: Any) -> Any:
@@ -166,9 +162,12 @@ def registered_spec(env_id: str) -> Any:
     given, env_id = env_id, registered_id(env_id)
     if env_id not in registry:
         if module := given.rpartition(":")[0]:
+            package = module.partition(".")[0]
+            code = {name: getattr(spec.entry_point, "__module__", spec.entry_point) for name, spec in registry.items()}
+            own = [name for name, place in code.items() if re.match(rf"{re.escape(package)}[.:]", f"{place}.")]
             raise ValueError(
                 f"unknown environment {given!r}: the module {module!r} is there, and registers "
-                f"{', '.join(difflib.get_close_matches(env_id, _ids_of(module), n=10, cutoff=0.0)) or 'none'}."
+                f"{', '.join(difflib.get_close_matches(env_id, own, n=10, cutoff=0.0)) or 'none'}."
             )
         known = [*navigation_ids(), TOY_ID] + [name for name in registry if _VELOCITY.fullmatch(name)]
         near = difflib.get_close_matches(env_id, known, n=3, cutoff=0.0)
@@ -183,13 +182,6 @@ def registered_spec(env_id: str) -> Any:
             f"{env_id} is not supported; supported are {_SUPPORTED_IN_WORDS}, without pictures or keys{hint}"
         )
     return registry[env_id]
-
-
-def _ids_of(module: str) -> list[str]:
-    """Return the registered ids of the environments whose code is in a module's top-level package."""
-    package = module.partition(".")[0]
-    code = {env_id: getattr(spec.entry_point, "__module__", spec.entry_point) for env_id, spec in registry.items()}
-    return [env_id for env_id, place in code.items() if re.match(rf"{re.escape(package)}[.:]", f"{place}.")]
 
 
 def make_task(env_id: str) -> BaseTask:

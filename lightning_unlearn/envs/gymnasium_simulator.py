@@ -181,15 +181,21 @@ class GymnasiumSimulator(InOneProcess, NoPlane):
             env.close()
 
     def _describe(self, sample: gymnasium.Env) -> None:
-        observation, action = (
-            _require_vector(self.env_id, part, getattr(sample, f"{part}_space")) for part in ("observation", "action")
-        )
-        self.observation_size = int(observation.shape[0])
+        spaces = {part: getattr(sample, f"{part}_space") for part in ("observation", "action")}
+        for part, space in spaces.items():
+            is_vector = isinstance(space, gymnasium.spaces.Box) and len(space.shape) == 1
+            if not is_vector or np.dtype(space.dtype).kind != "f":
+                raise ValueError(
+                    f"{self.env_id} has the {part} space {space}: only one-dimensional Box spaces of real numbers are "
+                    "supported, no images, discrete or composite ones"
+                )
+        self.observation_size = int(spaces["observation"].shape[0])
         if self.observation_size > _MOST_OBSERVATIONS:
             raise ValueError(
                 f"{self.env_id} has {self.observation_size} observations: use at most {_MOST_OBSERVATIONS}"
             )
         self.observation_layout = {"observation": slice(0, self.observation_size)}
+        action = spaces["action"]
         self._action_dtype = action.dtype
         self.action_low, self.action_high = action.low.astype(np.float64), action.high.astype(np.float64)
         _require_bounds(self.env_id, self.action_low, self.action_high)
@@ -342,16 +348,6 @@ def _require_bounds(env_id: str, low: np.ndarray, high: np.ndarray) -> None:
         )
     if len(low) > _MOST_ACTIONS:
         raise ValueError(f"{env_id} has {len(low)} actions: use at most {_MOST_ACTIONS}")
-
-
-def _require_vector(env_id: str, part: str, space: gymnasium.Space) -> gymnasium.spaces.Box:
-    """Return the space. Refused if it is not one-dimensional and continuous."""
-    if not isinstance(space, gymnasium.spaces.Box) or len(space.shape) != 1 or np.dtype(space.dtype).kind != "f":
-        raise ValueError(
-            f"{env_id} has the {part} space {space}: only one-dimensional Box spaces of real numbers are supported, "
-            "no images, discrete or composite ones"
-        )
-    return space
 
 
 def _add_note(error: BaseException, env: gymnasium.Env, method: str, what: str) -> None:

@@ -66,8 +66,14 @@ class ReposedWorld(_world.World):  # type: ignore[name-defined]
 
     def build(self) -> None:
         """Bring model and data to the state right after a compilation of the present layout and one `mj_forward`."""
-        if self.engine.model is None:
-            self._instantiate()
+        if self.engine.model is None and self.template.model is None:
+            without_pictures = SimpleNamespace(**vars(_xmltodict) | {"unparse": _unparse_without_pictures})
+            with swapped(_world, "xmltodict", without_pictures):
+                super().build()
+            self.template.model = copy.copy(self.engine.model)
+        elif self.engine.model is None:
+            model = copy.copy(self.template.model)
+            self.engine.update(model, mujoco.MjData(model))
         self._pose()
         # Constants such as inverse weights were computed at the pose of the last layout. MuJoCo computes them with the
         # mocap bodies where the data have them, hence the first of the two resets.
@@ -75,16 +81,6 @@ class ReposedWorld(_world.World):  # type: ignore[name-defined]
         mujoco.mj_setConst(self.model, self.data)
         mujoco.mj_resetData(self.model, self.data)
         mujoco.mj_forward(self.model, self.data)
-
-    def _instantiate(self) -> None:
-        if self.template.model is None:
-            without_pictures = SimpleNamespace(**vars(_xmltodict) | {"unparse": _unparse_without_pictures})
-            with swapped(_world, "xmltodict", without_pictures):
-                super().build()
-            self.template.model = copy.copy(self.engine.model)
-        else:
-            model = copy.copy(self.template.model)
-            self.engine.update(model, mujoco.MjData(model))
 
     def _pose(self) -> None:
         self._place("agent", np.r_[self.agent_xy, self._agent.z_height], self.agent_rot)
@@ -137,26 +133,14 @@ def sample_layout(generator: Any) -> bool:
 def _free_spot(generator: Any, placements: Any, keepout: float, placed: list[Disc]) -> tuple[float, float] | None:
     # The sum is in the original's order, for the last bit.
     near = [(x, y, other + generator.placements_margin + keepout) for x, y, other in placed]
-    for _ in range(_TRIES):
-        spot = _draw(generator, placements, keepout)
-        if _is_free(*spot, near):
-            return spot
-    return None
-
-
-def _draw(generator: Any, placements: Any, keepout: float) -> tuple[float, float]:
-    if placements is not None and len(placements) > 1:  # which of several areas is a draw of its own
-        x, y = generator.draw_placement(placements, keepout)
-        return float(x), float(y)
-    area = generator.placements_extents if placements is None else placements[0]
-    x_min, y_min, x_max, y_max = generator.constrain_placement(area, keepout)
     uniform = generator.random_generator.random_sample
-    return x_min + (x_max - x_min) * uniform(), y_min + (y_max - y_min) * uniform()
-
-
-def _is_free(x: float, y: float, near: list[Disc]) -> bool:
-    for other_x, other_y, distance in near:
-        dx, dy = x - other_x, y - other_y
-        if math.sqrt(dx * dx + dy * dy) < distance:
-            return False
-    return True
+    for _ in range(_TRIES):
+        if placements is not None and len(placements) > 1:  # which of several areas is a draw of its own
+            x, y = map(float, generator.draw_placement(placements, keepout))
+        else:
+            area = generator.placements_extents if placements is None else placements[0]
+            x_min, y_min, x_max, y_max = generator.constrain_placement(area, keepout)
+            x, y = x_min + (x_max - x_min) * uniform(), y_min + (y_max - y_min) * uniform()
+        if not any(math.sqrt((x - a) * (x - a) + (y - b) * (y - b)) < gap for a, b, gap in near):
+            return x, y
+    return None

@@ -49,8 +49,11 @@ class NavigationSimulator(InOneProcess):
         if num_envs < 1:
             raise ValueError(f"num_envs must be at least 1, got {num_envs}")
         self.env_id, self.num_envs = env_id, num_envs
-        template = ModelTemplate()
-        self._describe(sample := self._sample(template))
+        template, sample = ModelTemplate(), make_task(env_id)
+        sample.random_generator.set_random_seed(0)  # any layout does to look sizes and names up
+        with refused_as_value_error(env_id):
+            lay_out(sample, template)  # compiles the template's model
+        self._describe(sample)
         self._snapshot = Snapshot(num_envs, sample.model)
         self._scenes = [Scene(make_task(env_id), template) for _ in range(num_envs)]
         self._tasks = [scene.task for scene in self._scenes]
@@ -75,7 +78,14 @@ class NavigationSimulator(InOneProcess):
         rows = np.flatnonzero(mask).tolist()
         seeds = None if seeds is None else require_seeds(seeds, self.num_envs)
         for row in rows:
-            self._reset_one(row, None if seeds is None else seeds[row])
+            scene = self._scenes[row]
+            if seeds is None and not scene.seeded:
+                raise ValueError(
+                    f"environment {row} of {self.env_id} has no random stream yet: pass seeds to its first reset"
+                )
+            scene.reset(None if seeds is None else seeds[row])
+            self._rules.read(row, scene.task)
+            self._steps[row] = 0
         self._snapshot.read(self._scenes)
         self._observation[rows] = self._observe()[rows]
         return self._observation.copy()
@@ -151,14 +161,6 @@ class NavigationSimulator(InOneProcess):
     def close(self) -> None:
         """See `Simulator.close`; there is nothing to release."""
 
-    def _sample(self, template: ModelTemplate) -> BaseTask:
-        """Build a task with some layout, to look sizes and names up in; this compiles the template's model."""
-        task = make_task(self.env_id)
-        task.random_generator.set_random_seed(0)
-        with refused_as_value_error(self.env_id):
-            lay_out(task, template)
-        return task
-
     def _describe(self, task: BaseTask) -> None:
         limit = registered_spec(self.env_id).max_episode_steps or task.num_steps
         self.max_episode_steps = min(task.num_steps, limit)
@@ -168,17 +170,11 @@ class NavigationSimulator(InOneProcess):
         self.cost_keys = (*(key for key in task.calculate_cost() if key != "cost_sum"), "cost_sum")
         self._kinds = {"agent": np.array([task.model.body("agent").id])}
         self._kinds |= {obstacle.name: object_bodies(task.model, obstacle.name) for obstacle in task._obstacles}
-        self._radii = {obstacle.name: radius for obstacle in task._obstacles if (radius := _radius(obstacle))}
-
-    def _reset_one(self, row: int, seed: int | None) -> None:
-        scene = self._scenes[row]
-        if seed is None and not scene.seeded:
-            raise ValueError(
-                f"environment {row} of {self.env_id} has no random stream yet: pass seeds to its first reset"
-            )
-        scene.reset(seed)
-        self._rules.read(row, scene.task)
-        self._steps[row] = 0
+        self._radii: dict[str, float] = {}
+        for obstacle in task._obstacles:
+            size = getattr(obstacle, "radius", getattr(obstacle, "size", None))
+            if size and obstacle.name != "sigwalls":  # all others that have a size are drawn as discs
+                self._radii[obstacle.name] = float(size)
 
     def _observe(self) -> np.ndarray:
         observation = np.zeros((self.num_envs, self.observation_size))
@@ -203,9 +199,3 @@ class NavigationSimulator(InOneProcess):
             if not is_alive():
                 ended[row] = True
         return ended
-
-
-def _radius(obstacle: Any) -> float | None:
-    """Radius in metres of an obstacle that is drawn as a disc, else None."""
-    size = getattr(obstacle, "radius", getattr(obstacle, "size", None))
-    return None if obstacle.name == "sigwalls" or size is None else float(size)

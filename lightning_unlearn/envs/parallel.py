@@ -52,8 +52,11 @@ class ParallelSimulator:
         # They start while this process builds its own environments.
         self._workers = [WorkerProcess(make, rows, num_envs, self._memory) for rows in others]
         try:
-            self._here = make(bounds[1])
-            self._describe(self._here)
+            self._here = sim = make(bounds[1])
+            self.env_id, self.in_plane, self.late_costs = sim.env_id, sim.in_plane, sim.late_costs
+            self.max_episode_steps, self.cost_keys = sim.max_episode_steps, sim.cost_keys
+            self.observation_layout, self.observation_size = sim.observation_layout, sim.observation_size
+            self.action_low, self.action_high = sim.action_low, sim.action_high
             for worker in self._workers:
                 worker.answer()
             self.rollout_buffer(0)
@@ -201,12 +204,6 @@ class ParallelSimulator:
         if not self.in_plane:
             return self._here.agent_position()  # raises the error
         return after_step[-1].copy() if self._stepped else np.concatenate(self._call_all(method))
-
-    def _describe(self, sim: Simulator) -> None:
-        self.env_id, self.in_plane, self.late_costs = sim.env_id, sim.in_plane, sim.late_costs
-        self.max_episode_steps, self.cost_keys = sim.max_episode_steps, sim.cost_keys
-        self.observation_layout, self.observation_size = sim.observation_layout, sim.observation_size
-        self.action_low, self.action_high = sim.action_low, sim.action_high
 
 
 def _join(states: Sequence[Any]) -> Any:

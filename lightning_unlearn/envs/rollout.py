@@ -90,7 +90,17 @@ class RolloutBuffer:
             ValueError: There is not enough memory.
         """
         num_envs = num_envs or simulator.num_envs
-        specs = _specs(simulator, horizon, num_envs)
+        steps, last = (horizon, num_envs), (1, num_envs)
+        observation, action = simulator.observation_size, len(simulator.action_low)
+        costs = MOST_COSTS if simulator.late_costs else len(simulator.cost_keys)
+        wide = [(observation,), (action,), (), (costs,), (2,), (2,), (observation,)]
+        specs: list[tuple[np.dtype[Any], tuple[int, ...]]] = [  # the widest types first, so that all are aligned
+            *((np.dtype(np.float64), steps + shape) for shape in wide),
+            (np.dtype(np.float64), (*last, observation)),
+            *((np.dtype(np.float32), (*steps, action)) for _ in range(3)),
+            *((np.dtype(bool), steps) for _ in _FLAGS),
+            (np.dtype(bool), last),
+        ]
         sizes = [int(np.prod(shape)) * dtype.itemsize for dtype, shape in specs]
         memory = _memory(sum(sizes), shared, num_envs, horizon)
         starts = np.cumsum([0, *sizes[:-1]])
@@ -236,21 +246,6 @@ def open_memory() -> int:
         return os.memfd_create("rollout")
     with tempfile.TemporaryFile() as file:
         return os.dup(file.fileno())
-
-
-def _specs(simulator: Simulator, horizon: int, num_envs: int) -> list[tuple[np.dtype[Any], tuple[int, ...]]]:
-    """Return type and shape of each array of a buffer; the widest types come first, so that all are aligned."""
-    observation, action = simulator.observation_size, len(simulator.action_low)
-    steps, last = (horizon, num_envs), (1, num_envs)
-    costs = MOST_COSTS if simulator.late_costs else len(simulator.cost_keys)
-    wide = [(observation,), (action,), (), (costs,), (2,), (2,), (observation,)]
-    return [
-        *((np.dtype(np.float64), steps + shape) for shape in wide),
-        (np.dtype(np.float64), (*last, observation)),
-        *((np.dtype(np.float32), (*steps, action)) for _ in range(3)),
-        *((np.dtype(bool), steps) for _ in _FLAGS),
-        (np.dtype(bool), last),
-    ]
 
 
 def _memory(size: int, shared: int | None, num_envs: int, horizon: int) -> Any:
