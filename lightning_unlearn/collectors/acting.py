@@ -71,18 +71,14 @@ def actor_of(policy: ActorCritic) -> Actor:
     if (statistics := policy.normaliser) is not None:
         mean, variance = statistics.mean.numpy().copy(), statistics.variance.numpy().copy()
         normaliser = numpy_actor.Normaliser(mean, variance, statistics.epsilon, statistics.clip)
-    return NumpyActor(hidden, config.activation, output, low, high, config.squash, normaliser, _editor(policy))
+    editor: numpy_actor.GatedEdit | Linear | None = None
+    match policy.editor:
+        case GatedEditor(direction=direction, alpha=alpha, tau=tau, beta=beta):
+            editor = numpy_actor.GatedEdit(direction.numpy().copy(), float(alpha), float(tau), float(beta))
+        case AffineEditor(matrix=matrix, bias=bias):
+            editor = _linear(matrix, bias)
+    return NumpyActor(hidden, config.activation, output, low, high, config.squash, normaliser, editor)
 
 
 def _linear(weight: torch.Tensor, bias: torch.Tensor) -> Linear:
     return Linear(weight.detach().numpy().T.copy(), bias.detach().numpy().copy())
-
-
-def _editor(policy: ActorCritic) -> numpy_actor.GatedEdit | Linear | None:
-    match policy.editor:
-        case GatedEditor(direction=direction, alpha=alpha, tau=tau, beta=beta):
-            return numpy_actor.GatedEdit(direction.numpy().copy(), float(alpha), float(tau), float(beta))
-        case AffineEditor(matrix=matrix, bias=bias):
-            return _linear(matrix, bias)
-        case _:
-            return None

@@ -305,7 +305,9 @@ def extrapolate(start: ActorCritic, end: ActorCritic, alpha: float) -> ActorCrit
     """
     if not 0.0 <= alpha < math.inf:
         raise ValueError(f"alpha={alpha} is not possible: use a number of at least 0; 1 is the policy trained last.")
-    if start.config != end.config or _shapes(start) != _shapes(end) or not _same_statistics(start, end):
+    one, other = _statistics(start), _statistics(end)
+    is_alike = start.config == end.config and _shapes(start) == _shapes(end) and one.keys() == other.keys()
+    if not is_alike or not all(torch.equal(one[name], other[name]) for name in one):
         raise ValueError(
             "the two policies differ in more than trained weights (sizes, activation, normaliser or editor): no line "
             "leads from one to the other. Name a policy and the one that it was trained from."
@@ -321,10 +323,6 @@ def _shapes(policy: ActorCritic) -> dict[str, torch.Size]:
     return {name: weight.shape for name, weight in policy.named_parameters()}
 
 
-def _same_statistics(start: ActorCritic, end: ActorCritic) -> bool:
-    """Return whether observation normaliser and editor are equal; no gradient changes their numbers."""
-    one, other = (
-        {name: numbers for name, numbers in policy.named_buffers() if name.startswith(("normaliser.", "editor."))}
-        for policy in (start, end)
-    )
-    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+def _statistics(policy: ActorCritic) -> dict[str, torch.Tensor]:
+    """Return the numbers of observation normaliser and editor, which no gradient changes."""
+    return {name: numbers for name, numbers in policy.named_buffers() if name.startswith(("normaliser.", "editor."))}

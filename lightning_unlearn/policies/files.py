@@ -113,7 +113,15 @@ def load_policy(path: Path) -> StoredPolicy:
         raise FileNotFoundError(f"{path} does not exist.")
     folder = path if path.is_dir() else path.parent
     description = read_description(folder / DESCRIPTION_FILE)
-    weights = _read_safetensors(folder / WEIGHTS_FILE if path.is_dir() else path, description.weights_sha256)
+    file = folder / WEIGHTS_FILE if path.is_dir() else path
+    content = read_bytes(file, MAX_WEIGHTS_BYTES)
+    require_small_header(file)
+    if description.weights_sha256 not in (None, hashlib.sha256(content).hexdigest()):
+        raise ValueError(f"{file} is damaged, or is not the file that its description was written with.")
+    try:
+        weights = load(content)
+    except (SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{file} is not a safetensors file, or is damaged: {error}") from error
     return StoredPolicy(_filled(description.config, weights, folder), description.card)
 
 
@@ -128,7 +136,12 @@ def read_description(path: Path) -> Description:
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise ValueError(f"{path} is not a policy description of the format {FORMAT!r}.")
     try:
-        config, card = PolicyConfig(**content["policy"]), _card(content.get("card", {}))
+        config, stored = PolicyConfig(**content["policy"]), content.get("card", {})
+        known = {field.name: field.type for field in fields(ModelCard)}
+        if not isinstance(stored, dict) or not all(isinstance(stored.get(k, t()), t) for k, t in known.items()):  # type: ignore[operator, arg-type]
+            raise ValueError(f"the card must hold {', '.join(known)} of their types")
+        given = {name: stored[name] for name in known if name in stored}
+        card = ModelCard(**given | {"concept": with_current_paths(given.get("concept", ""))})
         _require_possible(config)
         digest = content.get("weights_sha256")
         if digest is not None and not (isinstance(digest, str) and re.fullmatch(r"[0-9a-f]{64}", digest)):
@@ -136,14 +149,6 @@ def read_description(path: Path) -> Description:
         return Description(config, card, digest)
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} does not describe a policy: {str(error)[:400]}") from error
-
-
-def _card(card: Any) -> ModelCard:
-    known = {field.name: field.type for field in fields(ModelCard)}
-    if not isinstance(card, dict) or not all(isinstance(card.get(k, t()), t) for k, t in known.items()):  # type: ignore[operator, arg-type]
-        raise ValueError(f"the card must hold {', '.join(known)} of their types")
-    given = {name: card[name] for name in known if name in card}
-    return ModelCard(**given | {"concept": with_current_paths(given.get("concept", ""))})
 
 
 def _require_possible(config: PolicyConfig) -> None:
@@ -179,17 +184,6 @@ def weights_digest(policy: ActorCritic) -> str:
     for name, tensor in sorted(policy.state_dict().items()):
         state.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
     return state.hexdigest()[:16]
-
-
-def _read_safetensors(path: Path, digest: str | None) -> dict[str, torch.Tensor]:
-    content = read_bytes(path, MAX_WEIGHTS_BYTES)
-    require_small_header(path)
-    if digest is not None and hashlib.sha256(content).hexdigest() != digest:
-        raise ValueError(f"{path} is damaged, or is not the file that its description was written with.")
-    try:
-        return load(content)
-    except (SafetensorError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is not a safetensors file, or is damaged: {error}") from error
 
 
 def _filled(config: PolicyConfig, weights: Mapping[str, Any], path: Path) -> ActorCritic:

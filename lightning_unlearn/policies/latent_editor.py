@@ -152,11 +152,10 @@ def load_direction(path: Path, latent_size: int) -> Direction:
     length = float(vector.norm())
     if not 0.0 < length < float("inf"):
         raise ValueError(f"{path}: the direction is all zeros or not finite; export it again from a fitted probe.")
-    return Direction((vector / length).float(), None if tau is None else _number(tau, path) / length)
-
-
-def _number(tau: object, path: Path) -> float:
+    unit = (vector / length).float()
+    if tau is None:
+        return Direction(unit, None)
     number = tau.item() if isinstance(tau, torch.Tensor) and tau.numel() == 1 else tau
     if not isinstance(number, float | int) or not abs(number) <= _MAX_TAU:
         raise ValueError(f"{path}: its tau is no finite number; export it again from a fitted probe.")
-    return float(number)
+    return Direction(unit, float(number) / length)

@@ -23,6 +23,12 @@ class Linear(NamedTuple):
     bias: np.ndarray
     """b. Shape: (out,), float32."""
 
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        """Compute x W + b. Shape: (..., in) → (..., out)."""
+        product = x @ self.weight
+        product += self.bias
+        return product
+
 
 class Normaliser(NamedTuple):
     """(observation − mean) / √(variance + epsilon), clipped to ±clip, computed in the type of mean and variance."""
@@ -34,6 +40,12 @@ class Normaliser(NamedTuple):
     epsilon: float
     clip: float
 
+    def __call__(self, observation: np.ndarray) -> np.ndarray:
+        """Normalise observations, in the precision of the statistics. Shape: (n, O) → (n, O)."""
+        epsilon = self.mean.dtype.type(self.epsilon)
+        normalised = (observation.astype(self.mean.dtype) - self.mean) / np.sqrt(self.variance + epsilon)
+        return np.clip(normalised, -self.clip, self.clip)
+
 
 class GatedEdit(NamedTuple):
     """z' = z − α·g·relu(s − τ)·d with the score s = z·d and the gate g = sigmoid(β(s − τ))."""
@@ -43,6 +55,12 @@ class GatedEdit(NamedTuple):
     alpha: float
     tau: float
     beta: float
+
+    def __call__(self, latent: np.ndarray) -> np.ndarray:
+        """Edit latents. Shape: (..., H) → (..., H), float32."""
+        excess = (latent @ self.direction)[..., None] - np.float32(self.tau)
+        gate = _sigmoid(np.float32(self.beta) * excess)
+        return latent - np.float32(self.alpha) * gate * np.maximum(excess, 0) * self.direction
 
 
 @dataclass(frozen=True)
@@ -76,12 +94,15 @@ class NumpyActor:
         start = first % BLOCK
         blocks = -(-(start + count) // BLOCK)
         x = np.zeros((blocks, BLOCK, size), np.float32)
-        x.reshape(-1, size)[start : start + count] = self._normalised(observation)
+        x.reshape(-1, size)[start : start + count] = (
+            observation if self.normaliser is None else self.normaliser(observation)
+        )
         activation = ACTIVATIONS[self.activation]
-        for weight, bias in self.hidden:
-            x = activation(_affine(x, weight, bias))
-        x = _affine(self._edited(x), *self.output)
-        return x.reshape(blocks * BLOCK, -1)[start : start + count]
+        for layer in self.hidden:
+            x = activation(layer(x))
+        if self.editor is not None:
+            x = self.editor(x)
+        return self.output(x).reshape(blocks * BLOCK, -1)[start : start + count]
 
     def squash(self, pre_tanh: np.ndarray) -> np.ndarray:
         """Map the Gaussian draw to an action inside the bounds. Shape: (n, A) → (n, A), float32."""
@@ -96,28 +117,6 @@ class NumpyActor:
     def _half_range(self) -> np.ndarray:
         """Shape: (A,), float32."""
         return np.float32(0.5) * (self.action_high - self.action_low)
-
-    def _normalised(self, observation: np.ndarray) -> np.ndarray:
-        if self.normaliser is None:
-            return observation
-        mean, variance, epsilon, clip = self.normaliser
-        normalised = (observation.astype(mean.dtype) - mean) / np.sqrt(variance + mean.dtype.type(epsilon))
-        return np.clip(normalised, -clip, clip)
-
-    def _edited(self, latent: np.ndarray) -> np.ndarray:
-        if self.editor is None:
-            return latent
-        if isinstance(self.editor, Linear):
-            return _affine(latent, *self.editor)
-        direction, alpha, tau, beta = self.editor
-        excess = (latent @ direction)[..., None] - np.float32(tau)
-        return latent - np.float32(alpha) * _sigmoid(np.float32(beta) * excess) * np.maximum(excess, 0) * direction
-
-
-def _affine(x: np.ndarray, weight: np.ndarray, bias: np.ndarray) -> np.ndarray:
-    product = x @ weight
-    product += bias
-    return product
 
 
 def _sigmoid(x: np.ndarray) -> np.ndarray:

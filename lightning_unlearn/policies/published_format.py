@@ -97,30 +97,25 @@ def read_published(path: Path, max_bytes: int) -> tuple[PolicyConfig, dict[str, 
         raise ValueError(f"{path} holds no `state_dict` of the published layout.")
     weights = {_renamed(name, _OWN): tensor for name, tensor in content["state_dict"].items()}
     editor = _editor(content.get("editor"), path)
-    return _config(weights, path, "gated" if editor else "none"), weights | editor
-
-
-def _renamed(name: str, names: Mapping[str, str]) -> str:
-    head, dot, rest = name.partition(".")
-    return names.get(head, head) + dot + rest
-
-
-def _config(weights: Mapping[str, Any], path: Path, editor: str) -> PolicyConfig:
-    """Read the sizes off the weights; the published policies have actions in [−1, 1]."""
-    layers = [weights.get(f"trunk.{i}.weight") for i in (0, 2)]
-    log_std = weights.get("log_std")
+    layers, log_std = [weights.get(f"trunk.{i}.weight") for i in (0, 2)], weights.get("log_std")
     if any(not isinstance(w, torch.Tensor) or w.ndim != 2 for w in layers) or not isinstance(log_std, torch.Tensor):
         raise ValueError(f"{path} has no shared.0, shared.2 and logstd: not of the published layout.")
     actions = log_std.numel()
     if actions > _MAX_ACTIONS:
         raise ValueError(f"{path} has {actions} actions, more than {_MAX_ACTIONS}.")
-    return PolicyConfig(
+    config = PolicyConfig(
         observation_size=int(layers[0].shape[1]),  # type: ignore[union-attr]
-        action_low=[-1.0] * actions,
+        action_low=[-1.0] * actions,  # the bounds of all published policies
         action_high=[1.0] * actions,
         hidden_sizes=[int(w.shape[0]) for w in layers],  # type: ignore[union-attr]
-        editor=editor,  # type: ignore[arg-type]
+        editor="gated" if editor else "none",
     )
+    return config, weights | editor
+
+
+def _renamed(name: str, names: Mapping[str, str]) -> str:
+    head, dot, rest = name.partition(".")
+    return names.get(head, head) + dot + rest
 
 
 def _editor(editor: object, path: Path) -> dict[str, torch.Tensor]:
