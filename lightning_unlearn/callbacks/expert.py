@@ -75,7 +75,13 @@ class ExpertRecord(pl.Callback):
             return
         batch = batch[pl_module.measured_envs]
         following = batch[keys.NEXT]
-        lengths = self._episode_lengths(following[keys.DONE].squeeze(-1))
+        done = following[keys.DONE].squeeze(-1)
+        lengths: list[int] = []  # steps of the episodes that ended
+        self._steps = self._steps or [0] * len(done)
+        for row, its in enumerate(done):
+            ends = [-self._steps[row], *(torch.nonzero(its).flatten() + 1).tolist()]
+            lengths += [stop - start for start, stop in pairwise(ends)]
+            self._steps[row] = len(its) - ends[-1]
         if trainer.current_epoch in rollouts:
             ended = following[keys.EPISODE_RETURN][following[keys.DONE]]
             reward = following[keys.REWARD]
@@ -97,16 +103,6 @@ class ExpertRecord(pl.Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore what `state_dict` returned."""
         self._sums, self._steps = state_dict["sums"], state_dict["steps"]
-
-    def _episode_lengths(self, done: torch.Tensor) -> list[int]:
-        """Steps of the episodes that ended in a rollout. Shape: (E, T), bool."""
-        lengths: list[int] = []
-        self._steps = self._steps or [0] * len(done)
-        for row, its in enumerate(done):
-            ends = [-self._steps[row], *(torch.nonzero(its).flatten() + 1).tolist()]
-            lengths += [stop - start for start, stop in pairwise(ends)]
-            self._steps[row] = len(its) - ends[-1]
-        return lengths
 
     def _measures(self, pl_module: Any) -> ExpertMeasures:
         steps, sizes, rewards, c_forget, episodes, returns, lengths = (self._sums[name] for name in _SUMS)

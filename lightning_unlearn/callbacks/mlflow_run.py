@@ -64,20 +64,17 @@ class MLflowRun(MLFlowLogger):
         if self._initialized:
             return super().experiment
         with writing():
-            if self._run_id:
-                self._take_over(self._run_id)
-            else:
+            if not self._run_id:
                 experiment_id(str(self._experiment_name))
+                return super().experiment
+            client, run_id = self._mlflow_client, self._run_id
+            run = client.get_run(run_id)
+            if run.info.status == "RUNNING" and not processes.is_gone(run.data.tags):
+                raise ValueError(f"run {run_id} has just been resumed by another process.")
+            client.update_run(run_id, status="RUNNING")
+            for key, value in processes.owner().items():
+                client.set_tag(run_id, key, value)
             return super().experiment
-
-    def _take_over(self, run_id: str) -> None:
-        client = self._mlflow_client
-        run = client.get_run(run_id)
-        if run.info.status == "RUNNING" and not processes.is_gone(run.data.tags):
-            raise ValueError(f"run {run_id} has just been resumed by another process.")
-        client.update_run(run_id, status="RUNNING")
-        for key, value in processes.owner().items():
-            client.set_tag(run_id, key, value)
 
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Keep metrics for `publish`."""

@@ -76,7 +76,21 @@ class RolloutMethod(pl.LightningModule):
         """
         self.data, self._is_built = data, True
         data.make_experience = self.experience
-        self.policy = self._initial_policy(data.env) if policy is None else policy
+        simulator = data.env.simulator
+        if policy is not None:
+            self.policy = policy
+        elif self.source is None:
+            bounds = (simulator.action_low.tolist(), simulator.action_high.tolist())
+            config = PolicyConfig(simulator.observation_size, *bounds, **self._architecture)
+            self.policy = ActorCritic(config, torch_generator(SeedStreams.of(self.seed).weights))
+        else:
+            is_auto = self.source == "auto"
+            self.source_uri = (
+                registry.expert_uri(simulator.env_id, self.seed) if is_auto else registry.pinned(self.source)
+            )
+            self.policy = registry.load_policy(self.source_uri).policy.train()
+            require_same_sizes(self.policy, data.env, f"model.source={self.source_uri}")
+            print(f"Starting from {self.source_uri}.")
 
     def configure_model(self) -> None:
         """Build, unless `fit` has done so."""
@@ -109,19 +123,6 @@ class RolloutMethod(pl.LightningModule):
                 f"{ARITHMETIC}: from here on its weights differ in rounding from those that it would have had."
             )
         self.source_uri, self.note = checkpoint["origin"]["source_uri"], checkpoint["origin"]["note"]
-
-    def _initial_policy(self, env: BatchedEnv) -> ActorCritic:
-        sim = env.simulator
-        if self.source is None:
-            bounds = (sim.action_low.tolist(), sim.action_high.tolist())
-            config = PolicyConfig(sim.observation_size, *bounds, **self._architecture)
-            return ActorCritic(config, torch_generator(SeedStreams.of(self.seed).weights))
-        is_auto = self.source == "auto"
-        self.source_uri = registry.expert_uri(sim.env_id, self.seed) if is_auto else registry.pinned(self.source)
-        policy = registry.load_policy(self.source_uri).policy.train()
-        require_same_sizes(policy, env, f"model.source={self.source_uri}")
-        print(f"Starting from {self.source_uri}.")
-        return policy
 
 
 class GradientMethod(RolloutMethod):

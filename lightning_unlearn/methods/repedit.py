@@ -99,7 +99,17 @@ class RepEdit(RolloutMethod):
         self.alpha, self.beta, self.tau = repedit_alpha, repedit_beta, repedit_tau
         self.use_artifact_tau, self.tau_quantile = repedit_use_artifact_tau, repedit_tau_quantile
         self.calibration_steps, self.buffer_steps = calibration_steps, buffer_steps
-        self._require_compatible_options()
+        needs_artifact = repedit_use_artifact_tau and repedit_tau is None
+        if needs_artifact and (repedit_artifact is None or direction != "probe"):
+            raise ValueError(
+                "model.repedit_use_artifact_tau=true needs the artifact that holds it: name it with "
+                "model.repedit_artifact and keep model.direction=probe, or leave the option out for a quantile."
+            )
+        if mode == "trained" and (direction == "leace" or repedit_tau is not None or repedit_use_artifact_tau):
+            raise ValueError(
+                "model.mode=trained solves alpha and tau of a gated edit: leave out model.repedit_tau, "
+                "model.repedit_use_artifact_tau and model.direction=leace, or use model.mode=static."
+            )
         self._artifact: Direction | None = None
         self._random = torch_generator(SeedStreams.of(seed).calibration.spawn(3)[2])
         self._is_reported = False
@@ -119,7 +129,13 @@ class RepEdit(RolloutMethod):
         if self.artifact is not None:
             with runs.local_file(self.artifact) as path:
                 self._artifact = load_direction(path, self.policy.config.latent_size)
-        editor = self._fit_editor()
+        editor: Editor
+        if self.direction == "leace":
+            self._require_both_classes()
+            editor = AffineEditor(*latent_directions.leace(self._calibration.latents, self._calibration.labels))
+        else:
+            alpha, tau = self._solved_strength() if self.mode == "trained" else (self.alpha, self._static_tau())
+            editor = GatedEditor(self._unit_direction, alpha, tau, self.beta)
         self.register_buffer("score_direction", self._unit_direction)
         self.note = self._description(editor)
         self.policy = self.policy.with_editor(editor).requires_grad_(False)
@@ -146,26 +162,6 @@ class RepEdit(RolloutMethod):
             tqdm.write(effect_message(metrics))
             if message := idle_message(self.policy, effect, self.mode):
                 warnings.warn(message, stacklevel=2)
-
-    def _require_compatible_options(self) -> None:
-        needs_artifact = self.use_artifact_tau and self.tau is None
-        if needs_artifact and (self.artifact is None or self.direction != "probe"):
-            raise ValueError(
-                "model.repedit_use_artifact_tau=true needs the artifact that holds it: name it with "
-                "model.repedit_artifact and keep model.direction=probe, or leave the option out for a quantile."
-            )
-        if self.mode == "trained" and (self.direction == "leace" or self.tau is not None or self.use_artifact_tau):
-            raise ValueError(
-                "model.mode=trained solves alpha and tau of a gated edit: leave out model.repedit_tau, "
-                "model.repedit_use_artifact_tau and model.direction=leace, or use model.mode=static."
-            )
-
-    def _fit_editor(self) -> Editor:
-        if self.direction == "leace":
-            self._require_both_classes()
-            return AffineEditor(*latent_directions.leace(self._calibration.latents, self._calibration.labels))
-        alpha, tau = self._solved_strength() if self.mode == "trained" else (self.alpha, self._static_tau())
-        return GatedEditor(self._unit_direction, alpha, tau, self.beta)
 
     @cached_property
     def _calibration(self) -> "Calibration":

@@ -115,7 +115,16 @@ class TrajectoryDecremental(GradientMethod):
         """
         super().build(data, policy)
         self.expert = frozen_copy(self.policy)
-        self._require_folder()
+        if self.dataset_dir is not None:  # one that cannot be written is refused before the long work
+            try:
+                self.dataset_dir.mkdir(parents=True, exist_ok=True)
+                with tempfile.TemporaryFile(dir=self.dataset_dir):
+                    pass
+            except OSError as error:
+                raise ValueError(
+                    f"model.dataset_dir={self.dataset_dir} cannot be written ({error.strerror}): choose another "
+                    "folder, or null to keep no collections."
+                ) from error
         self._use_collection(self.first_update // self.recollect_every)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -196,7 +205,13 @@ class TrajectoryDecremental(GradientMethod):
         return self._demonstrations
 
     def _use_collection(self, collection: int) -> None:
-        found = self._load_or_collect(collection)
+        path = None if self.dataset_dir is None else self.dataset_dir / f"collection_{collection}.safetensors"
+        if path is not None and path.exists():
+            found = trajectories.load(path, self._facts(collection))
+        else:
+            found = self._collect(collection)
+            if path is not None:
+                trajectories.save(path, found, self._facts(collection))
         table = found.episodes
         self._demonstrations = found.transitions.select(keys.OBSERVATION, keys.PRE_TANH)
         self._demonstrations[keys.DISCOUNTED_RETURN] = self.returns(found)
@@ -208,16 +223,6 @@ class TrajectoryDecremental(GradientMethod):
             "decremental/transitions_retained": float(len(found.transitions)),
         }
 
-    def _load_or_collect(self, collection: int) -> Trajectories:
-        if self.dataset_dir is None:
-            return self._collect(collection)
-        path, facts = self.dataset_dir / f"collection_{collection}.safetensors", self._facts(collection)
-        if path.exists():
-            return trajectories.load(path, facts)
-        collected = self._collect(collection)
-        trajectories.save(path, collected, facts)
-        return collected
-
     def _collect(self, collection: int) -> Trajectories:
         streams = SeedStreams.of(self.seed)
         collected = trajectories.collect(
@@ -227,7 +232,19 @@ class TrajectoryDecremental(GradientMethod):
             torch_generator(child(streams.policy_noise, collection)),
             label=f"collection {collection}",
         )
-        self._require_both_kinds(collected, collection)
+        episodes, concept = len(collected.episodes), self.data.env.concept
+        message = f"{episodes} episodes were collected with {self.source_uri or 'the expert'} in {self.data.env_id}, "
+        if not collected.kept:
+            rate = float(collected.episodes[keys.EPISODE_C_FORGET].mean())
+            raise ValueError(
+                f"{message}and none is retained: each shows the concept ({concept}), {rate:.1f} times in the mean. "
+                "Raise model.dataset_episodes, or name a model.source that shows it less."
+            )
+        if collection == 0 and collected.kept == episodes:  # a later one may lack it by chance
+            raise ValueError(
+                f"{message}and none shows the concept ({concept}): there is nothing to forget. Name another "
+                "data.concept or a model.source that shows it, or raise model.dataset_episodes."
+            )
         return collected
 
     def _facts(self, collection: int) -> dict[str, Any]:
@@ -244,33 +261,3 @@ class TrajectoryDecremental(GradientMethod):
             "collection": collection,
             "dataset_episodes": self.dataset_episodes,
         }
-
-    def _require_folder(self) -> None:
-        """Refuse a folder that cannot be written before a collection is made for it."""
-        if self.dataset_dir is None:
-            return
-        try:
-            self.dataset_dir.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=self.dataset_dir):
-                pass
-        except OSError as error:
-            raise ValueError(
-                f"model.dataset_dir={self.dataset_dir} cannot be written ({error.strerror}): choose another folder, or "
-                "null to keep no collections."
-            ) from error
-
-    def _require_both_kinds(self, collected: Trajectories, collection: int) -> None:
-        """Refuse a collection of which nothing is retained, and a first one that never shows the concept."""
-        episodes, concept = len(collected.episodes), self.data.env.concept
-        message = f"{episodes} episodes were collected with {self.source_uri or 'the expert'} in {self.data.env_id}, "
-        if not collected.kept:
-            rate = float(collected.episodes[keys.EPISODE_C_FORGET].mean())
-            raise ValueError(
-                f"{message}and none is retained: each shows the concept ({concept}), {rate:.1f} times in the mean. "
-                "Raise model.dataset_episodes, or name a model.source that shows it less."
-            )
-        if collection == 0 and collected.kept == episodes:
-            raise ValueError(
-                f"{message}and none shows the concept ({concept}): there is nothing to forget. Name another "
-                "data.concept or a model.source that shows it, or raise model.dataset_episodes."
-            )
