@@ -1,8 +1,6 @@
 """Warm-up of an imported agent's critics: regression on its own rollouts, with the policy frozen."""
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
 
@@ -58,13 +56,21 @@ def warm_up(policy: ActorCritic, data: RolloutData, rollouts: int) -> WarmUp:
     started = time.perf_counter()
     original, estimator = _estimator(deepcopy(policy)), _estimator(policy)
     generator, seen = torch.Generator().manual_seed(data.seed), []
-    with _only_critics(policy) as optimizer:
+    critics = [module for module in (policy.critic_trunk, policy.reward_value, policy.cost_value) if module is not None]
+    policy.requires_grad_(False)
+    for module in critics:
+        module.requires_grad_(True)
+    parameters = [parameter for module in critics for parameter in module.parameters()]
+    optimizer = torch.optim.Adam(parameters, lr=LEARNING_RATE, fused=True)
+    try:
         for _ in tqdm(range(rollouts), desc="warming up the critics", unit="rollout", leave=False):
             seen.append(data.collector(policy).rollout().clone())
             for batch in seen:
                 estimator.add_advantages(batch)
             after = _fit(seen[-1])
             regress(policy, optimizer, torch.cat(seen), generator)
+    finally:
+        policy.requires_grad_(True)
     observations = torch.cat([batch[keys.OBSERVATION].flatten(0, 1) for batch in seen])
     original.add_advantages(seen[-1])
     return WarmUp(_fit(seen[-1]), after, observations, time.perf_counter() - started)
@@ -85,19 +91,6 @@ def explained(value: torch.Tensor, target: torch.Tensor) -> float:
     """Compute 1 − Var(target − value)/Var(target), or 0 if the targets do not vary. Any equal shapes."""
     variance = target.var(correction=0)
     return 0.0 if variance < 1e-12 else float(1.0 - (target - value).var(correction=0) / variance)
-
-
-@contextmanager
-def _only_critics(policy: ActorCritic) -> Iterator[torch.optim.Optimizer]:
-    """Context manager: yield an optimizer of the critics, and freeze everything else inside the block."""
-    critics = [module for module in (policy.critic_trunk, policy.reward_value, policy.cost_value) if module is not None]
-    policy.requires_grad_(False)
-    for module in critics:
-        module.requires_grad_(True)
-    try:
-        yield torch.optim.Adam([p for module in critics for p in module.parameters()], lr=LEARNING_RATE, fused=True)
-    finally:
-        policy.requires_grad_(True)
 
 
 def regress(

@@ -69,7 +69,14 @@ def read_normaliser(path: Path) -> Normaliser | None:
     if not path.is_file():
         raise ValueError(f"--normalizer {path} was not found")
     try:
-        return _from_npz(path) if zipfile.is_zipfile(path) else _from_vecnormalize(path)
+        if not zipfile.is_zipfile(path):
+            return _from_vecnormalize(path)
+        with open_zip(path, _MAX_BYTES) as archive:
+            names = {name.removesuffix(".npy") for name in archive.namelist()}
+            if not {"mean", "var"} <= names <= _ARRAYS:
+                raise ValueError(f"it holds {sorted(names)}, not mean and var (and epsilon, clip, count if you like)")
+            found = {name: load_array(archive, name).astype(np.float64) for name in names}
+        return _normaliser(found["mean"], found["var"], found.get("epsilon", _EPSILON), found.get("clip", _CLIP))
     except ValueError as error:
         raise ValueError(f"--normalizer {path} cannot be used: {error}. Or export it with {_EXPORT}.") from error
 
@@ -98,15 +105,6 @@ def reference_normalisation(path: Path | None) -> Callable[[torch.Tensor], torch
         return torch.from_numpy(x.astype(np.float32).astype(np.float64))
 
     return normalise
-
-
-def _from_npz(path: Path) -> Normaliser:
-    with open_zip(path, _MAX_BYTES) as archive:
-        names = {name.removesuffix(".npy") for name in archive.namelist()}
-        if not {"mean", "var"} <= names <= _ARRAYS:
-            raise ValueError(f"it holds {sorted(names)}, not mean and var (and epsilon, clip, count if you like)")
-        found = {name: load_array(archive, name).astype(np.float64) for name in names}
-    return _normaliser(found["mean"], found["var"], found.get("epsilon", _EPSILON), found.get("clip", _CLIP))
 
 
 def _from_vecnormalize(path: Path) -> Normaliser | None:

@@ -68,14 +68,22 @@ class StableBaselines3(FileReader):
         """Find an agent's zip, and the `vecnormalize.pkl` of its run if there is one.
 
         Args:
-            path: The zip, with or without its ending, or a run's folder of rl-zoo3, whose final agent is preferred.
+            path: The zip, with or without its ending, or a run's folder of rl-zoo3, whose final agent is preferred,
+                then its best one.
 
         Raises:
             ValueError: The folder holds no agent or several, or the agent was trained behind a wrapper.
         """
         is_run = path.is_dir()
         if is_run:
-            path = _agent_in(path)
+            agents = sorted(path.glob("*.zip"))
+            final = [agent for agent in agents if (path / agent.stem).is_dir()]
+            found = final or sorted(path.glob("best_model.zip")) or agents
+            if len(found) != 1:
+                raise ValueError(
+                    f"{path} holds {len(found)} agents (*.zip), not one: name the file of the one you mean."
+                )
+            path = found[0]
         elif not path.exists() and Path(f"{path}.zip").exists():
             path = Path(f"{path}.zip")
         marks = ("args.yml", "config.yml", "vecnormalize.pkl") if is_run else ("args.yml",)
@@ -154,15 +162,6 @@ class StableBaselines3(FileReader):
             return torch.minimum(torch.maximum(mean, low), high)
 
         return action
-
-
-def _agent_in(folder: Path) -> Path:
-    """Return the final agent of a run's folder, else the best one, else the only one."""
-    final = [agent for agent in sorted(folder.glob("*.zip")) if (folder / agent.stem).is_dir()]
-    found = final or sorted(folder.glob("best_model.zip")) or sorted(folder.glob("*.zip"))
-    if len(found) != 1:
-        raise ValueError(f"{folder} holds {len(found)} agents (*.zip), not one: name the file of the one you mean.")
-    return found[0]
 
 
 def _require_no_wrapper(config: Path) -> None:

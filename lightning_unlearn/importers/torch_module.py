@@ -103,7 +103,10 @@ class TorchModule(Reader):
         )
         policy = ActorCritic(config, generator)
         policy.trunk, policy.action_mean = deepcopy(self._network), nn.Identity()  # type: ignore[assignment]
-        policy.log_std.data.copy_(_log_std(self._std, size))
+        std = torch.as_tensor(self._std, dtype=torch.float32)
+        if std.ndim > 1 or std.numel() not in (1, size) or not ((std > 0) & std.isfinite()).all():
+            raise ValueError(f"std={self._std} is not possible: use one number above 0, or {size} of them")
+        policy.log_std.data.copy_(std.log().expand(size))
         states = raw_states(deepcopy(policy).eval(), simulator, STATES, range(simulator.num_envs)).float()
         _require_same_in_training(self._network, states)
         if (reference := self.reference(simulator)) is not None:
@@ -162,28 +165,23 @@ class MeanOf(nn.Module):
     def forward(self, observation: torch.Tensor) -> torch.Tensor:
         """Compute the mean. Shape: (N, O) → (N, A)."""
         given = _as_input(observation)
-        if hasattr(self.actor, "get_dist"):
-            return _mean(self.actor.get_dist(given))
-        output = self.actor(given)
-        return output["loc"] if "loc" in output.keys() else output["action"]  # noqa: SIM118 (a TensorDict)
+        if not hasattr(self.actor, "get_dist"):
+            output = self.actor(given)
+            return output["loc"] if "loc" in output.keys() else output["action"]  # noqa: SIM118 (a TensorDict)
+        root = distribution = self.actor.get_dist(given)
+        while hasattr(root, "base_dist"):
+            root = root.base_dist
+        if type(distribution) not in _GAUSSIANS or type(root) not in (distributions.Normal, *_DELTAS):
+            raise ValueError(
+                f"actor's distribution is {type(distribution).__name__}: supported are "
+                f"{', '.join(kind.__name__ for kind in _GAUSSIANS)} of a Gaussian. Give the network of the means "
+                "instead, if draws may be clipped to the bounds (squash='none') or go through tanh (squash='tanh')."
+            )
+        return root.mean  # the distribution's own options such as `tanh_loc` are applied in it
 
 
 def _as_input(observation: torch.Tensor) -> TensorDict:
     return TensorDict({"observation": observation}, batch_size=observation.shape[:-1])
-
-
-def _mean(distribution: distributions.Distribution) -> torch.Tensor:
-    """Return the mean before tanh, to which the distribution's own options such as `tanh_loc` are applied."""
-    root = distribution
-    while hasattr(root, "base_dist"):
-        root = root.base_dist
-    if type(distribution) not in _GAUSSIANS or type(root) not in (distributions.Normal, *_DELTAS):
-        raise ValueError(
-            f"actor's distribution is {type(distribution).__name__}: supported are "
-            f"{', '.join(kind.__name__ for kind in _GAUSSIANS)} of a Gaussian. Give the network of the means instead, "
-            "if draws may be clipped to the bounds (squash='none') or go through tanh (squash='tanh')."
-        )
-    return root.mean
 
 
 def _require_means(network: nn.Module, simulator: Simulator) -> None:
@@ -215,10 +213,3 @@ def _require_same_in_training(network: nn.Module, observation: torch.Tensor) -> 
             f"{' (it has ' + ', '.join(layers) + ')' if layers else ''}: only a fixed function of the observation can "
             "be wrapped. Remove dropout, batch normalisation, noise and inner state."
         )
-
-
-def _log_std(std: float | Sequence[float], size: int) -> torch.Tensor:
-    numbers = torch.as_tensor(std, dtype=torch.float32)
-    if numbers.ndim > 1 or numbers.numel() not in (1, size) or not ((numbers > 0) & numbers.isfinite()).all():
-        raise ValueError(f"std={std} is not possible: use one number above 0, or {size} of them")
-    return numbers.log().expand(size)
