@@ -2,6 +2,7 @@
 
 import inspect
 import re
+import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -20,6 +21,12 @@ _EITHER = ("--pid.target_cost", "--pid.cost_limit")
 """Two options for the same thing."""
 _FILE_OPTIONS = ("-c", "--config")
 _MAX_BYTES, _MAX_DEPTH = 1 << 20, 32
+
+
+_ALTERNATIVES = re.compile(
+    r"(?P<indent> *)Does not validate against any of the Union subtypes\n *Subtypes: .*\n *Errors:\n"
+    r"(?P<reason>(?:.*\n)+?) *- Expected a <class 'NoneType'>\n *Given value type: .*\n *Given value: .*"
+)
 
 
 class ConfigParser(LightningArgumentParser):
@@ -49,7 +56,7 @@ class ConfigParser(LightningArgumentParser):
         """
         if not self.exit_on_error:
             super().error(message, ex)
-        raise ValueError(message + suggestion(message, self._known())) from ex
+        raise ValueError(without_alternatives(message) + suggestion(message, self._known())) from ex
 
     def _known(self) -> list[str]:
         from lightning_unlearn.callbacks.pid_lagrangian import PIDLagrangian
@@ -69,6 +76,16 @@ class ConfigParser(LightningArgumentParser):
             ]
             keys += [f"{group}.{name}" for name in names] + names
         return keys + [key.rpartition(".")[2] for key in keys]
+
+
+def without_alternatives(message: str) -> str:
+    """Keep of a message about an option that may also be null only the reason why its value is refused."""
+
+    def reason(found: re.Match[str]) -> str:
+        text = textwrap.dedent(found["reason"].replace("- ", "  ", 1))
+        return textwrap.indent(text.rstrip(), found["indent"])
+
+    return _ALTERNATIVES.sub(reason, message)
 
 
 def expand(args: Sequence[str]) -> list[str]:

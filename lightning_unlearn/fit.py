@@ -22,7 +22,7 @@ from lightning_unlearn.callbacks.progress import EarlyEnd, FailedEpisodes, Throu
 from lightning_unlearn.callbacks.save_points import SavePoints
 from lightning_unlearn.callbacks.weight_average import WeightAverage
 from lightning_unlearn.collectors.data import RolloutData
-from lightning_unlearn.configuration import ConfigParser, expand, origin
+from lightning_unlearn.configuration import ConfigParser, expand, origin, without_alternatives
 from lightning_unlearn.keep_best import KeepBest
 from lightning_unlearn.methods.base import GradientMethod, LagrangianMethod
 from lightning_unlearn.old_names import REMOVED_CHOICES, drop_removed_choices
@@ -128,6 +128,14 @@ class FitCLI(LightningCLI):
     def open_store(self) -> None:
         """Open the store that the run is recorded in."""
         open_store(self.config.tracking_uri)
+
+    def instantiate_classes(self) -> None:
+        """See LightningCLI; a refused value is not printed with all that may stand in its place."""
+        try:
+            super().instantiate_classes()
+        except ValueError as error:
+            error.args = (without_alternatives(str(error)),)
+            raise
 
     def instantiate_trainer(self, **_: Any) -> pl.Trainer:
         """Make the trainer: the config's callbacks come before this package's, the MLflow run before other loggers."""
