@@ -59,17 +59,16 @@ class StudyStore:
             models, recorded = registry.models_of_run(run.info.run_id), run.data.tags.get(RESULT)
             if not set(step.updates) <= set(models):
                 continue
-            if step.stage in _SET_ALIASES and (recorded is None or not self._is_still_chosen(step, run)):
-                continue
+            if step.stage in _SET_ALIASES:
+                if recorded is None:
+                    continue
+                name = registry.model_name(run.data.params["method"], step.env)
+                seeds = map(int, run.data.tags[runs.SEEDS_TAG].split())
+                if any(registry.chosen_in(name, seed) != run.info.run_id for seed in seeds):
+                    continue  # a later run of `select` moved the aliases
             with suppress(ValueError):  # its weights are gone
                 return StepResult(run.info.run_id, recorded or _result_digest(models, digest), models)
         return None
-
-    def _is_still_chosen(self, step: StudyStep, run: mlflow.entities.Run) -> bool:
-        """Check that no later run of `select` moved the aliases that this one set."""
-        name = registry.model_name(run.data.params["method"], step.env)
-        seeds = map(int, run.data.tags[runs.SEEDS_TAG].split())
-        return all(registry.chosen_in(name, seed) == run.info.run_id for seed in seeds)
 
     def begin(self, name: str, digest: str, text: str) -> str:
         """Open the study's own run, a new one or that of an earlier attempt at the same study; return its id.

@@ -228,21 +228,17 @@ def run_in_worker(job: Job) -> EndedTask:
             open_store(job.tracking_uri)
             job = prepare(job)
             with sending_checkpoints(), _output_to(Path(job.log)):
-                code = _exit_code(job)
+                code = 0
+                try:
+                    cli.main(list(job.args))
+                except SystemExit as ended:
+                    code = ended.code if isinstance(ended.code, int) else 1
+                except Exception:
+                    traceback.print_exc()
+                    code = 1
             return EndedTask(code, Path(job.log).read_text(encoding="utf-8", errors="replace"))
         finally:
             os.chdir(before)
-
-
-def _exit_code(job: Job) -> int:
-    try:
-        cli.main(list(job.args))
-    except SystemExit as ended:
-        return ended.code if isinstance(ended.code, int) else 1
-    except Exception:
-        traceback.print_exc()
-        return 1
-    return 0
 
 
 @contextmanager

@@ -12,7 +12,15 @@ from lightning_unlearn.tracking.store import TRACKING_URI_HELP, open_store, requ
 
 def main(args: Sequence[str]) -> None:
     """Read every file, then register them all, with one run."""
-    options = _parser().parse_args(args)
+    parser = CommandParser(prog="lightning-unlearn register", description=__doc__)
+    add = parser.add_argument
+    add("--env", type=str, required=True, help="the task")
+    add("--method", type=str, required=True, help="the method that they pass for")
+    add("--seed", type=int, default=0, help="seed that they were trained with")
+    add("--updates", type=int, nargs="+", required=True, help="updates that they were trained for, one a model")
+    add("--model_path", type=str, nargs="+", required=True, help="URIs or files of the models")
+    add("--tracking_uri", type=str | None, default=None, help=TRACKING_URI_HELP)
+    options = parser.parse_args(args)
     if len(options.updates) != len(options.model_path):
         raise ValueError("--updates and --models must name equally many.")
     found = [_load(uri, update, options) for update, uri in zip(options.updates, options.model_path, strict=True)]
@@ -34,15 +42,3 @@ def _load(uri: str, update: int, options: Any) -> StoredPolicy:
         raise ValueError(f"--models {uri} is a model of {stored.card.env}, not of --env {options.env}.")
     known = {"method": options.method, "env": options.env, "seed": options.seed, "update": update}
     return replace(stored, card=replace(stored.card, **known))
-
-
-def _parser() -> CommandParser:
-    parser = CommandParser(prog="lightning-unlearn register", description=__doc__)
-    add = parser.add_argument
-    add("--env", type=str, required=True, help="the task")
-    add("--method", type=str, required=True, help="the method that they pass for")
-    add("--seed", type=int, default=0, help="seed that they were trained with")
-    add("--updates", type=int, nargs="+", required=True, help="updates that they were trained for, one a model")
-    add("--model_path", type=str, nargs="+", required=True, help="URIs or files of the models")
-    add("--tracking_uri", type=str | None, default=None, help=TRACKING_URI_HELP)
-    return parser

@@ -13,7 +13,7 @@ from jsonargparse import ActionConfigFile
 
 from lightning_unlearn.audits.top_view import has_map
 from lightning_unlearn.configuration import find_config, origin
-from lightning_unlearn.envs.batched import BatchedEnv, make_env
+from lightning_unlearn.envs.batched import make_env
 from lightning_unlearn.envs.concept_config import RECORDED, add_concept_option, parse_with_concept
 from lightning_unlearn.options import CommandParser
 from lightning_unlearn.study.cache import FAILED, FINISHED, KILLED, StudyStore, stored_digest
@@ -90,22 +90,18 @@ def require_reported(trainings: Mapping[str, Sequence[PlannedTraining]], steps: 
             if concept != RECORDED:
                 asked.setdefault((step.env, concept), f"audits.{step.stage}")
     filmed = {step.env: step.stage for step in steps if "--record_videos" in step.args}
+    parser = CommandParser(prog="lightning-unlearn study")
+    add_concept_option(parser)
     for (env_id, concept), where in asked.items():
-        env = _make_env(env_id, concept, where)
+        try:
+            env = make_env(env_id, 1, parse_with_concept(parser, ["--concept", concept])[1])
+        except ValueError as error:
+            raise ValueError(f"{where} in {env_id}: {error}") from error
         try:
             if env_id in filmed and not has_map(env.simulator.top_view()):
                 raise ValueError(f"audits.{filmed[env_id]}: record_videos: {env_id} has no map to draw: leave it out.")
         finally:
             env.close()
-
-
-def _make_env(env_id: str, concept: str, where: str) -> BatchedEnv:
-    parser = CommandParser(prog="lightning-unlearn study")
-    add_concept_option(parser)
-    try:
-        return make_env(env_id, 1, parse_with_concept(parser, ["--concept", concept])[1])
-    except ValueError as error:
-        raise ValueError(f"{where} in {env_id}: {error}") from error
 
 
 def _estimate(

@@ -141,27 +141,25 @@ class ProgressView:
             self._stream.write(f"\x1b[{self._drawn}A\x1b[J")
         self._drawn = 0
         for step in sorted(changed, key=lambda step: progress.states[step.name] not in _OVER):
-            if progress.states[step.name] != State.STORED:
-                self._stream.write(_change(step, progress) + "\n")
+            state, reason = progress.states[step.name], progress.reasons.get(step.name)
+            if state != State.STORED:
+                took = f" in {in_words(progress.seconds[step.name])}" if state == State.DONE else ""
+                line = f"{time.strftime('%H:%M:%S')}  {state:<8} {step.name}{took}{f': {reason}' if reason else ''}"
+                self._stream.write(f"{line}\n")
         if on_terminal or not changed:
             self._draw(progress)
         self._stream.flush()
 
     def _draw(self, progress: StudyProgress) -> None:
-        width = shutil.get_terminal_size().columns
-        lines = [_summary(progress, self._jobs)]
+        width, count = shutil.get_terminal_size().columns, len(progress.steps)
+        undone = [step for step in progress.steps if progress.states[step.name] not in _OVER]
+        left = {step.name: _seconds_left(step.name, progress) for step in undone}
+        seconds = wall_seconds(undone, left, [*progress.running], self._jobs) if undone else 0.0
+        lines = [f"{count - len(undone)} of {count} steps, about {in_words(seconds)} left"]
         for name, running in progress.running.items():
             lines.append(f"  {name}  {in_words(time.perf_counter() - progress.started[name])}  {running.last_line()}")
         self._stream.write("".join(line[: width - 1] + "\n" for line in lines))
         self._drawn = len(lines)
-
-
-def _summary(progress: StudyProgress, jobs: int) -> str:
-    """Return the number of steps that are over, and an estimate of the time left."""
-    undone = [step for step in progress.steps if progress.states[step.name] not in _OVER]
-    left = {s.name: _seconds_left(s.name, progress) for s in undone}
-    seconds = wall_seconds(undone, left, [*progress.running], jobs) if undone else 0.0
-    return f"{len(progress.steps) - len(undone)} of {len(progress.steps)} steps, about {in_words(seconds)} left"
 
 
 def _seconds_left(name: str, progress: StudyProgress) -> float:
@@ -173,10 +171,3 @@ def _seconds_left(name: str, progress: StudyProgress) -> float:
     if share and int(share[-1]) >= 5:
         return passed * (100 - int(share[-1])) / int(share[-1])
     return max(0.0, progress.seconds[name] - passed)
-
-
-def _change(step: StudyStep, progress: StudyProgress) -> str:
-    state, reason = progress.states[step.name], progress.reasons.get(step.name)
-    clock = time.strftime("%H:%M:%S")
-    took = f" in {in_words(progress.seconds[step.name])}" if state == State.DONE else ""
-    return f"{clock}  {state:<8} {step.name}{took}{f': {reason}' if reason else ''}"
