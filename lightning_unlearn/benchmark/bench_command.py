@@ -65,9 +65,11 @@ def items(plan: Plan) -> Iterator[Item]:
     for num_envs in plan.sizes:
         for workers in sorted({1, min(cores(), num_envs)}):
             yield Item(f"stepping, E={num_envs}", partial(ours.stepping, num_envs=num_envs, workers=workers))
-    yield Item(f"vector.make, E={PEER_ENVS}, in a process of its own", peers.vector_make, peers.VECTOR)
+    fork = partial(peers.in_own_process, "fork")
+    yield Item(f"vector.make, E={PEER_ENVS}, in a process of its own", partial(fork, peers.vector_make), peers.VECTOR)
     if plan.thorough:
-        yield Item("TorchRL's ParallelEnv, in a process of its own", peers.torchrl_parallel, peers.TORCHRL)
+        label = "TorchRL's ParallelEnv, in a process of its own"
+        yield Item(label, partial(fork, peers.torchrl_parallel), peers.TORCHRL)
     yield Item("resets", ours.resets)
     yield Item("collecting", ours.collection)
     yield Item("training", training_speed.whole_training)
@@ -76,7 +78,8 @@ def items(plan: Plan) -> Iterator[Item]:
         yield Item(row.what, partial(training_speed.off_policy_updates, threads=threads), (row,))
     if plan.thorough:
         yield Item("evaluation", ours.evaluation)
-        yield Item("memory of 128 environments, in a process of its own", peers.memory)
+        spawn = partial(peers.in_own_process, "spawn")  # a forked process shares memory with this one
+        yield Item("memory of 128 environments, in a process of its own", partial(spawn, peers.memory))
 
 
 def _options(args: Sequence[str]) -> Namespace:
@@ -106,8 +109,14 @@ def _options(args: Sequence[str]) -> Namespace:
 
 def machine() -> dict[str, Any]:
     """Describe this machine."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+        names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+        cpu = names[0] if names else platform.machine()
+    except OSError:
+        cpu = platform.processor() or platform.machine()
     return {
-        "cpu": _cpu(),
+        "cpu": cpu,
         "cores": cores(),
         "python": platform.python_version(),
         "platform": platform.platform(),
@@ -137,7 +146,13 @@ def summary_line(numbers: dict[str, float | None]) -> str:
 
 def table(measurements: Sequence[Measurement]) -> str:
     """Format one row a quantity: description, median, unit, spread over the repeats, note."""
-    rows = [("what", "median", "unit", "lowest to highest", "note"), *(_row(m) for m in measurements)]
+    rows = [("what", "median", "unit", "lowest to highest", "note")]
+    for m in measurements:
+        median, spread = "null", ""
+        if m.median is not None:
+            median = _number(m.median)
+            spread = f"{_number(min(m.values))} to {_number(max(m.values))} ({len(m.values)})"
+        rows.append((m.what, median, m.unit, spread, m.note))
     widths = [max(len(row[k]) for row in rows) for k in range(4)]
     return "\n".join(
         f"{what:<{widths[0]}}  {median:>{widths[1]}}  {unit:<{widths[2]}}  {spread:<{widths[3]}}  {note}".rstrip()
@@ -180,7 +195,12 @@ def write(out: Path, plan: Plan, measurements: Sequence[Measurement], soak: ours
 
 def bars(measurements: Sequence[Measurement]) -> Figure:
     """Draw every rate as a horizontal bar: the limit and peers grey, this package blue."""
-    rates = [(m.what, m.median, _colour(m.name)) for m in measurements if m.unit == "steps/s" and m.median]
+    rates = []
+    for m in measurements:
+        if m.unit == "steps/s" and m.median:
+            is_peer = m.name in ("env.vector_make", "env.torchrl_parallel", "collect.vector_make")
+            colour = _LIMIT if m.name.startswith("physics") else _PEER if is_peer else BLUE
+            rates.append((m.what, m.median, colour))
     figure = Figure(figsize=(9, 1.2 + 0.28 * len(rates)), dpi=100, layout="constrained")
     FigureCanvasAgg(figure)
     ax = figure.subplots()
@@ -208,13 +228,6 @@ def soak_curve(soak: ours.Soak) -> Figure:
     return figure
 
 
-def _row(m: Measurement) -> tuple[str, str, str, str, str]:
-    if m.median is None:
-        return m.what, "null", m.unit, "", m.note
-    spread = f"{_number(min(m.values))} to {_number(max(m.values))} ({len(m.values)})"
-    return m.what, _number(m.median), m.unit, spread, m.note
-
-
 def _number(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
@@ -223,22 +236,8 @@ def _ratio(ours: float | None, theirs: float | None) -> float | None:
     return ours / theirs if ours and theirs else None
 
 
-def _colour(name: str) -> str:
-    if name.startswith("physics"):
-        return _LIMIT
-    return _PEER if name in ("env.vector_make", "env.torchrl_parallel", "collect.vector_make") else BLUE
-
-
 def _tidy(ax: Axes) -> None:
     ax.spines[["top", "right"]].set_visible(False)
     ax.tick_params(labelsize=8, color=INK)
     ax.xaxis.label.set_fontsize(9)
     ax.yaxis.label.set_fontsize(9)
-
-
-def _cpu() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())

@@ -47,7 +47,10 @@ _ENDS = 5
 
 def physics(plan: Plan) -> list[Measurement]:
     """Measure the physics limit, its mj_step and its mj_forward alone, and the limit of one core."""
-    tasks = [_laid_out(plan.env, plan.seed + k) for k in range(cores())]
+    tasks = [make_task(plan.env) for _ in range(cores())]
+    for k, task in enumerate(tasks):
+        task.random_generator.set_random_seed(plan.seed + k)
+        lay_out(task, ModelTemplate())
     rows = (
         ("physics.limit", "10 mj_step + 3 mj_forward on all cores", FRAMES, 3, tasks, plan.repeats),
         ("physics.steps_only", "10 mj_step on all cores", FRAMES, 0, tasks, plan.fewer_repeats),
@@ -236,13 +239,6 @@ def step_rate(sim: Simulator, steps: int, seed: int) -> float:
         if done.any():
             sim.reset(done)
     return steps * sim.num_envs / (time.perf_counter() - started)
-
-
-def _laid_out(env_id: str, seed: int) -> BaseTask:
-    task = make_task(env_id)
-    task.random_generator.set_random_seed(seed)
-    lay_out(task, ModelTemplate())
-    return task
 
 
 def _physics_rate(tasks: list[BaseTask], frames: int, forwards: int, seed: int) -> float:

@@ -41,21 +41,6 @@ MEMORY = (
 _TORCHRL_STEPS = 200
 
 
-def vector_make(plan: Plan) -> list[Measurement]:
-    """Measure `safety_gymnasium.vector.make` with 8 processes: stepping, collecting with the same policy, resets."""
-    return _in_own_process(_vector_make, plan, "fork")
-
-
-def torchrl_parallel(plan: Plan) -> list[Measurement]:
-    """Measure TorchRL's `SafetyGymnasiumEnv` in a `ParallelEnv` of 8 processes, with random actions."""
-    return _in_own_process(_torchrl_parallel, plan, "fork")
-
-
-def memory(plan: Plan) -> list[Measurement]:
-    """Measure the memory of 128 environments after a reset and some steps."""
-    return _in_own_process(_memory, plan, "spawn")  # a forked process shares memory with this one
-
-
 def memory_megabytes() -> float:
     """Return the memory of this process and its children (PSS, which counts shared pages once).
 
@@ -72,8 +57,8 @@ def memory_megabytes() -> float:
     return kilobytes / 2**10
 
 
-def _in_own_process(
-    function: Callable[[Plan], list[Measurement]], plan: Plan, start: Literal["fork", "spawn"]
+def in_own_process(
+    start: Literal["fork", "spawn"], function: Callable[[Plan], list[Measurement]], plan: Plan
 ) -> list[Measurement]:
     """Measure in a forked process, which has the libraries at once, or in a spawned one, which imports them anew."""
     os.environ.setdefault("PYTHONSAFEPATH", "1")  # a spawned process imports from the working directory otherwise
@@ -81,7 +66,11 @@ def _in_own_process(
         return pool.submit(function, plan).result()
 
 
-def _vector_make(plan: Plan) -> list[Measurement]:
+def vector_make(plan: Plan) -> list[Measurement]:
+    """Measure `safety_gymnasium.vector.make` with 8 processes: stepping, collecting with the same policy, resets.
+
+    It changes PyTorch and Python for its process: run it by `in_own_process`.
+    """
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     multiprocessing.set_start_method("fork", force=True)  # spawned workers would lack the import shim
@@ -126,22 +115,20 @@ class _PlainLoop:
         """Measure the environment steps a second of one rollout."""
         started = time.perf_counter()
         for t in range(self._steps):
-            self._advance(t)
+            mean = self._policy.mean(self._observation)
+            pre_tanh = mean + self._policy.std * torch.randn_like(mean)
+            action = self._policy.squash(pre_tanh)
+            following, *signals, _ = self._env.step(action.numpy().astype(np.float64))
+            for key, value in zip(self._wide, (self._observation, action, pre_tanh), strict=True):
+                self._wide[key][t] = value
+            for key, value in zip(self._narrow, (self._policy.log_prob(mean, pre_tanh), *signals), strict=True):
+                self._narrow[key][t] = torch.as_tensor(value, dtype=torch.float32)
+            self._observation = torch.as_tensor(following, dtype=torch.float32)
         return self._steps * PEER_ENVS / (time.perf_counter() - started)
 
-    def _advance(self, t: int) -> None:
-        mean = self._policy.mean(self._observation)
-        pre_tanh = mean + self._policy.std * torch.randn_like(mean)
-        action = self._policy.squash(pre_tanh)
-        following, *signals, _ = self._env.step(action.numpy().astype(np.float64))
-        for key, value in zip(self._wide, (self._observation, action, pre_tanh), strict=True):
-            self._wide[key][t] = value
-        for key, value in zip(self._narrow, (self._policy.log_prob(mean, pre_tanh), *signals), strict=True):
-            self._narrow[key][t] = torch.as_tensor(value, dtype=torch.float32)
-        self._observation = torch.as_tensor(following, dtype=torch.float32)
 
-
-def _torchrl_parallel(plan: Plan) -> list[Measurement]:
+def torchrl_parallel(plan: Plan) -> list[Measurement]:
+    """Measure TorchRL's `SafetyGymnasiumEnv` in a `ParallelEnv` of 8 processes, with random actions."""
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     from torchrl.envs import ParallelEnv
@@ -161,7 +148,8 @@ def _torchrl_parallel(plan: Plan) -> list[Measurement]:
     return [Measurement(m.name, m.what, m.unit, rates, f"{_TORCHRL_STEPS} steps, without resets") for m in TORCHRL]
 
 
-def _memory(plan: Plan) -> list[Measurement]:
+def memory(plan: Plan) -> list[Measurement]:
+    """Measure the memory of 128 environments after a reset and some steps."""
     torch.set_num_threads(1)
     before = memory_megabytes()
     env = make_env(plan.env, 128, workers=cores())
