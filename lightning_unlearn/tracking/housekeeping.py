@@ -136,7 +136,13 @@ def find_waste(files: Files) -> list[Waste]:
     run_folders, model_folders = list(files.run_folders()), list(files.model_folders())
     checkpoints = list(files.checkpoint_folders())
     database = _Database.read(files.artifacts is not None and not other_databases(files))
-    found = [waste for folder in run_folders for waste in _artifacts(folder, database)]
+    found = []
+    for folder in run_folders:
+        run_id = folder.name
+        if database.is_deleted(run_id) and run_id not in database.referred:
+            found.append(database.waste(DELETED_RUN, folder, run_id))
+        elif database.is_absent(run_id) and is_settled(folder):
+            found.append(database.waste(ABSENT_RUN, folder, run_id))
     found += [waste for folder in checkpoints for waste in _checkpoints(folder, database)]
     found += [waste for folder in model_folders for waste in _model(folder, database)]
     if (own := database_file()) is not None:
@@ -198,14 +204,6 @@ class _Database:
     def waste(self, kind: str, path: Path, run_id: str) -> Waste:
         """Return a path of a run as waste."""
         return Waste(kind, path, size(path), self.runs[run_id].name if run_id in self.runs else "")
-
-
-def _artifacts(folder: Path, database: _Database) -> Iterator[Waste]:
-    run_id = folder.name
-    if database.is_deleted(run_id) and run_id not in database.referred:
-        yield database.waste(DELETED_RUN, folder, run_id)
-    elif database.is_absent(run_id) and is_settled(folder):
-        yield database.waste(ABSENT_RUN, folder, run_id)
 
 
 def _checkpoints(folder: Path, database: _Database) -> Iterator[Waste]:

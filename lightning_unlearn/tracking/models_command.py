@@ -170,21 +170,17 @@ def newest_evaluation(env_id: str, digest: str) -> dict[str, Any]:
         return {}
     finished = [run for run in runs.stored_runs(env_id) if run.audit == "policy-suite" and run.status == "FINISHED"]
     for run in reversed(finished):
-        if row := _evaluated(run.run_id, digest):
+        row: dict[str, Any] = {}
+        with suppress(MlflowException, OSError, ValueError, KeyError, TypeError, AttributeError):  # damaged or gone
+            written = runs.artifact_paths(run.run_id, "eval/policy_suite_eval")
+            paths = {path.rpartition("/")[2]: path for path in written}
+            files = (paths[name] for name in ("metadata.json", "summary.json"))
+            metadata, summary = (parse_json(runs.read_artifact(run.run_id, path)) for path in files)
+            labels = [label for label, about in metadata["models"].items() if about["weights_sha256"] == digest]
+            row = next((dict(entry) for entry in summary["models"] if entry["Model"] in labels), {})
+        if row:
             return {"run": run.run_id} | {column: row.get(column) for column in _SHOWN}
     return {}
-
-
-def _evaluated(run_id: str, digest: str) -> dict[str, Any]:
-    """The row of these weights in an evaluation; empty if it has none, or its files are damaged or gone."""
-    try:
-        paths = {path.rpartition("/")[2]: path for path in runs.artifact_paths(run_id, "eval/policy_suite_eval")}
-        files = (paths[name] for name in ("metadata.json", "summary.json"))
-        metadata, summary = (parse_json(runs.read_artifact(run_id, path)) for path in files)
-        labels = [label for label, about in metadata["models"].items() if about["weights_sha256"] == digest]
-        return next((dict(row) for row in summary["models"] if row["Model"] in labels), {})
-    except (MlflowException, OSError, ValueError, KeyError, TypeError, AttributeError):
-        return {}
 
 
 def _side_by_side(a: dict[str, Any], b: dict[str, Any]) -> list[tuple[str, str, str]]:

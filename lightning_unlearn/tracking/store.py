@@ -167,7 +167,16 @@ def _point_mlflow_at(uri: str) -> None:
     if uri.startswith(_SERVER):
         uri = sign_in(uri)
     elif uri.startswith(_DATABASES):
-        _require_driver(uri)
+        address = f"tracking_uri={without_password(uri)}"
+        try:
+            make_url(uri).get_dialect().import_dbapi()
+        except ImportError as error:
+            raise ValueError(
+                f"{address} needs a database driver that is not installed, the Python module {error.name}: install it "
+                f"(pip install '{_DRIVERS.get(str(error.name), error.name)}'), or name another store."
+            ) from error
+        except SQLAlchemyError as error:
+            raise ValueError(f"{address} names no store: {without_password(str(error))}") from error
     mlflow.set_tracking_uri(uri)
     mlflow.set_registry_uri(uri)
     os.environ.pop(_REGISTRY, None)  # MLflow sets it; a registry follows its store, and what is set is the user's
@@ -176,19 +185,6 @@ def _point_mlflow_at(uri: str) -> None:
         if "CERTIFICATE_VERIFY_FAILED" in reason:
             remedy = "name the file of the certificates to trust by MLFLOW_TRACKING_SERVER_CERT_PATH"
         raise ValueError(f"tracking_uri={store_address()} does not answer ({reason}): {remedy}, or name another store.")
-
-
-def _require_driver(uri: str) -> None:
-    address = f"tracking_uri={without_password(uri)}"
-    try:
-        make_url(uri).get_dialect().import_dbapi()
-    except ImportError as error:
-        raise ValueError(
-            f"{address} needs a database driver that is not installed, the Python module {error.name}: install it "
-            f"(pip install '{_DRIVERS.get(str(error.name), error.name)}'), or name another store."
-        ) from error
-    except SQLAlchemyError as error:
-        raise ValueError(f"{address} names no store: {without_password(str(error))}") from error
 
 
 def _mark_killed() -> None:

@@ -70,7 +70,16 @@ def verify(uri: str) -> Verification:
         return Verification(place, compare(recorded, found), _unreadable(folder))
     if uri.startswith(("models:", "runs:")):
         return _of_version(uri)
-    return _of_folder(Path(uri))
+    path = Path(uri)
+    folder = path if path.is_dir() else path.parent
+    if path.suffix == ".pt" or not (folder / DESCRIPTION_FILE).is_file():
+        raise ValueError(f"model {path} has no recorded digests: only a folder with {DESCRIPTION_FILE} can have them.")
+    weights = read_description(folder / DESCRIPTION_FILE).weights_sha256
+    if weights is None:
+        raise ValueError(f"model {path} has no recorded digests: it was stored by an older version.")
+    found = {name: digest for name, digest in file_digests(folder).items() if name == WEIGHTS_FILE}
+    place = f"recorded in {DESCRIPTION_FILE} beside it (who changes both files is not found out)"
+    return Verification(place, compare({WEIGHTS_FILE: weights}, found), _unreadable(folder))
 
 
 def _of_version(uri: str) -> Verification:
@@ -83,18 +92,6 @@ def _of_version(uri: str) -> Verification:
         verdicts = compare(recorded, file_digests(folder))
         faults = [*_foreign_loader(folder / "MLmodel"), *_unreadable(folder / POLICY)]
     return Verification(f"of {name}, recorded in its tags when it was registered", verdicts, faults)
-
-
-def _of_folder(path: Path) -> Verification:
-    folder = path if path.is_dir() else path.parent
-    if path.suffix == ".pt" or not (folder / DESCRIPTION_FILE).is_file():
-        raise ValueError(f"model {path} has no recorded digests: only a folder with {DESCRIPTION_FILE} can have them.")
-    recorded = read_description(folder / DESCRIPTION_FILE).weights_sha256
-    if recorded is None:
-        raise ValueError(f"model {path} has no recorded digests: it was stored by an older version.")
-    found = {name: digest for name, digest in file_digests(folder).items() if name == WEIGHTS_FILE}
-    where = f"recorded in {DESCRIPTION_FILE} beside it (who changes both files is not found out)"
-    return Verification(where, compare({WEIGHTS_FILE: recorded}, found), _unreadable(folder))
 
 
 def compare(recorded: Mapping[str, str], found: Mapping[str, str]) -> dict[str, str]:
