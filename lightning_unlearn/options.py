@@ -18,7 +18,11 @@ from lightning_unlearn.published_options import MODEL_OPTIONS
 def utf8_configs() -> Iterator[None]:
     """Read config files as UTF-8 inside the block: jsonargparse uses the encoding of the locale, without an option."""
     original = ConfigPath.read_text
-    ConfigPath.read_text = _read_utf8  # type: ignore[method-assign]
+
+    def read_utf8(self: ConfigPath) -> str:
+        return with_current_paths(Path(self.absolute).read_text(encoding="utf-8"))
+
+    ConfigPath.read_text = read_utf8  # type: ignore[method-assign]
     try:
         yield
     finally:
@@ -28,10 +32,6 @@ def utf8_configs() -> Iterator[None]:
 def with_current_names(args: Iterable[str] | None) -> list[str] | None:
     """Return options with the present paths of classes that have moved; None, the process's own, stay None."""
     return args if args is None else [with_current_paths(arg) for arg in args]
-
-
-def _read_utf8(self: ConfigPath) -> str:
-    return with_current_paths(Path(self.absolute).read_text(encoding="utf-8"))
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

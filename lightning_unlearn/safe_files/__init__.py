@@ -143,7 +143,13 @@ def zip_of(file: IO[bytes], max_directory: int = _MAX_DIRECTORY) -> Iterator[zip
     try:
         size = _require_small_directory(file, max_directory)
         with zipfile.ZipFile(file) as archive:
-            _require_plain_members(archive, size)
+            members = archive.infolist()
+            if len({member.filename for member in members}) < len(members):
+                raise ValueError("it has several members of one name")
+            if any(m.compress_type != zipfile.ZIP_STORED or m.file_size != m.compress_size for m in members):
+                raise ValueError("it has compressed members, which may unpack to any size")
+            if sum(member.file_size for member in members) > size:
+                raise ValueError("its members claim to be larger than the file")
             yield archive
     except _BROKEN_ZIP as error:
         raise ValueError(f"it is no archive, or is damaged: {error}") from error
@@ -168,13 +174,3 @@ def _require_small_directory(file: IO[bytes], max_directory: int) -> int:
     if size > max_directory:
         raise ValueError(f"its directory claims {size} bytes, more than such a file needs")
     return size_of_file
-
-
-def _require_plain_members(archive: zipfile.ZipFile, file_size: int) -> None:
-    members = archive.infolist()
-    if len({member.filename for member in members}) < len(members):
-        raise ValueError("it has several members of one name")
-    if any(m.compress_type != zipfile.ZIP_STORED or m.file_size != m.compress_size for m in members):
-        raise ValueError("it has compressed members, which may unpack to any size")
-    if sum(member.file_size for member in members) > file_size:
-        raise ValueError("its members claim to be larger than the file")

@@ -85,7 +85,11 @@ def read_pt_stream(file: IO[bytes]) -> dict[str, Any]:
     if not all(isinstance(key, str) for entries in dicts for key in entries):
         raise ValueError("it holds names that are no text")
     for tensor in (value for entries in dicts for value in entries.values()):
-        if isinstance(tensor, torch.Tensor) and not _is_plain(tensor, file_bytes):
+        if not isinstance(tensor, torch.Tensor):
+            continue
+        is_ordinary = tensor.layout == torch.strided and tensor.device.type == "cpu" and not tensor.is_neg()
+        # a view may repeat a few bytes any number of times
+        if not (is_ordinary and tensor.is_contiguous() and tensor.numel() * tensor.element_size() <= file_bytes):
             raise ValueError("it holds a tensor that is no plain array of its own")
     return content  # type: ignore[return-value]
 
@@ -142,9 +146,3 @@ def _require_plain(program: bytes, limits: _Limits) -> None:
             raise ValueError(f"it asks for {argument!r}, which may run code or allocate memory and is never called")
         if opcode.name not in _OPCODES:
             raise ValueError(f"it holds a pickle's {opcode.name}, which no file of tensors needs")
-
-
-def _is_plain(tensor: torch.Tensor, file_bytes: int) -> bool:
-    """Return whether a tensor is no larger than its file; a view may repeat a few bytes any number of times."""
-    ordinary = tensor.layout == torch.strided and tensor.device.type == "cpu" and not tensor.is_neg()
-    return ordinary and tensor.is_contiguous() and tensor.numel() * tensor.element_size() <= file_bytes
