@@ -9,11 +9,11 @@ def measured():
     return house.measure()
 
 
-SINGLE_CALLER_SHARE = 0.18
+SINGLE_CALLER_SHARE = 0.15
 MEDIAN_LINES, MOST_LINES, LONGEST = 6, 25, 60
 REPEATED_NAMES = {"registry"}
 """`lightning_unlearn.registry` is the loader that stored models name."""
-ODD_DOCSTRINGS = 5
+ODD_DOCSTRINGS = 0
 README_BYTES = 14_000
 
 
