@@ -5,7 +5,17 @@ from typing import Any
 
 from lightning_unlearn.global_state import same_environment, set_variables
 
-__all__ = ["ModelCard", "evaluate", "extrapolate", "load_policy", "repair", "save_policy", "wrap"]
+__all__ = [
+    "ModelCard",
+    "evaluate",
+    "extrapolate",
+    "load_policy",
+    "patch",
+    "repair",
+    "save_policy",
+    "weight_path",
+    "wrap",
+]
 
 
 def __getattr__(name: str) -> Any:

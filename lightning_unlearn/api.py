@@ -15,8 +15,10 @@ import pandas as pd
 import torch
 
 from lightning_unlearn import fit
+from lightning_unlearn.audits.patching import patch as patch_policies
 from lightning_unlearn.audits.policy_comparison import evaluate as evaluate_episodes
 from lightning_unlearn.audits.policy_comparison import per_episode
+from lightning_unlearn.audits.weight_path import weight_path as walk_path
 from lightning_unlearn.callbacks.mlflow_run import MLflowRun
 from lightning_unlearn.callbacks.weight_average import averaged_policy
 from lightning_unlearn.configuration import shipped_config
@@ -32,7 +34,17 @@ from lightning_unlearn.seeding import evaluation_layouts
 from lightning_unlearn.tracking import registry
 from lightning_unlearn.tracking.store import not_autologged, same_store, use_existing_store
 
-__all__ = ["ModelCard", "evaluate", "extrapolate", "load_policy", "repair", "save_policy", "wrap"]
+__all__ = [
+    "ModelCard",
+    "evaluate",
+    "extrapolate",
+    "load_policy",
+    "patch",
+    "repair",
+    "save_policy",
+    "weight_path",
+    "wrap",
+]
 _WITHOUT_EFFECT = (
     "--trainer.accelerator",
     "--trainer.max_epochs",
@@ -64,6 +76,7 @@ def undisturbed() -> Iterator[None]:
 
 
 wrap, extrapolate = undisturbed()(wrap_module), undisturbed()(extrapolate_policies)
+patch, weight_path = undisturbed()(patch_policies), undisturbed()(walk_path)
 
 
 @undisturbed()

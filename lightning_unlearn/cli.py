@@ -39,6 +39,11 @@ COMMANDS = {
         "lightning_unlearn.audits.model_selection",
         "select a save point on validation layouts: cost limit, then return",
     ),
+    "patch": ("lightning_unlearn.audits.patching", "measure how deep a repair goes, by patching one layer at a time"),
+    "weight-path": (
+        "lightning_unlearn.audits.weight_path",
+        "measure how far a repair is from its expert, and what lies on the line between",
+    ),
     "relearn": ("lightning_unlearn.audits.relearning", "measure how fast models relearn the forgotten behaviour"),
     "report": (
         "lightning_unlearn.report.report_command",

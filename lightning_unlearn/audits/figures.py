@@ -1,4 +1,4 @@
-"""Palette, and figures of probes, latent shift, action control and relearning.
+"""Palette, and figures of probes, latent shift, action control, relearning, patching and the weight path.
 
 They use matplotlib's object interface, which needs no display.
 Shapes: N states, A action size.
@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -126,6 +127,48 @@ def relearn_figure(
     ax.set_title(title, fontsize=9, color=GREY, loc="right")
     ax.spines[["top", "right"]].set_visible(False)
     ax.legend(frameon=False, fontsize=8, loc="best")
+    return figure
+
+
+def patching_figure(table: pd.DataFrame, signal: str) -> Figure:
+    """Share of the expert's behaviour by the layer that is patched, one panel a direction and one line a model.
+
+    Args:
+        table: Rows of `patching.csv`.
+        signal: `cost` or `c_forget`.
+    """
+    figure, panels = _panels()
+    lists = [list(group["layer"].unique()) for _, group in table.groupby("model")]
+    layers = max(lists, key=lambda names: len(names))
+    for ax, (direction, rows) in zip(panels, table.groupby("direction", sort=False), strict=True):
+        for index, (model, line) in enumerate(rows.groupby("model", sort=False)):
+            share = line[["returned", "returned_low", "returned_high"]].to_numpy(float)
+            reach = np.abs(share[:, 1:] - share[:, :1]).T
+            places = [layers.index(layer) + 0.06 * index for layer in line["layer"]]
+            colour = _MODELS[index % len(_MODELS)]
+            ax.errorbar(places, share[:, 0], reach, color=colour, marker="o", markersize=4, capsize=2, label=model)
+        for value in (0.0, 1.0):
+            ax.axhline(value, color=GREY, linewidth=0.8, linestyle=":")
+        ax.set_xticks(range(len(layers)), layers)
+        ax.set(xlabel="layer taken from the other policy", title=str(direction), ylim=(-0.5, 1.5))
+        ax.legend(frameon=False, fontsize=8)
+    panels[0].set_ylabel(f"share of the expert's {signal} (0 repaired, 1 expert)")
+    return figure
+
+
+def path_figure(points: pd.DataFrame) -> Figure:
+    """Cost and return along the line from expert to repair, one line a model; dotted between its ends."""
+    figure, panels = _panels()
+    for ax, measure in zip(panels, ("cost", "return"), strict=True):
+        for index, (model, line) in enumerate(points.groupby("model", sort=False)):
+            colour, values = _MODELS[index % len(_MODELS)], line[measure].to_numpy(float)
+            errors = line[f"{measure}_standard_error"].to_numpy(float)
+            alphas = line["alpha"].to_numpy(float)
+            ax.errorbar(alphas, values, errors, color=colour, marker="o", markersize=4, capsize=2, label=model)
+            ax.plot(alphas[[0, -1]], values[[0, -1]], color=colour, linewidth=0.8, linestyle=":")
+        ax.set(xlabel="alpha (0 expert, 1 repair)", ylabel=f"{measure} an episode")
+        ax.legend(frameon=False, fontsize=8)
+    panels[0].set_title("mean ± 1 standard error over layouts", fontsize=8, color=GREY, loc="left")
     return figure
 
 

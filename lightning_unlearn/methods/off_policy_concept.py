@@ -24,6 +24,7 @@ from lightning_unlearn.methods.base import (
 )
 from lightning_unlearn.methods.flat_adam import FlatAdam
 from lightning_unlearn.policies.actor_critic import ActorCritic
+from lightning_unlearn.policies.mean_scale import measured_mean_scale, scale_means
 from lightning_unlearn.policies.q_ensemble import QEnsemble
 from lightning_unlearn.seeding import SeedStreams, torch_generator
 
@@ -31,8 +32,6 @@ TARGET_NOISE_CLIP = 2.5
 """The noise of target actions is clipped to this many of its standard deviations, as in TD3."""
 ACTOR_EVERY = 2
 """Steps of the critics for one of the policy, as in TD3."""
-MEAN_SIZE = 1.5
-"""Root mean square of the expert's means before tanh, after they are rescaled."""
 SIZE = 5.0
 """Discounted sum of |reward|, and of C_forget, of the expert in the critics' units."""
 MOST_PASSES = 160
@@ -187,7 +186,8 @@ class OffPolicyConcept(LagrangianMethod):
         metrics: dict[str, Any] = {"step": float(self.env_steps), **rollout_metrics(batch)}
         epoch, last_warm_up = self.trainer.current_epoch, self.expert_rollouts.stop - 1
         if epoch == 0 and self.mean_scale is None:
-            rescale_policy_mean(self.policy, self._measured_scale(batch), self.exploration_std)
+            observation = batch[keys.OBSERVATION].flatten(0, 1)
+            rescale_policy_mean(self.policy, measured_mean_scale(self.policy, observation), self.exploration_std)
         if epoch >= last_warm_up:
             if epoch == last_warm_up:
                 self._begin()
@@ -238,14 +238,6 @@ class OffPolicyConcept(LagrangianMethod):
     @property
     def _actor_parameters(self) -> list[torch.nn.Parameter]:
         return [*self.policy.trunk.parameters(), *self.policy.action_mean.parameters()]
-
-    @torch.no_grad()
-    def _measured_scale(self, batch: TensorDict) -> float:
-        """Factor that brings the root mean square of the means to `MEAN_SIZE`, at most 1. Batch shape: (E, T)."""
-        if not isinstance(self.policy.action_mean, torch.nn.Linear):
-            return 1.0  # the means of a wrapped network cannot be scaled
-        size = float(self.policy.mean(batch[keys.OBSERVATION].flatten(0, 1)).square().mean().sqrt())
-        return min(1.0, MEAN_SIZE / size) if size else 1.0
 
     def _begin(self) -> None:
         """Set units and observation statistics from the expert's rollouts, and train the critics on them."""
@@ -327,9 +319,4 @@ def rescale_policy_mean(policy: ActorCritic, mean_scale: float, std: float) -> N
         )
     with torch.no_grad():
         policy.log_std.copy_(log_std)
-        if policy.config.squash != "tanh" or mean_scale == 1.0:
-            return
-        if not isinstance(policy.action_mean, torch.nn.Linear):
-            raise ValueError(f"model.mean_scale={mean_scale} cannot scale a wrapped network: use 1.")
-        policy.action_mean.weight.mul_(mean_scale)
-        policy.action_mean.bias.mul_(mean_scale)
+    scale_means(policy, mean_scale)

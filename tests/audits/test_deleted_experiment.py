@@ -33,6 +33,8 @@ COMMANDS = [
     ["register", "--env", TOY, "--method", "concept", "--updates", "5", "--model_path", MODEL],
     ["evaluate", "--env", TOY, "--models", "zoo"],
     ["select", "--env", TOY, "--method", "unsafe"],
+    ["patch", "--env", TOY, "--models", "random", "--expert", MODEL],
+    ["weight-path", "--env", TOY, "--models", "random", "--expert", MODEL],
     ["relearn", "--env", TOY, "--model_path", "random", "--unsafe_model", MODEL],
     ["report", "--env", TOY],
     ["import", "sb3", "no.zip", "--env", TOY],

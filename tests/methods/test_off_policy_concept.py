@@ -12,7 +12,8 @@ from lightning_unlearn.collectors.data import RolloutData
 from lightning_unlearn.collectors.replay import macro_transitions
 from lightning_unlearn.envs.batched import make_env
 from lightning_unlearn.losses.td3 import actor_loss
-from lightning_unlearn.methods.off_policy_concept import MEAN_SIZE, MOST_BYTES, SIZE, OffPolicyConcept
+from lightning_unlearn.methods.off_policy_concept import MOST_BYTES, SIZE, OffPolicyConcept
+from lightning_unlearn.policies.mean_scale import MEAN_SIZE
 from lightning_unlearn.tracking import checkpoints
 
 TOY = "ToyLine-v0"
