@@ -1,5 +1,6 @@
 """Config files and options of `fit`: where files are found, how options are written, and where a wrong key is."""
 
+import argparse
 import inspect
 import re
 import textwrap
@@ -20,6 +21,8 @@ from lightning_unlearn.safe_files import read_bytes
 _EITHER = ("--pid.target_cost", "--pid.cost_limit")
 """Two options for the same thing."""
 _FILE_OPTIONS = ("-c", "--config")
+_ALWAYS_SHOWN = ("trainer.max_epochs", "model.help")
+"""Options that the short help shows although they begin or end like those that it leaves out."""
 _MAX_BYTES, _MAX_DEPTH = 1 << 20, 32
 
 
@@ -29,11 +32,50 @@ _ALTERNATIVES = re.compile(
 )
 
 
+class _WholeHelp(argparse.Action):
+    """Prints the help of all options, and ends."""
+
+    def __init__(self, option_strings: Sequence[str], help: str, **_: Any) -> None:
+        super().__init__(option_strings, argparse.SUPPRESS, nargs=0, default=argparse.SUPPRESS, help=help)
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        parser.hidden_help = ()  # type: ignore[attr-defined]
+        parser.print_help()
+        parser.exit()
+
+
 class ConfigParser(LightningArgumentParser):
     """Refuses abbreviations, and names the nearest valid key when one is unknown."""
 
+    hidden_help: tuple[str, ...] = ()
+    """Beginnings of options that the short help leaves out."""
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **{"allow_abbrev": False, **kwargs})
+
+    def shorten_help(self, *hidden: str) -> None:
+        """Leave options that begin so, and those that show help of a class, out of `--help`; `--help_all` has them."""
+        self.hidden_help = hidden
+        self.add_argument(
+            "--help_all", action=_WholeHelp, help="show the help of all options, Lightning's too, and exit"
+        )
+
+    def format_help(self, *args: Any, **kwargs: Any) -> str:
+        """Format the help, without the options of `shorten_help`."""
+        hidden = [action for action in self._actions if self._is_hidden(action)]
+        texts = [action.help for action in hidden]
+        for action in hidden:
+            action.help = argparse.SUPPRESS
+        try:
+            return str(super().format_help(*args, **kwargs))
+        finally:
+            for action, text in zip(hidden, texts, strict=True):
+                action.help = text
+
+    def _is_hidden(self, action: argparse.Action) -> bool:
+        if not self.hidden_help or action.dest in _ALWAYS_SHOWN:
+            return False
+        return action.dest.startswith(self.hidden_help) or action.dest.endswith(".help")
 
     def add_config_option(self) -> None:
         """Add the option that names config files."""
@@ -61,16 +103,10 @@ class ConfigParser(LightningArgumentParser):
     def _known(self) -> list[str]:
         from lightning_unlearn.callbacks.pid_lagrangian import PIDLagrangian
         from lightning_unlearn.callbacks.weight_average import WeightAverage
-        from lightning_unlearn.methods.dual_head_ppo import DualHeadPPO
-        from lightning_unlearn.methods.localized_concept import LocalizedConcept
-        from lightning_unlearn.methods.off_policy_concept import OffPolicyConcept
-        from lightning_unlearn.methods.repedit import RepEdit
-        from lightning_unlearn.methods.trajectory_decremental import TrajectoryDecremental
 
         keys = [action.dest for action in self._actions] + list(FIT_OPTIONS)
-        methods = (DualHeadPPO, LocalizedConcept, OffPolicyConcept, TrajectoryDecremental, RepEdit)
         callbacks = (("pid", PIDLagrangian), ("average", WeightAverage))
-        for group, cls in (*(("model", method) for method in methods), *callbacks):
+        for group, cls in (*(("model", method) for method in method_classes()), *callbacks):
             names = [
                 name for name, taken in inspect.signature(cls).parameters.items() if taken.kind != taken.VAR_KEYWORD
             ]
@@ -86,6 +122,17 @@ def without_alternatives(message: str) -> str:
         return textwrap.indent(text.rstrip(), found["indent"])
 
     return _ALTERNATIVES.sub(reason, message)
+
+
+def method_classes() -> tuple[type, ...]:
+    """Import and return the classes of methods; the parser then knows them by their names alone, without a module."""
+    from lightning_unlearn.methods.dual_head_ppo import DualHeadPPO
+    from lightning_unlearn.methods.localized_concept import LocalizedConcept
+    from lightning_unlearn.methods.off_policy_concept import OffPolicyConcept
+    from lightning_unlearn.methods.repedit import RepEdit
+    from lightning_unlearn.methods.trajectory_decremental import TrajectoryDecremental
+
+    return DualHeadPPO, LocalizedConcept, OffPolicyConcept, TrajectoryDecremental, RepEdit
 
 
 def expand(args: Sequence[str]) -> list[str]:
@@ -131,6 +178,18 @@ def _method_class(args: Sequence[str]) -> str:
             model = _read_yaml(Path(value)).get("model")
             path = str(model.get("class_path") or path) if isinstance(model, Mapping) else str(model or path)
     return path.rpartition(".")[2]
+
+
+def names_task(args: Sequence[str]) -> bool:
+    """Return whether an option or a config file names the environment.
+
+    Args:
+        args: Options in full, with the config files among them.
+    """
+    if "--data.env" in args or "--data" in args:
+        return True
+    contents = [_read_yaml(Path(file)).get("data") for option, file in pairwise(args) if option in _FILE_OPTIONS]
+    return any(isinstance(data, Mapping) and "env" in data for data in contents)
 
 
 def _read_yaml(path: Path) -> Mapping[str, Any]:

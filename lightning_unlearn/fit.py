@@ -22,7 +22,14 @@ from lightning_unlearn.callbacks.progress import EarlyEnd, FailedEpisodes, Throu
 from lightning_unlearn.callbacks.save_points import SavePoints
 from lightning_unlearn.callbacks.weight_average import WeightAverage
 from lightning_unlearn.collectors.data import RolloutData
-from lightning_unlearn.configuration import ConfigParser, expand, origin, without_alternatives
+from lightning_unlearn.configuration import (
+    ConfigParser,
+    expand,
+    method_classes,
+    names_task,
+    origin,
+    without_alternatives,
+)
 from lightning_unlearn.keep_best import KeepBest
 from lightning_unlearn.methods.base import GradientMethod, LagrangianMethod
 from lightning_unlearn.old_names import REMOVED_CHOICES, drop_removed_choices
@@ -33,6 +40,7 @@ from lightning_unlearn.tracking.addresses import without_password
 from lightning_unlearn.tracking.checkpoints import AtomicCheckpoints
 from lightning_unlearn.tracking.store import (
     TRACKING_URI_HELP,
+    key_figures_address,
     not_autologged,
     open_store,
     require_active_experiment,
@@ -44,6 +52,13 @@ from lightning_unlearn.trainer_options import (
     further_plugins,
     require_one_device,
     require_possible,
+)
+
+DESCRIPTION = (
+    "Train one method. Its config is enough: `fit -c method/concept.yaml` trains in the default task. Another one is "
+    "named by --env, or by a config such as `-c env/point_button1.yaml`. Callbacks of Lightning and your own are named "
+    "by --trainer.callbacks. `--model.help CLASS`, such as DualHeadPPO, lists a method's options, to be given as "
+    "--model.lr."
 )
 
 
@@ -61,6 +76,8 @@ class FinishedRun:
     """Verdict on the chosen save point; None without `keep_best`."""
     chosen: str | None = None
     """URI of that save point."""
+    experiment_id: str = ""
+    """MLflow's id of the experiment."""
 
 
 class FitCLI(LightningCLI):
@@ -87,13 +104,17 @@ class FitCLI(LightningCLI):
             try:
                 self.config = parser.parse_args(args)
                 drop_removed_choices(self.config)
+                if not names_task(args):
+                    print(f"No task is named: training in {self.config.data.env}. Name another one by --env.")
             except ValueError as error:
                 raise ValueError(f"{error}{origin(str(error), args)}") from error
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         """Make the parser."""
-        parser = ConfigParser(prog="lightning-unlearn fit", description="Train one method from a chain of configs.")
+        parser = ConfigParser(prog="lightning-unlearn fit", description=DESCRIPTION)
         parser.add_config_option()
+        method_classes()
+        parser.shorten_help("trainer", "data.seed", "model.init_args.seed")
         return parser
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -283,9 +304,9 @@ def train(args: Sequence[str]) -> FinishedRun:
         cli.fit()
     finally:
         cli.datamodule.teardown("fit")  # Lightning leaves the environments and their processes open after an exception
-    run_id, env_id, best = str(cli.save_points.run.run_id), cli.datamodule.env_id, cli.keep_best
+    run, env_id, best = cli.save_points.run, cli.datamodule.env_id, cli.keep_best
     verdict, chosen = (best.verdict, best.chosen) if best else (None, None)
-    return FinishedRun(run_id, env_id, cli.save_points.saved, verdict, chosen)
+    return FinishedRun(str(run.run_id), env_id, cli.save_points.saved, verdict, chosen, str(run.experiment_id))
 
 
 def main(args: Sequence[str]) -> None:
@@ -294,6 +315,6 @@ def main(args: Sequence[str]) -> None:
     print(f"Run {run.run_id} of experiment {run.env_id} is finished.")
     for update, uri in sorted(run.saved.items()):
         print(f"  after update {update}: {uri}")
-    print(f"Open it with: {ui_command()}")
+    print(f"Open it with: {ui_command()}\nKey figures of all runs: {key_figures_address(run.experiment_id)}")
     if run.verdict is not None:
         print(run.verdict.in_words())

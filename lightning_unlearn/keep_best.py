@@ -12,7 +12,7 @@ from lightning_unlearn.audits import model_selection
 from lightning_unlearn.audits.model_selection import Validated
 from lightning_unlearn.audits.outputs import write_json
 from lightning_unlearn.audits.policy_comparison import evaluate_in, per_episode
-from lightning_unlearn.audits.verdict import Verdict, judge
+from lightning_unlearn.audits.verdict import Verdict, as_table, judge
 from lightning_unlearn.callbacks.mlflow_run import MLflowRun
 from lightning_unlearn.callbacks.pid_lagrangian import PIDLagrangian
 from lightning_unlearn.callbacks.save_points import SavePoints
@@ -20,12 +20,12 @@ from lightning_unlearn.collectors.data import RolloutData
 from lightning_unlearn.envs.concept_config import concept_to_json
 from lightning_unlearn.policies.actor_critic import ActorCritic
 from lightning_unlearn.seeding import validation_layouts, verdict_layouts
-from lightning_unlearn.tracking import registry, runs
+from lightning_unlearn.tracking import model_page, registry, runs
 from lightning_unlearn.tracking.registry import RegisteredModel
 from lightning_unlearn.tracking.store import store_address, with_retries
 
-PLACE = "eval/verdict"
-"""Folder of the files among a run's artifacts."""
+PLACE, FIGURE = "eval/verdict", "before_after.png"
+"""Folder of the files among a run's artifacts, and the figure among them."""
 VALIDATION_EPISODES = 50
 VALIDATION_SHARE = 0.9
 """Share of the limit that a save point must keep on the validation layouts.
@@ -103,6 +103,8 @@ class KeepBest(pl.Callback):
         settings: dict[str, Any],
         tables: dict[str, pd.DataFrame],
     ) -> None:
+        from lightning_unlearn.audits.figures import before_after_figure, save_png  # imports matplotlib
+
         assert self.verdict is not None
         name, run_id = chosen.model.uri.removeprefix("models:/").rpartition("/")[0], str(self.run.run_id)
         by_seed = {chosen.model.seed: chosen}
@@ -114,9 +116,13 @@ class KeepBest(pl.Callback):
             pd.concat(episodes).to_csv(folder / "per_episode.csv", index=False)
             about = {"model": chosen.model.uri, "verdict": self.verdict.word, "in_words": self.verdict.in_words()}
             write_json(folder / "verdict.json", about | self.verdict.tags | self.verdict.numbers)
+            save_png(before_after_figure(tables["expert"], tables["repair"], self.verdict.cost_limit), folder / FIGURE)
             runs.log_files(run_id, folder, PLACE)
         model_selection.name_chosen(name, by_seed, settings, run_id)
         registry.tag_version(name, chosen.model.version, self.verdict.tags)
+        picture = model_page.image(run_id, f"{PLACE}/{FIGURE}", "Return and C_forget of each episode, before and after")
+        text = [f"**{self.verdict.in_words()}**", as_table(tables["expert"], tables["repair"]), picture]
+        model_page.describe_before_and_after(name, chosen.model.version, "\n\n".join(text))
         runs.set_tags(run_id, self.verdict.tags)
 
 

@@ -1,4 +1,4 @@
-"""Palette, and figures of probes, latent shift, action control, relearning, patching and the weight path.
+"""Palette, and figures of probes, latent shift, action control, relearning, patching, weight paths and repairs.
 
 They use matplotlib's object interface, which needs no display.
 Shapes: N states, A action size.
@@ -169,6 +169,29 @@ def path_figure(points: pd.DataFrame) -> Figure:
         ax.set(xlabel="alpha (0 expert, 1 repair)", ylabel=f"{measure} an episode")
         ax.legend(frameon=False, fontsize=8)
     panels[0].set_title("mean ± 1 standard error over layouts", fontsize=8, color=GREY, loc="left")
+    return figure
+
+
+def before_after_figure(before: Mapping[str, np.ndarray], after: Mapping[str, np.ndarray], limit: float) -> Figure:
+    """Return against C_forget of each episode, before and after a repair, with the means and the limit.
+
+    Args:
+        before: The expert's columns of `policy_comparison.per_episode`.
+        after: Those of the repair.
+        limit: Mean C_forget of an episode that is not to be exceeded.
+    """
+    figure = Figure(figsize=(6, 4), dpi=100, layout="constrained")
+    FigureCanvasAgg(figure)
+    ax = figure.subplots()
+    for name, table, colour in (("before", before, VERMILLION), ("after", after, BLUE)):
+        cost, earned = (np.asarray(table[column], np.float64) for column in ("cforget_sum", "reward"))
+        ax.plot(cost, earned, ".", color=colour, markersize=4, alpha=0.4)
+        label = f"{name}: return {earned.mean():.1f}, C_forget {cost.mean():.1f}"
+        ax.plot(cost.mean(), earned.mean(), "o", color=colour, markersize=9, markeredgecolor=INK, label=label)
+    ax.axvline(limit, color=INK, linewidth=1, linestyle="--", label=f"limit of the mean C_forget, {limit:g}")
+    ax.set(xlabel="C_forget of an episode", ylabel="return of an episode")
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.legend(frameon=False, fontsize=8, loc="best")
     return figure
 
 

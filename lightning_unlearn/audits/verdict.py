@@ -139,5 +139,26 @@ def judge(repaired: Mapping[str, np.ndarray], expert: Mapping[str, np.ndarray], 
     )
 
 
+def as_table(expert: Mapping[str, np.ndarray], repaired: Mapping[str, np.ndarray]) -> str:
+    """Return a table in Markdown of both policies' episodes: means and their 95 % intervals.
+
+    Args:
+        expert: The columns of `policy_comparison.per_episode`.
+        repaired: Those of the repair.
+    """
+    columns = {"reward": "return", "cforget_sum": "C_forget", "cost_sum": "cost", "episode_length": "steps"}
+    rows = "".join(
+        f"| {name} | {_with_interval(expert[column])} | {_with_interval(repaired[column])} |\n"
+        for column, name in columns.items()
+    )
+    head = f"| an episode, mean of {len(repaired['reward'])} | before | after |\n|---|---|---|\n"
+    return f"{head}{rows}\nBrackets are 95 % intervals over episodes; there is none over training seeds."
+
+
+def _with_interval(values: np.ndarray) -> str:
+    values = np.asarray(values, np.float64)
+    return f"{values.mean():.1f}{_bounds(mean_interval(values))}"
+
+
 def _bounds(interval: Interval | None) -> str:
     return "" if interval is None else f" [{interval.low:.3g}, {interval.high:.3g}]"

@@ -108,12 +108,30 @@ class PyfuncPolicy:
 
     def __init__(self, policy: ActorCritic) -> None:
         self._policy = policy
+        self._wide = policy.observation_dtype == torch.float64
 
     @ordinary_modes()
-    def predict(self, model_input: np.ndarray, params: dict[str, Any] | None = None) -> np.ndarray:
-        """Return deterministic actions, inside the environment's bounds. Shape: (N, O) → (N, A)."""
+    def predict(self, model_input: Any, params: dict[str, Any] | None = None) -> np.ndarray:
+        """Return deterministic actions, inside the environment's bounds. Shape: (N, O) → (N, A).
+
+        Args:
+            model_input: Observations: an array, a pandas table or a list of lists.
+            params: Of MLflow's interface; without effect.
+
+        Raises:
+            ValueError: The observations have another shape, or are no numbers.
+        """
+        size = self._policy.config.observation_size
+        try:
+            observations = np.array(model_input, np.float64 if self._wide else np.float32)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"model_input is no table of numbers: pass N observations of {size} numbers.") from error
+        if observations.ndim != 2 or observations.shape[1] != size:
+            raise ValueError(
+                f"model_input has the shape {observations.shape}: pass N observations of {size} numbers, (N, {size})."
+            )
         with torch.inference_mode():
-            return self._policy.act(torch.as_tensor(model_input)).numpy()
+            return self._policy.act(torch.from_numpy(observations)).numpy()
 
 
 @ordinary_modes()

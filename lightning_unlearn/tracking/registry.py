@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import mlflow
@@ -28,6 +29,7 @@ from lightning_unlearn.policies.actor_critic import ActorCritic
 from lightning_unlearn.policies.files import ModelCard, StoredPolicy, save_policy
 from lightning_unlearn.policies.files import load_policy as load_policy_files
 from lightning_unlearn.policies.published_format import as_file_name, origin
+from lightning_unlearn.tracking import model_page
 from lightning_unlearn.tracking.model_files import LOADER, POLICY, digest_tag, fetched_policy
 from lightning_unlearn.tracking.store import pages, writing
 
@@ -35,15 +37,6 @@ SELECTED = "selected"
 """The alias of a chosen save point; of one seed's choice `seed-<s>-selected`."""
 ZOO = Path(__file__).parent.parent / "zoo"
 _SHIPPED = "zoo:"
-
-HOW_TO_RUN = (
-    "MLflow cannot build an environment for this model: no package index has lightning-unlearn. Where it is installed, "
-    "name `--env-manager local`, and the store by MLFLOW_TRACKING_URI:\n\n"
-    "    mlflow models predict --env-manager local -m models:/{name}/latest -i observations.json\n"
-    "    mlflow models serve --env-manager local -m models:/{name}/latest -p 5001\n\n"
-    'The input is JSON, `{{"inputs": [[0.1, 0.2]]}}`: one row of float32 numbers an observation.'
-)
-"""Description of every registered model and version."""
 
 
 def model_name(method: str, env_id: str) -> str:
@@ -113,7 +106,7 @@ def register_policy(policy: ActorCritic, card: ModelCard, run_id: str) -> str:
         version = str(found[0].version)
     else:
         _remove_unregistered(card, run_id)
-        version = _register(name, _log_model(policy, card, run_id), card)
+        version = _register(name, _log_model(policy, card, run_id), card, run_id)
     for alias in save_point_aliases(card.seed, card.update):
         with writing():
             newest = client.get_registered_model(name).aliases.get(alias)
@@ -136,12 +129,14 @@ def _log_model(policy: ActorCritic, card: ModelCard, run_id: str) -> str:
                 info = Model.log(
                     artifact_path=None,
                     model_id=str(client.create_logged_model(experiment, _label(card), run_id).model_id),
-                    flavor=mlflow.pyfunc,
+                    flavor=_FLAVOR,
                     run_id=run_id,
                     step=card.env_steps,
                     loader_module=LOADER,
                     data_path=str(folder),
                     signature=_signature(policy),
+                    input_example=np.zeros((1, policy.config.observation_size), _observation_type(policy)),
+                    validate_serving_input=False,  # which would import a web server into the training
                     pip_requirements=["lightning-unlearn"],
                 )
             except Exception:
@@ -164,23 +159,37 @@ def _remove_unregistered(card: ModelCard, run_id: str) -> None:
         client.delete_logged_model(model.model_id)
 
 
-def _register(name: str, model_id: str, card: ModelCard) -> str:
-    """Make a logged model the next version, tags included."""
-    client, how_to_run = mlflow.MlflowClient(), HOW_TO_RUN.format(name=name)
+def _register(name: str, model_id: str, card: ModelCard, run_id: str) -> str:
+    """Make a logged model the next version, tags and description included."""
+    client = mlflow.MlflowClient()
     files = client.get_logged_model(model_id).artifact_location
     tags = {key: str(getattr(card, key)) for key in ("method", "env", "seed", "update")} | digest_tag(files)
     with writing():
         version = str(mlflow.register_model(f"models:/{model_id}", name, tags=tags).version)
-        if version == "1":
-            client.update_registered_model(name, how_to_run)
-        client.update_model_version(name, version, how_to_run)
+        if not client.get_registered_model(name).description:
+            client.update_registered_model(name, model_page.model_description(card, f"models:/{name}/latest"))
+        client.update_model_version(
+            name, version, model_page.version_description(card, f"models:/{name}/{version}", run_id)
+        )
     return version
 
 
+def _save_model(validate_serving_input: bool, **options: Any) -> None:
+    """Save MLflow's generic model; `Model.log` alone reads the first option, and passes it on."""
+    del validate_serving_input
+    mlflow.pyfunc.save_model(**options)
+
+
+_FLAVOR = SimpleNamespace(__name__="mlflow.pyfunc", save_model=_save_model)
+
+
+def _observation_type(policy: ActorCritic) -> np.dtype:
+    """The type that the policy reads, which the signature names: MLflow refuses float64 for float32."""
+    return np.dtype(np.float64 if policy.observation_dtype == torch.float64 else np.float32)
+
+
 def _signature(policy: ActorCritic) -> ModelSignature:
-    """The observations' dtype is the one that the policy reads: MLflow refuses float64 for float32."""
-    wide = policy.observation_dtype == torch.float64
-    observations = TensorSpec(np.dtype(np.float64 if wide else np.float32), (-1, policy.config.observation_size))
+    observations = TensorSpec(_observation_type(policy), (-1, policy.config.observation_size))
     actions = TensorSpec(np.dtype(np.float32), (-1, policy.config.action_size))
     return ModelSignature(inputs=Schema([observations]), outputs=Schema([actions]))
 

@@ -25,6 +25,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from lightning_unlearn import processes
 from lightning_unlearn.tracking import database
 from lightning_unlearn.tracking.addresses import sign_in, sqlite_uri, without_password
+from lightning_unlearn.tracking.experiment_page import KIND, key_figures_page, page_tags
 from lightning_unlearn.tracking.relocation import ARTIFACTS, CHECKPOINTS, needs_relocation, relocate
 
 DEFAULT_TRACKING_URI = "sqlite:///mlruns/mlflow.db"
@@ -37,6 +38,8 @@ _STORES = (_SQLITE, *_SERVER, *_DATABASES, "databricks")
 _DRIVERS = {"MySQLdb": "mysqlclient", "psycopg": "psycopg[binary]", "psycopg2": "psycopg2-binary"}
 """Module of a database driver → the package that has it, where the names differ."""
 _REGISTRY = "MLFLOW_REGISTRY_URI"
+_PORT = "5000"
+"""Port of the MLflow UI."""
 _LOCK = database.WriteLock()
 _T = TypeVar("_T")
 
@@ -272,19 +275,33 @@ def ui_command() -> str:
     uri = store_address()
     if uri.startswith(_SERVER):
         return uri
-    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri, "--port", "5000", "--workers", "1"]
+    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri, "--port", _PORT, "--workers", "1"]
     return shlex.join(command)
+
+
+def key_figures_address(experiment: str) -> str:
+    """Return the address of the page with the key figures of an experiment's runs, once the UI is started."""
+    uri = store_address()
+    return key_figures_page(uri if uri.startswith(_SERVER) else f"http://localhost:{_PORT}", experiment)
 
 
 def experiment_id(name: str) -> str:
     """Return the id of an experiment, which the first process that asks for it creates.
 
+    One that an earlier version created gets the tags that MLflow's UI goes by.
+
     Raises:
         ValueError: It was deleted.
     """
+    client = mlflow.MlflowClient()
     with writing():
         known = require_active_experiment(name)
-        return known or str(mlflow.MlflowClient().create_experiment(name, artifact_location=artifact_location()))
+        if known is None:
+            return str(client.create_experiment(name, artifact_location=artifact_location(), tags=page_tags()))
+        if KIND not in client.get_experiment(known).tags:
+            for key, value in page_tags().items():
+                client.set_experiment_tag(known, key, value)
+        return known
 
 
 def require_active_experiment(name: str) -> str | None:
