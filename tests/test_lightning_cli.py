@@ -126,7 +126,7 @@ def test_help_is_short_and_whole_on_request(capsys):
         cli.main(["fit", "--help_all"])
     whole = capsys.readouterr().out
     assert stopped.value.code == 0
-    assert len(short.splitlines()) <= 90 < 300 < len(whole.splitlines())
+    assert len(short.splitlines()) <= 100 < 300 < len(whole.splitlines())
     options = [set(re.findall(r"^  (--[\w.]+)", text, re.MULTILINE)) for text in (short, whole)]
     assert {"--data.env", "--pid", "--save_points", "--trainer.max_epochs", "--model", "--print_config"} <= options[0]
     assert options[0] < options[1]

@@ -26,8 +26,8 @@ _USE = """{heading}
     mlflow models predict --env-manager local -m {uri} -i observations.json
 
 From Python: `lightning_unlearn.load_policy("{uri}")`, or `mlflow.pyfunc.load_model("{uri}")`. A store that is not the
-default one is named by `MLFLOW_TRACKING_URI`. `--env-manager local` runs in the environment that lightning-unlearn is
-installed in: no package index has it, so that MLflow cannot build one.
+default one is named by `MLFLOW_TRACKING_URI`. `--env-manager local` runs in the active environment, which must have
+lightning-unlearn: no package index has it, so that MLflow cannot build one.
 
 `serve` and `predict` read JSON, one row of numbers an observation: `{{"inputs": [[0.1, 0.2]]}}`, or pandas' format,
 `{{"dataframe_split": {{"data": [[0.1, 0.2]]}}}}`. They return one row an observation: the deterministic action."""
