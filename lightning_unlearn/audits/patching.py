@@ -9,12 +9,10 @@ Shapes: N layouts, B states, O observation size.
 """
 
 from collections.abc import Mapping, Sequence
-from contextlib import closing
 from copy import deepcopy
 from dataclasses import replace
 from functools import partial
 from itertools import zip_longest
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,14 +21,11 @@ import torch
 from torch import nn
 
 from lightning_unlearn.audits import outputs, repair_pairs
-from lightning_unlearn.audits.audited_models import seeds_in_store
-from lightning_unlearn.audits.repair_pairs import LayoutBank, RepairPair, measured_signal
+from lightning_unlearn.audits.repair_pairs import LayoutBank, PairAudit, RepairPair, measured_signal
 from lightning_unlearn.audits.statistics import ratio_interval
-from lightning_unlearn.envs.concept_config import resolve_concept
 from lightning_unlearn.envs.concepts import AUTO, Concept
 from lightning_unlearn.options import CommandParser
 from lightning_unlearn.policies.actor_critic import ACTIVATIONS, ActorCritic
-from lightning_unlearn.tracking import runs
 
 KIND, NAME = "patching_eval", "patch"
 """Folder of the files, and name of the run."""
@@ -42,29 +37,19 @@ NOTHING, EDITED, MEAN = "nothing", "edited latent", "mean"
 
 def main(args: Sequence[str]) -> None:
     """Patch the models that the options name; write, record and print the results."""
-    options, concept = repair_pairs.read_options(
-        CommandParser(prog="lightning-unlearn patch", description=__doc__), args
-    )
-    torch.set_num_threads(1)  # networks of this size gain nothing from more, and lose much on a busy machine
-    outputs.open_audit_store(options.tracking_uri, options.env)
-    pairs = repair_pairs.gather(options)
-    for pair in pairs:
-        _require_shared(pair)
-    concept = resolve_concept(concept, [pair.model.concept for pair in pairs])
-    about, signal = repair_pairs.settings(options, concept, pairs), measured_signal(concept)
-    with closing(repair_pairs.environments(options, concept, pairs)) as env:
-        folder = outputs.results_folder(options.out, KIND, options.eval_id)
-        if repair_pairs.is_finished(folder / RESULT, about):
-            print(f"This audit is finished already: {folder.resolve()}")
+    parser = CommandParser(prog="lightning-unlearn patch", description=__doc__)
+    with repair_pairs.open_audit(parser, args, KIND, RESULT, _require_shared) as audit:
+        if audit is None:
             return
-        results = repair_pairs.examine(env, pairs, about, folder, _count, partial(patch_layers, signal=signal))
+        signal = measured_signal(audit.concept)
+        results = audit.examine(_count, partial(patch_layers, signal=signal))
     rows = [
         repair_pairs.identity(pair, result) | row
-        for pair, result in zip(pairs, results, strict=True)
+        for pair, result in zip(audit.pairs, results, strict=True)
         for row in result["rows"]
     ]
-    content = {"settings": about, "signal": signal, "models": repair_pairs.provenance(pairs, results), "rows": rows}
-    _finish(options, folder, content, pairs)
+    origin = repair_pairs.provenance(audit.pairs, results)
+    _finish(audit, {"settings": audit.settings, "signal": signal, "models": origin, "rows": rows})
 
 
 def patch(
@@ -240,22 +225,15 @@ def _count(pair: RepairPair) -> int:
     return 2 + 2 * (1 + len(shared_layers(pair.expert.policy, pair.model.policy)))
 
 
-def _finish(options: Any, folder: Path, content: Mapping[str, Any], pairs: Sequence[RepairPair]) -> None:
+def _finish(audit: PairAudit, content: Mapping[str, Any]) -> None:
     """Write the files, record them as an MLflow run, and print the table."""
     from lightning_unlearn.audits.figures import patching_figure, save_png  # matplotlib waits until something is drawn
 
     table = pd.DataFrame(content["rows"])
-    table.to_csv(folder / TABLE, index=False)
-    save_png(patching_figure(table, content["signal"]), folder / FIGURE)
-    outputs.write_json(folder / RESULT, content)
-    outputs.PartialResults(folder).remove()
-    files = [folder / name for name in (TABLE, RESULT, FIGURE)]
-    numbers = outputs.flat_numbers(
-        {f"{row['model']}/{row['direction']}/{row['layer']}": row for row in content["rows"]}
-    )
-    places = dict.fromkeys(files, f"eval/{KIND}/{options.eval_id or folder.name}")
-    seeds = seeds_in_store(pair.model for pair in pairs)
-    run = runs.record_audit(options.env, NAME, vars(options), numbers, places, seeds=seeds)
+    table.to_csv(audit.folder / TABLE, index=False)
+    save_png(patching_figure(table, content["signal"]), audit.folder / FIGURE)
+    outputs.write_json(audit.folder / RESULT, content)
     shown = ["model", "direction", "layer", "return", "cost", "c_forget", "returned", "action_change_share"]
     print(f"\n{table[shown].to_string(index=False, float_format='{:.3g}'.format, na_rep='-')}\n")
-    outputs.print_outputs(files, run)
+    numbers = {f"{row['model']}/{row['direction']}/{row['layer']}": row for row in content["rows"]}
+    audit.record(KIND, NAME, numbers, (TABLE, RESULT, FIGURE))

@@ -5,8 +5,8 @@ Shapes: N layouts, B states, O observation size.
 """
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,11 +24,17 @@ from lightning_unlearn.audits.audited_models import (
     find_models,
     random_twin,
     require_fit,
+    seeds_in_store,
     unsafe_expert,
 )
 from lightning_unlearn.audits.policy_comparison import evaluate_in, per_episode, reference_states
 from lightning_unlearn.envs.batched import BatchedEnv, make_env
-from lightning_unlearn.envs.concept_config import add_concept_option, concept_to_json, parse_with_concept
+from lightning_unlearn.envs.concept_config import (
+    add_concept_option,
+    concept_to_json,
+    parse_with_concept,
+    resolve_concept,
+)
 from lightning_unlearn.envs.concepts import AUTO, Concept
 from lightning_unlearn.options import CommandParser, require_at_least
 from lightning_unlearn.policies.actor_critic import ActorCritic
@@ -44,6 +50,9 @@ STATES = 5000
 """Most states of the expert on which actions are compared."""
 SCALING = "off_policy_concept"
 """Beginning of the names of models whose method scales the expert's means before it learns."""
+COLUMNS = {"return": "reward", "cost": "cost_sum", "c_forget": "cforget_sum"}
+"""Measure of an episode → its column in `PolicyRun.episodes`."""
+_SCALE_OPTION = "model.init_args.mean_scale"
 _CRITICS = ("reward_value.", "cost_value.", "critic_trunk.", "log_std")
 """Beginnings of the names of weights that no deterministic action depends on."""
 
@@ -69,12 +78,11 @@ class PolicyRun:
 
     def measure(self, signal: str) -> Any:
         """Return `cost` or `c_forget` of each episode. Shape: (N,)."""
-        return self.episodes[{"cost": "cost_sum", "c_forget": "cforget_sum"}[signal]].to_numpy(float)
+        return self.episodes[COLUMNS[signal]].to_numpy(float)
 
     def means(self) -> dict[str, float]:
         """Return the mean episode return, cost and C_forget."""
-        names = {"return": "reward", "cost": "cost_sum", "c_forget": "cforget_sum"}
-        return {name: float(self.episodes[column].mean()) for name, column in names.items()}
+        return {name: float(self.episodes[column].mean()) for name, column in COLUMNS.items()}
 
 
 class LayoutBank:
@@ -143,7 +151,21 @@ def read_options(parser: CommandParser, args: Sequence[str]) -> tuple[Any, str |
     Raises:
         ValueError: One is unknown or impossible.
     """
-    _add_options(parser)
+    add = parser.add_argument
+    add("--env", type=str, default="SafetyPointGoal1-v0", help="the task")
+    models = "URIs, files, methods, `METHOD@selected`, `zoo`, or `random`; default: all registered ones"
+    add("--models", type=str, nargs="*", default=[], help=models)
+    expert = "the expert; default: the one that each model's training started from, else that of its seed"
+    add("--expert", type=str | None, default=None, help=expert)
+    scale = "factor on the expert's means before tanh; default: 1, and for off_policy_concept its own, or measured"
+    add("--mean_scale", type=float | None, default=None, help=scale)
+    add("--seed", type=int, nargs="+", default=[0], help="training seeds of the registered models")
+    add("--episodes", type=int, default=50, help="layouts, one episode each")
+    add_concept_option(parser, ", or recorded, what the models record")
+    add("--workers", type=int, default=2, help="processes that step the environments; results do not depend on it")
+    add("--out", type=str | None, default=None, help="folder of the files; default: artifacts/eval/<kind>/<eval_id>")
+    add("--eval_id", type=str | None, default=None, help="name of the audit; an interrupted one is continued")
+    outputs.add_store_option(parser)
     options, concept = parse_with_concept(parser, args)
     require_at_least(1, workers=options.workers)
     evaluation_layouts(options.episodes)
@@ -175,59 +197,101 @@ def gather(options: Any) -> list[RepairPair]:
     return pairs
 
 
-def environments(options: Any, concept: str | Concept, pairs: Sequence[RepairPair]) -> BatchedEnv:
-    """Make the environments of an audit, one a layout; the caller closes them.
+@dataclass(frozen=True)
+class PairAudit:
+    """An audit of the pairs that a command's options name, with its environments and the folder of its files."""
+
+    options: Any
+    concept: str | Concept
+    pairs: Sequence[RepairPair]
+    settings: Sequence[Mapping[str, Any]]
+    """Everything that each pair's result depends on."""
+    env: BatchedEnv
+    folder: Path
+
+    def examine(self, count: Callable[[RepairPair], int], audit: Audit) -> list[dict[str, Any]]:
+        """Audit one pair after the other in the same environments; those of an interrupted audit are taken over.
+
+        Args:
+            count: Number of policies that a pair's audit runs.
+            audit: Computes the result of an expert, scaled already, and a repaired policy.
+
+        Returns:
+            The result of each pair, with `mean_scale`.
+        """
+        measured = sum(pair.mean_scale is None for pair in self.pairs)
+        bank, partial, results = LayoutBank(self.env), outputs.PartialResults(self.folder), []
+        total = sum(map(count, self.pairs)) + measured
+        with tqdm(total=total, desc="policies", unit="policy", leave=False) as bank.bar:
+            for number, (pair, its) in enumerate(zip(self.pairs, self.settings, strict=True), start=1):
+                title = f"{number}/{len(self.pairs)}  {pair.model.label}"
+                result = partial.read(pair.model.label, its, dict)
+                if result is None:
+                    start, factor = bank.starting_expert(pair.expert.policy, pair.mean_scale)
+                    result = {"mean_scale": factor, **audit(bank, start, pair.model.policy)}
+                    partial.write(pair.model.label, its, result)
+                else:
+                    title += ": done before"
+                    bank.bar.update(count(pair) + (pair.mean_scale is None))
+                bank.bar.write(title)
+                results.append(result)
+        return results
+
+    def record(self, kind: str, name: str, numbers: Mapping[str, Any], files: Sequence[str]) -> None:
+        """Record the finished audit's files as an MLflow run, and print where they are.
+
+        Args:
+            kind: Folder of the files among the run's artifacts.
+            name: Name of the run.
+            numbers: The rows of the results by name; their numbers become metrics.
+            files: Names of the files in the audit's folder.
+        """
+        outputs.PartialResults(self.folder).remove()
+        paths = [self.folder / file for file in files]
+        places = dict.fromkeys(paths, f"eval/{kind}/{self.options.eval_id or self.folder.name}")
+        seeds = seeds_in_store(pair.model for pair in self.pairs)
+        metrics = outputs.flat_numbers(numbers)
+        run = runs.record_audit(self.options.env, name, vars(self.options), metrics, places, seeds=seeds)
+        outputs.print_outputs(paths, run)
+
+
+@contextmanager
+def open_audit(
+    parser: CommandParser, args: Sequence[str], kind: str, result: str, require: Callable[[RepairPair], None]
+) -> Iterator[PairAudit | None]:
+    """Read a command's options and models, and make the environments, one a layout, for the `with` block.
+
+    Args:
+        parser: The command's parser.
+        args: The options.
+        kind: Folder of the audit's files.
+        result: Name of the file that a finished audit has there.
+        require: Refuses a pair that the audit cannot compare.
+
+    Returns:
+        The audit; None if it is finished already.
 
     Raises:
-        ValueError: The task or the concept is not possible, or a policy is of other sizes.
+        ValueError: An option, a model, the task or the concept is not possible, or a policy is of other sizes.
     """
-    env = make_env(options.env, options.episodes, concept, min(options.workers, options.episodes))
-    try:
+    options, concept = read_options(parser, args)
+    torch.set_num_threads(1)  # networks of this size gain nothing from more, and lose much on a busy machine
+    outputs.open_audit_store(options.tracking_uri, options.env)
+    pairs = gather(options)
+    for pair in pairs:
+        require(pair)
+    concept = resolve_concept(concept, [pair.model.concept for pair in pairs])
+    about = _settings(options, concept, pairs)
+    with closing(make_env(options.env, options.episodes, concept, min(options.workers, options.episodes))) as env:
         for pair in pairs:
             require_fit(pair.expert.policy, env.simulator, "expert", pair.expert.uri)
             require_fit(pair.model.policy, env.simulator, "models", pair.model.uri)
-    except ValueError:
-        env.close()
-        raise
-    return env
-
-
-def examine(
-    env: BatchedEnv,
-    pairs: Sequence[RepairPair],
-    about: Sequence[Mapping[str, Any]],
-    folder: Path,
-    count: Callable[[RepairPair], int],
-    audit: Audit,
-) -> list[dict[str, Any]]:
-    """Audit one pair after the other in the same environments; those of an interrupted audit are taken over.
-
-    Args:
-        env: From `environments`.
-        pairs: The pairs.
-        about: From `settings`.
-        folder: The folder of the audit's files.
-        count: Number of policies that a pair's audit runs.
-        audit: Computes the result of an expert, scaled already, and a repaired policy.
-
-    Returns:
-        The result of each pair, with `mean_scale`.
-    """
-    measured = sum(pair.mean_scale is None for pair in pairs)
-    bank, partial, results = LayoutBank(env), outputs.PartialResults(folder), []
-    with tqdm(total=sum(map(count, pairs)) + measured, desc="policies", unit="policy", leave=False) as bank.bar:
-        for number, (pair, its) in enumerate(zip(pairs, about, strict=True), start=1):
-            title, result = f"{number}/{len(pairs)}  {pair.model.label}", partial.read(pair.model.label, its, dict)
-            if result is None:
-                start, factor = bank.starting_expert(pair.expert.policy, pair.mean_scale)
-                result = {"mean_scale": factor, **audit(bank, start, pair.model.policy)}
-                partial.write(pair.model.label, its, result)
-            else:
-                title += ": done before"
-                bank.bar.update(count(pair) + (pair.mean_scale is None))
-            bank.bar.write(title)
-            results.append(result)
-    return results
+        folder = outputs.results_folder(options.out, kind, options.eval_id)
+        if _is_finished(folder / result, about):
+            print(f"This audit is finished already: {folder.resolve()}")
+            yield None
+        else:
+            yield PairAudit(options, concept, pairs, about, env, folder)
 
 
 def examine_policies(
@@ -260,7 +324,7 @@ def examine_policies(
         return audit(bank, start, repaired)
 
 
-def settings(options: Any, concept: str | Concept, pairs: Sequence[RepairPair]) -> list[dict[str, Any]]:
+def _settings(options: Any, concept: str | Concept, pairs: Sequence[RepairPair]) -> list[dict[str, Any]]:
     """Return everything that each pair's result depends on."""
     shared = {"env": options.env, "episodes": options.episodes, "concept": concept_to_json(concept)}
     return [
@@ -275,7 +339,7 @@ def settings(options: Any, concept: str | Concept, pairs: Sequence[RepairPair]) 
     ]
 
 
-def is_finished(path: Path, about: Sequence[Mapping[str, Any]]) -> bool:
+def _is_finished(path: Path, about: Sequence[Mapping[str, Any]]) -> bool:
     """Return True if a result file holds this very audit.
 
     Raises:
@@ -331,24 +395,3 @@ def _pair(model: AuditedModel, options: Any) -> RepairPair:
         return RepairPair(model, expert, options.mean_scale)
     scales = model.family.startswith(SCALING) or _SCALE_OPTION in recorded
     return RepairPair(model, expert, recorded.get(_SCALE_OPTION) if scales else 1.0)
-
-
-_SCALE_OPTION = "model.init_args.mean_scale"
-
-
-def _add_options(parser: CommandParser) -> None:
-    add = parser.add_argument
-    add("--env", type=str, default="SafetyPointGoal1-v0", help="the task")
-    models = "URIs, files, methods, `METHOD@selected`, `zoo`, or `random`; default: all registered ones"
-    add("--models", type=str, nargs="*", default=[], help=models)
-    expert = "the expert; default: the one that each model's training started from, else that of its seed"
-    add("--expert", type=str | None, default=None, help=expert)
-    scale = "factor on the expert's means before tanh; default: 1, and for off_policy_concept its own, or measured"
-    add("--mean_scale", type=float | None, default=None, help=scale)
-    add("--seed", type=int, nargs="+", default=[0], help="training seeds of the registered models")
-    add("--episodes", type=int, default=50, help="layouts, one episode each")
-    add_concept_option(parser, ", or recorded, what the models record")
-    add("--workers", type=int, default=2, help="processes that step the environments; results do not depend on it")
-    add("--out", type=str | None, default=None, help="folder of the files; default: artifacts/eval/<kind>/<eval_id>")
-    add("--eval_id", type=str | None, default=None, help="name of the audit; an interrupted one is continued")
-    outputs.add_store_option(parser)

@@ -8,8 +8,7 @@ Shapes: P points of the line.
 """
 
 from collections.abc import Mapping, Sequence
-from contextlib import closing, suppress
-from pathlib import Path
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -17,9 +16,7 @@ import pandas as pd
 import torch
 
 from lightning_unlearn.audits import outputs, repair_pairs
-from lightning_unlearn.audits.audited_models import seeds_in_store
-from lightning_unlearn.audits.repair_pairs import LayoutBank, RepairPair
-from lightning_unlearn.envs.concept_config import resolve_concept
+from lightning_unlearn.audits.repair_pairs import LayoutBank, PairAudit, RepairPair
 from lightning_unlearn.envs.concepts import AUTO, Concept
 from lightning_unlearn.options import CommandParser
 from lightning_unlearn.policies.actor_critic import ActorCritic, extrapolate
@@ -36,23 +33,12 @@ _RELEARNING = ("relearn_steps", "relearn_censored_at")
 
 def main(args: Sequence[str]) -> None:
     """Walk from the experts to the models that the options name; write, record and print the results."""
-    options, concept = repair_pairs.read_options(
-        CommandParser(prog="lightning-unlearn weight-path", description=__doc__), args
-    )
-    torch.set_num_threads(1)  # networks of this size gain nothing from more, and lose much on a busy machine
-    outputs.open_audit_store(options.tracking_uri, options.env)
-    pairs = repair_pairs.gather(options)
-    for pair in pairs:
-        _require_line(pair)
-    concept = resolve_concept(concept, [pair.model.concept for pair in pairs])
-    about = repair_pairs.settings(options, concept, pairs)
-    with closing(repair_pairs.environments(options, concept, pairs)) as env:
-        folder = outputs.results_folder(options.out, KIND, options.eval_id)
-        if repair_pairs.is_finished(folder / RESULT, about):
-            print(f"This audit is finished already: {folder.resolve()}")
+    parser = CommandParser(prog="lightning-unlearn weight-path", description=__doc__)
+    with repair_pairs.open_audit(parser, args, KIND, RESULT, _require_line) as audit:
+        if audit is None:
             return
-        results = repair_pairs.examine(env, pairs, about, folder, lambda _: len(ALPHAS), walk)
-    relearned = relearning_steps(options.env)
+        results = audit.examine(lambda _: len(ALPHAS), walk)
+    pairs, relearned = audit.pairs, relearning_steps(audit.options.env)
     models = [
         repair_pairs.identity(pair, result)
         | result["summary"]
@@ -65,7 +51,7 @@ def main(args: Sequence[str]) -> None:
         for point in result["points"]
     ]
     origin = repair_pairs.provenance(pairs, results)
-    _finish(options, folder, {"settings": about, "models": origin, "rows": models, "points": points}, pairs)
+    _finish(audit, {"settings": audit.settings, "models": origin, "rows": models, "points": points})
 
 
 def weight_path(
@@ -115,7 +101,7 @@ def walk(bank: LayoutBank, expert: ActorCritic, repaired: ActorCritic) -> dict[s
     for alpha in ALPHAS:
         episodes = bank.run(extrapolate(expert, repaired, alpha)).episodes
         point: dict[str, float | None] = {"alpha": alpha}
-        for name, column in (("return", "reward"), ("cost", "cost_sum"), ("c_forget", "cforget_sum")):
+        for name, column in repair_pairs.COLUMNS.items():
             count = len(episodes)
             error = float(episodes[column].std() / count**0.5) if count > 1 else None
             point |= {name: float(episodes[column].mean()), f"{name}_standard_error": error}
@@ -184,25 +170,18 @@ def _require_line(pair: RepairPair) -> None:
         ) from error
 
 
-def _finish(options: Any, folder: Path, content: Mapping[str, Any], pairs: Sequence[RepairPair]) -> None:
+def _finish(audit: PairAudit, content: Mapping[str, Any]) -> None:
     """Write the files, record them as an MLflow run, and print the tables."""
     from lightning_unlearn.audits.figures import path_figure, save_png  # matplotlib waits until something is drawn
 
     table, points = pd.DataFrame(content["rows"]), pd.DataFrame(content["points"])
-    table.to_csv(folder / TABLE, index=False)
-    points.to_csv(folder / POINTS, index=False)
-    save_png(path_figure(points), folder / FIGURE)
-    outputs.write_json(folder / RESULT, content)
-    outputs.PartialResults(folder).remove()
-    files = [folder / name for name in (TABLE, POINTS, RESULT, FIGURE)]
-    numbers = outputs.flat_numbers(
-        {row["model"]: row for row in content["rows"]}
-        | {f"{point['model']}/alpha {point['alpha']:g}": point for point in content["points"]}
-    )
-    places = dict.fromkeys(files, f"eval/{KIND}/{options.eval_id or folder.name}")
-    seeds = seeds_in_store(pair.model for pair in pairs)
-    run = runs.record_audit(options.env, NAME, vars(options), numbers, places, seeds=seeds)
+    table.to_csv(audit.folder / TABLE, index=False)
+    points.to_csv(audit.folder / POINTS, index=False)
+    save_png(path_figure(points), audit.folder / FIGURE)
+    outputs.write_json(audit.folder / RESULT, content)
     shown = ["model", "l2_distance", "l2_relative", "return_barrier", "cost_barrier", *_RELEARNING]
     for part in (table[shown], points[["model", "alpha", "return", "cost", "c_forget"]]):
         print(f"\n{part.to_string(index=False, float_format='{:.3g}'.format, na_rep='-')}")
-    outputs.print_outputs(files, run)
+    numbers = {row["model"]: row for row in content["rows"]}
+    numbers |= {f"{point['model']}/alpha {point['alpha']:g}": point for point in content["points"]}
+    audit.record(KIND, NAME, numbers, (TABLE, POINTS, RESULT, FIGURE))

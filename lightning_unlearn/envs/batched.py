@@ -37,8 +37,12 @@ def make_env(env_id: str, num_envs: int, concept: str | Concept = AUTO, workers:
             raise ValueError(f"{name}={value} is not possible: use at least 1.")
     if workers > num_envs:
         raise ValueError(f"workers={workers} is more than num_envs={num_envs}: use at most one worker an environment.")
+    return BatchedEnv(_simulator(env_id, num_envs, workers), concept)
+
+
+def _simulator(env_id: str, num_envs: int, workers: int) -> Simulator:
     if env_id == toy.ENV_ID:
-        return BatchedEnv(toy.ToySimulator(num_envs), concept)
+        return toy.ToySimulator(num_envs)
     from lightning_unlearn.envs import gymnasium_simulator, navigation, parallel  # MuJoCo waits until a task needs it
     from lightning_unlearn.envs.compat import registered_spec
 
@@ -49,13 +53,13 @@ def make_env(env_id: str, num_envs: int, concept: str | Concept = AUTO, workers:
         registered_spec(env_id)  # an unknown task is refused before its processes are started
         make = partial(navigation.NavigationSimulator, env_id)
     if workers == 1:
-        return BatchedEnv(make(num_envs), concept)
+        return make(num_envs)
     if parallel.is_portable(make):
-        return BatchedEnv(parallel.ParallelSimulator(make, num_envs, workers), concept)
+        return parallel.ParallelSimulator(make, num_envs, workers)
     print(
         f"workers={workers}: {env_id} was made in the program's main file, or cannot be pickled; one process steps it."
     )
-    return BatchedEnv(make(num_envs), concept)
+    return make(num_envs)
 
 
 class BatchedEnv(EnvBase):

@@ -141,6 +141,9 @@ def _free_spot(generator: Any, placements: Any, keepout: float, placed: list[Dis
             area = generator.placements_extents if placements is None else placements[0]
             x_min, y_min, x_max, y_max = generator.constrain_placement(area, keepout)
             x, y = x_min + (x_max - x_min) * uniform(), y_min + (y_max - y_min) * uniform()
-        if not any(math.sqrt((x - a) * (x - a) + (y - b) * (y - b)) < gap for a, b, gap in near):
+        for a, b, gap in near:
+            if math.sqrt((x - a) * (x - a) + (y - b) * (y - b)) < gap:
+                break
+        else:
             return x, y
     return None

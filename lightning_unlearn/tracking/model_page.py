@@ -82,13 +82,14 @@ def version_description(card: ModelCard, uri: str, run_id: str) -> str:
 def _rollouts(run: Run) -> str:
     """The first and the latest rollout of a training, as a table; empty if there was none."""
     client, rows = mlflow.MlflowClient(), []
-    for metric in _ROLLOUT.keys() & run.data.metrics.keys():
-        points = sorted(client.get_metric_history(run.info.run_id, metric), key=lambda point: point.step)
-        rows.append(f"| {_ROLLOUT[metric]} | {points[0].value:.3g} | {points[-1].value:.3g} |")
+    for metric, measure in _ROLLOUT.items():
+        if metric in run.data.metrics:
+            points = sorted(client.get_metric_history(run.info.run_id, metric), key=lambda point: point.step)
+            rows.append(f"| {measure} | {points[0].value:.3g} | {points[-1].value:.3g} |")
     if not rows:
         return ""
     head = "In training, with the noise of exploration:\n\n| | first rollout | latest rollout |\n|---|---|---|\n"
-    return head + "\n".join(sorted(rows, reverse=True))
+    return head + "\n".join(rows)
 
 
 def _use(card: ModelCard, uri: str) -> str:
