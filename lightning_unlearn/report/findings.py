@@ -4,8 +4,8 @@ If two runs answer the same question, the newer one counts.
 """
 
 import json
-import math
 from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from io import BytesIO
 from typing import Any, TypeVar
@@ -230,7 +230,11 @@ def _read_evaluation(run: StoredRun, trainings: Mapping[str, StoredRun]) -> Stor
     )
     table = pd.read_csv(BytesIO(content(SUMMARY)))
     table = table.astype({name: "Int64" for name in ("Update", "Seed", "Seeds")})
-    limits = {uri: _cost_limit(str(uri), trainings) for uri in table["Path"]}
+    limits: dict[str, float] = {}
+    for uri in table["Path"]:
+        with suppress(ValueError, KeyError):  # a file, or a model of a run that is not there
+            limit = trainings[str(registry.registered_version(str(uri)).run_id)].cost_limit
+            limits |= {} if limit is None else {uri: limit}
     return StoredEvaluation(
         run=run,
         eval_id=_eval_id(paths),
@@ -240,17 +244,8 @@ def _read_evaluation(run: StoredRun, trainings: Mapping[str, StoredRun]) -> Stor
         videos=videos,
         figures=figures,
         episodes=pd.read_csv(BytesIO(content(PER_EPISODE))),
-        limits={uri: limit for uri, limit in limits.items() if limit is not None},
+        limits=limits,
     )
-
-
-def _cost_limit(uri: str, trainings: Mapping[str, StoredRun]) -> float | None:
-    """Return the option `cost_limit` of the run that trained a model; None if it had none or is not there."""
-    try:
-        limit = float(trainings[str(registry.registered_version(uri).run_id)].params["pid.cost_limit"])
-    except (ValueError, KeyError):
-        return None
-    return limit if 0 <= limit < math.inf else None
 
 
 def _paths(run: StoredRun, kind: str, needed: str) -> dict[str, str]:

@@ -1,5 +1,6 @@
 """MLflow's runs: found and read, their config and artifacts, and finished audits recorded as runs of their own."""
 
+import math
 import os
 import tempfile
 import time
@@ -25,6 +26,8 @@ from lightning_unlearn.tracking.addresses import without_password
 from lightning_unlearn.tracking.store import experiment_id, pages, writing
 
 SEEDS_TAG = "training_seeds"
+COST_LIMITS = ("pid.init_args.cost_limit", "pid.cost_limit")
+"""Names of a training's parameter `cost_limit`: today's, and that of older runs."""
 EXECUTION_OPTIONS = ("tracking_uri", "data.workers", "torch_threads", "resume")
 """Options that say how a training is executed: results depend on them by rounding at most."""
 
@@ -69,6 +72,15 @@ class StoredRun:
         """Seed of a training, or training seeds of the models of an audit as far as they are known."""
         named = self.tags.get(SEEDS_TAG if self.audit else "seed", "").split()
         return {int(seed) for seed in named if seed.isdecimal()}  # anybody may store runs and set tags
+
+    @property
+    def cost_limit(self) -> float | None:
+        """Limit on C_forget of an episode that a training aimed at; None if it had none."""
+        try:
+            limit = float(next(self.params[name] for name in COST_LIMITS if name in self.params))
+        except (StopIteration, ValueError):  # not recorded, or `None`
+            return None
+        return limit if 0 <= limit < math.inf else None
 
     @property
     def may_write(self) -> bool:

@@ -162,7 +162,7 @@ def test_episodes_are_counted_above_the_limit_that_a_repair_was_trained_for(regi
     above, cells, text = reported(concept={"pid.cost_limit": "1.5"})
     assert (above, cells) == ("episodes above 1.5", column("cforget_sum", 1.5))
     assert "; 1.5 is the limit on C\\_forget of an episode that concept was trained for." in text
-    above, cells, text = reported(continued={"pid.cost_limit": "3"})
+    above, cells, text = reported(continued={"pid.init_args.cost_limit": "3"})
     limits = column(shown=" (25)")[0], column("cforget_sum", 1.5, " (1.5)")[1], column("cforget_sum", 3, " (3)")[2]
     assert (above, cells) == ("episodes above limit", [*limits])
     assert "; 3 is the limit on C\\_forget of an episode that continued was trained for; 25 is the field's" in text
