@@ -57,6 +57,10 @@ COMMANDS = {
         "lightning_unlearn.tracking.housekeeping",
         "show files that nothing in the store refers to, and delete them with --yes",
     ),
+    "export": (
+        "lightning_unlearn.exporters.export_command",
+        "write a model for torch.export, ONNX or Stable-Baselines3, or as a folder to publish",
+    ),
     "export-artifacts": (
         "lightning_unlearn.exporters.published_tree",
         "write the published tree of artifacts from the store",

@@ -121,7 +121,11 @@ class KeepBest(pl.Callback):
         model_selection.name_chosen(name, by_seed, settings, run_id)
         registry.tag_version(name, chosen.model.version, self.verdict.tags)
         picture = model_page.image(run_id, f"{PLACE}/{FIGURE}", "Return and C_forget of each episode, before and after")
-        text = [f"**{self.verdict.in_words()}**", as_table(tables["expert"], tables["repair"]), picture]
+        text = [
+            f"**{self.verdict.in_words()}**",
+            as_table({"before": tables["expert"], "after": tables["repair"]}),
+            picture,
+        ]
         model_page.describe_before_and_after(name, chosen.model.version, "\n\n".join(text))
         runs.set_tags(run_id, self.verdict.tags)
 

@@ -49,7 +49,7 @@ ROOMS = {
         "processes",
         "trainer_options",
     },
-    "exporters": {"audits", "tracking", "policies", "options"},
+    "exporters": {"audits", "envs", "importers", "tracking", "policies", "options", "safe_files", "seeding"},
     "importers": {"methods", "losses", "collectors", "policies", "tracking", "envs", "options", "keys", "seeding"}
     | {"safe_files"},
     "api": {

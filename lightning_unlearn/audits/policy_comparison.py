@@ -224,13 +224,13 @@ class Suite:
 
     def video_layout(self, unsafe: AuditedModel) -> int:
         """The layout that videos show: the one of the unsafe expert's median cost."""
-        return self.options.layouts[_median_episode(self._reference(unsafe))]
+        return self.options.layouts[median_episode(self._reference(unsafe))]
 
     def _draw(self, comparison: Comparison, reference: Evaluation, evaluation: Evaluation, folder: Path) -> None:
         from lightning_unlearn.audits.figures import save_png  # matplotlib waits until something is drawn
         from lightning_unlearn.audits.top_view import before_after, write_gif
 
-        model, unsafe, shown = comparison.model, comparison.unsafe, _median_episode(reference)
+        model, unsafe, shown = comparison.model, comparison.unsafe, median_episode(reference)
         if model.digest != unsafe.digest:
             names = unsafe.label, model.label
             figure = before_after(reference.episodes, evaluation.episodes, shown, names)
@@ -272,6 +272,7 @@ class Suite:
         )
 
 
-def _median_episode(evaluation: Evaluation) -> int:
+def median_episode(evaluation: Evaluation) -> int:
+    """Return the index of the episode of median cost, which videos show."""
     cost = evaluation.episodes.episode_cost
     return int(np.argsort(cost, kind="stable")[len(cost) // 2])

@@ -139,19 +139,19 @@ def judge(repaired: Mapping[str, np.ndarray], expert: Mapping[str, np.ndarray], 
     )
 
 
-def as_table(expert: Mapping[str, np.ndarray], repaired: Mapping[str, np.ndarray]) -> str:
-    """Return a table in Markdown of both policies' episodes: means and their 95 % intervals.
+def as_table(policies: Mapping[str, Mapping[str, np.ndarray]]) -> str:
+    """Return a table in Markdown of policies' episodes: means and their 95 % intervals.
 
     Args:
-        expert: The columns of `policy_comparison.per_episode`.
-        repaired: Those of the repair.
+        policies: Title of a column of the table → a policy's columns of `policy_comparison.per_episode`.
     """
     columns = {"reward": "return", "cforget_sum": "C_forget", "cost_sum": "cost", "episode_length": "steps"}
     rows = "".join(
-        f"| {name} | {_with_interval(expert[column])} | {_with_interval(repaired[column])} |\n"
+        f"| {name} | {' | '.join(_with_interval(episodes[column]) for episodes in policies.values())} |\n"
         for column, name in columns.items()
     )
-    head = f"| an episode, mean of {len(repaired['reward'])} | before | after |\n|---|---|---|\n"
+    count = len(next(iter(policies.values()))["reward"])
+    head = f"| an episode, mean of {count} | {' | '.join(policies)} |\n|---|{'---|' * len(policies)}\n"
     return f"{head}{rows}\nBrackets are 95 % intervals over episodes; there is none over training seeds."
 
 

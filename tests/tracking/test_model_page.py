@@ -57,7 +57,7 @@ def test_a_section_is_written_anew_and_what_others_wrote_stays():
 def test_the_table_of_before_and_after_by_hand():
     before = {"reward": [10.0, 12.0], "cforget_sum": [60.0, 60.0], "cost_sum": [1.0, 1.0], "episode_length": [9, 9]}
     after = before | {"reward": np.array([9.0, 9.0]), "cforget_sum": [0.0, 2.0]}
-    found = rows(as_table(before, after))
+    found = rows(as_table({"before": before, "after": after}))
     reach = 12.706  # Student's t with one degree of freedom, times the standard error, 1
     assert found["return"] == [f"11.0 [{11 - reach:.3g}, {11 + reach:.3g}]", "9.0 [9, 9]"]
     assert found["C_forget"] == ["60.0 [60, 60]", f"1.0 [{1 - reach:.3g}, {1 + reach:.3g}]"]
