@@ -30,7 +30,7 @@ VALIDATION_EPISODES = 50
 VALIDATION_SHARE = 0.9
 """Share of the limit that a save point must keep on the validation layouts.
 
-Below 1, because the best of several save points looks better there than it is.
+Below 1, because the best of several save points on these layouts costs a little more on others.
 """
 MOST_STEPS = 10_000
 """Episodes of a task without a time limit are cut here."""
@@ -44,7 +44,7 @@ class KeepBest(pl.Callback):
     Args:
         run: The MLflow run.
         save_points: The run's save points.
-        pid: The multiplier, whose limit of C_forget an episode the verdict judges by.
+        pid: The controller of λ; the verdict is on its limit of C_forget per episode.
     """
 
     def __init__(self, run: MLflowRun, save_points: SavePoints, pid: PIDLagrangian) -> None:

@@ -40,7 +40,7 @@ class Resumption:
 def config_digest(options: Mapping[str, Any]) -> str:
     """Return a digest that is equal for two trainings of the same config. `options` are flat."""
     fixed = {key: value for key, value in options.items() if key not in runs.EXECUTION_OPTIONS}
-    fixed |= {key: choice.left for key, choice in REMOVED_CHOICES.items()}  # digests stay as they were
+    fixed |= {key: choice.left for key, choice in REMOVED_CHOICES.items()}  # keeps the digests of older runs
     return hashlib.sha256(json.dumps(fixed, sort_keys=True, default=str).encode()).hexdigest()
 
 
@@ -115,7 +115,7 @@ def _require_same(run: StoredRun, options: Mapping[str, Any]) -> None:
 
 
 def _differing(theirs: Mapping[str, Any], options: Mapping[str, Any]) -> list[str] | None:
-    """Names of the options that differ from a run's; None if the run was killed before it stored them.
+    """Names of the options that differ from a run's; None if the run stored none, being killed before.
 
     An option that did not exist when the run was started counts as null, as does one that no longer exists.
     """

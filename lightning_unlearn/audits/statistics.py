@@ -2,8 +2,8 @@
 
 One seed says nothing about the next: every interval over seeds resamples seeds first and then the episodes within
 each, and with one seed there is no interval (None), whatever the number of episodes. Percentiles of resamples cover too
-little with few seeds (75 % in place of 95 % with three, 85 % with five): resamples give a standard error alone,
-corrected for the number of seeds, and bounds are Student's with S - 1 degrees of freedom.
+little with few seeds (75 % in place of 95 % with three, 85 % with five). So resamples only give the standard error,
+corrected for the number of seeds; the interval is the mean ± this times Student's t with S - 1 degrees of freedom.
 
 Shapes: S training seeds, N episodes of one of them, R resamples, K quantities measured together.
 Sources: Davison and Hinkley 1997, section 3.8 (hierarchical bootstrap); Hesterberg 2015 (why few data need more than

@@ -21,16 +21,16 @@ _RECENT = 0.15
 
 
 class PIDLagrangian(pl.Callback):
-    """Sets `cost_weight` of a `LagrangianMethod` before the update that uses it. All rates are per step.
+    """Sets `cost_weight` of a `LagrangianMethod` before the update that uses it.
 
-    The rate is that of C_forget in the environments `measured_envs`, divided by the method's `cost_unit`. λ keeps its
-    first value until the last of the rollouts in which the expert acts (`expert_rollouts`). With a `return_floor`, the
-    update uses λ·g with
+    Rate and target are C_forget per step; the rate is measured in the environments `measured_envs`. The controller gets
+    both divided by the method's `cost_unit`. λ moves for the first time after the last rollout in which the expert acts
+    (`expert_rollouts`). With a `return_floor`, the update uses λ·g with
 
-    g = clip((R̂ − f·R_E)/(m·R_E), 0, 1),
+    g = clip((R̂ − R_E + (1 − f)·|R_E|)/(m·|R_E|), 0, 1),
 
     f the floor, m the margin, R_E the expert's mean episode return, and R̂ a running mean of episode returns since: near
-    the floor, the cost weighs less and λ rises less. For negative R_E, f·R_E is replaced by R_E − (1 − f)·|R_E|.
+    the floor, the cost weighs less and λ rises less.
 
     Args:
         kp: Proportional gain.

@@ -79,8 +79,8 @@ class BatchedEnv(EnvBase):
         self.concept = concept_to_json(self._concept)
         """The behaviour to forget, as runs and models record it."""
         self.cost_keys = simulator.cost_keys
-        """Costs in TorchRL's steps, whose specs are fixed; costs that appear late are in the simulator's steps only."""
-        self._may_overlook = concept == AUTO and HAZARDS not in simulator.cost_keys
+        """Costs in TorchRL's steps, whose specs are fixed. One first reported later is in the simulator's only."""
+        self._chosen_without_hazards = concept == AUTO and HAZARDS not in simulator.cost_keys
         self._seeds: Sequence[int] | None = None
         self._make_specs()
 
@@ -215,8 +215,8 @@ class BatchedEnv(EnvBase):
         return concept_signal(self._concept, transitions, rollout.failed.reshape(-1)).reshape(rollout.failed.shape)
 
     def _warn_if_overlooked(self) -> None:
-        if self._may_overlook and HAZARDS in self.simulator.cost_keys:
-            self._may_overlook = False
+        if self._chosen_without_hazards and HAZARDS in self.simulator.cost_keys:
+            self._chosen_without_hazards = False
             warnings.warn(
                 f"concept=auto was taken as {self.concept}, and only now {self.simulator.env_id} has reported "
                 f"{HAZARDS}: name the concept, or report every cost in every step.",

@@ -1,8 +1,8 @@
 """A simulator in a worker process: the handle that the main process holds, and the program that the worker runs.
 
-The two processes talk through a socket. An empty message asks for a step, or answers that it is done; the numbers of a
-step lie in shared memory. Any other message is a pickled method call, or its result. A rollout is one call; its numbers
-lie in shared memory, too.
+The two processes talk through a socket. For a step, the main process sends an empty message, and the worker answers
+with one when it is done; actions and results lie in shared memory. Any other message is a pickled method call, or its
+result. A rollout is one call; its rows lie in shared memory, too.
 
 A process that waits for a message first polls a counter in shared memory for a moment, and only then sleeps: waking a
 process up takes a tenth of a step. The counter is only a hint; the message is what is waited for.
@@ -48,7 +48,7 @@ class WorkerProcess:
     """
 
     def __init__(self, make: Callable[[int], Simulator], rows: slice, num_envs: int, memory: int) -> None:
-        self.rows, self._asked = rows, False
+        self.rows, self._awaits_answer = rows, False
         self._socket, there = socketpair()
         counters = open_memory()
         self._channel = _Channel(self._socket, counters, sends=0)
@@ -79,7 +79,7 @@ class WorkerProcess:
             message = self._channel.receive()
         except (EOFError, OSError) as error:
             raise self._died() from error
-        self._asked = False
+        self._awaits_answer = False
         if message == _DONE:
             return None
         value, failed = pickle.loads(message)  # written by a process that this one started
@@ -89,12 +89,12 @@ class WorkerProcess:
 
     def close(self) -> None:
         """End the process; it is killed if it is still at work."""
-        if self._asked:
+        if self._awaits_answer:
             self._process.kill()
         _end(self._process, self._socket)
 
     def _send(self, message: bytes) -> None:
-        self._asked = True
+        self._awaits_answer = True
         try:
             self._channel.send(message)
         except OSError as error:

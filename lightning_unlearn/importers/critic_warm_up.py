@@ -10,7 +10,7 @@ from tqdm.auto import tqdm
 
 from lightning_unlearn import keys
 from lightning_unlearn.collectors.data import RolloutData
-from lightning_unlearn.losses.gae import deviation
+from lightning_unlearn.losses.gae import deviation, explained_variance
 from lightning_unlearn.methods.dual_head_ppo import DualHeadPPO
 from lightning_unlearn.policies.actor_critic import ActorCritic
 
@@ -23,7 +23,7 @@ _TARGETS = ((keys.REWARD_VALUE, keys.REWARD_TARGET), (keys.COST_VALUE, keys.COST
 
 @dataclass(frozen=True)
 class Fit:
-    """Explained variance of each critic on the last rollout, before the critic is fitted to that rollout."""
+    """Explained variance of each critic on the newest rollout, before it is fitted to that rollout."""
 
     reward: float
     cost: float
@@ -54,7 +54,7 @@ def warm_up(policy: ActorCritic, data: RolloutData, rollouts: int) -> WarmUp:
         rollouts: Number of rollouts, at least 2.
     """
     started = time.perf_counter()
-    original, estimator = _estimator(deepcopy(policy)), _estimator(policy)
+    original, estimator = _ppo_of(deepcopy(policy)), _ppo_of(policy)
     generator, seen = torch.Generator().manual_seed(data.seed), []
     critics = [module for module in (policy.critic_trunk, policy.reward_value, policy.cost_value) if module is not None]
     policy.requires_grad_(False)
@@ -76,21 +76,15 @@ def warm_up(policy: ActorCritic, data: RolloutData, rollouts: int) -> WarmUp:
     return WarmUp(_fit(seen[-1]), after, observations, time.perf_counter() - started)
 
 
-def _estimator(policy: ActorCritic) -> DualHeadPPO:
-    """Return a method that computes a policy's values and targets."""
-    estimator = DualHeadPPO("warm-up")
-    estimator.policy = policy
-    return estimator
+def _ppo_of(policy: ActorCritic) -> DualHeadPPO:
+    """Return the method that computes advantages and value targets from a policy's critics."""
+    method = DualHeadPPO("warm-up")
+    method.policy = policy
+    return method
 
 
 def _fit(batch: TensorDict) -> Fit:
-    return Fit(*(explained(batch[value], batch[target]) for value, target in _TARGETS))
-
-
-def explained(value: torch.Tensor, target: torch.Tensor) -> float:
-    """Compute 1 − Var(target − value)/Var(target), or 0 if the targets do not vary. Any equal shapes."""
-    variance = target.var(correction=0)
-    return 0.0 if variance < 1e-12 else float(1.0 - (target - value).var(correction=0) / variance)
+    return Fit(*(explained_variance(batch[value], batch[target]) for value, target in _TARGETS))
 
 
 def regress(

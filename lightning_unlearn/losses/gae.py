@@ -22,7 +22,8 @@ def generalised_advantage(
 
     δ_t = signal_t + γ·bootstrap_t·V(s'_t) − V(s_t), where s'_t is the true next observation (the final one at an
     episode's end); A_t = δ_t + d_t·A_{t+1} with d_t = γλ·(1 − done_t). The recursion is evaluated in
-    log₂ T passes: after each, A_t holds twice as many terms of the sum, by A_t ← A_t + d_t⋯d_{t+n−1}·A_{t+n}.
+    log₂ T passes: A_t starts as δ_t, and while it is the sum of the first n terms, a pass adds the next n by
+    A_t ← A_t + d_t⋯d_{t+n−1}·A_{t+n}.
 
     Args:
         signal: Rewards or C_forget. Shape: (E, T, K) for K signals.
@@ -60,6 +61,12 @@ def deviation(target: torch.Tensor) -> torch.Tensor:
     """Standard deviation of each signal over the batch, 1 if it is below 1e-6. Shape: (..., K) → (K,)."""
     std = target.flatten(0, -2).std(0, correction=0)
     return torch.where(std < 1e-6, torch.ones_like(std), std)
+
+
+def explained_variance(value: torch.Tensor, target: torch.Tensor) -> float:
+    """Compute 1 − Var(target − value)/Var(target), or 0 if the targets do not vary. Any equal shapes."""
+    variance = target.var(correction=0)
+    return 0.0 if variance < 1e-12 else float(1.0 - (target - value).var(correction=0) / variance)
 
 
 def combine(

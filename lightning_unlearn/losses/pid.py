@@ -6,7 +6,7 @@ from typing import Literal, NamedTuple
 
 @dataclass(frozen=True)
 class PIDGains:
-    """Gains and limits of the controller; errors are in C_forget per step."""
+    """Gains and limits of the controller; `target` has the unit of the rate that `pid_step` is given."""
 
     kp: float
     ki: float
@@ -41,8 +41,8 @@ class PIDTerms(NamedTuple):
 class ExpertMeasures(NamedTuple):
     """Means over the expert's rollouts before training: the reference of a repair.
 
-    If no episode ended in them, one is assumed to have the task's maximum length and the same reward per step. A sum
-    of C_forget or of |reward| that is 0 is replaced by 1.
+    If no episode ended in them, one is assumed to have the task's maximum length and the same reward per step. If the
+    expert showed no C_forget, or no reward, the sum over these rollouts counts as 1, since others are divided by it.
     """
 
     steps: int

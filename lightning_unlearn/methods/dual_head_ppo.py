@@ -109,7 +109,7 @@ class DualHeadPPO(LagrangianMethod):
         value = self._values(batch[keys.OBSERVATION])  # (E, T, 2)
         ends = following[keys.DONE].squeeze(-1).clone()  # (E, T)
         ends[:, -1] = True
-        next_value = value.roll(-1, 1)  # the value of the next step, except at the ends of episodes and of the rollout
+        next_value = value.roll(-1, 1)  # the next row's; ends of episodes and of the rollout have no next row
         next_value[ends] = self._values(following[keys.OBSERVATION][ends])
         signal = torch.cat([following[keys.REWARD], following[keys.C_FORGET]], -1)  # (E, T, 2)
         advantage, target = generalised_advantage(

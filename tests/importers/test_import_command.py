@@ -12,7 +12,8 @@ from tensordict import TensorDict
 
 from lightning_unlearn import cli, keys
 from lightning_unlearn.collectors.data import RolloutData
-from lightning_unlearn.importers.critic_warm_up import explained, regress, warm_up
+from lightning_unlearn.importers.critic_warm_up import regress, warm_up
+from lightning_unlearn.losses.gae import explained_variance
 from lightning_unlearn.policies.actor_critic import ActorCritic, PolicyConfig
 from lightning_unlearn.tracking import registry
 from lightning_unlearn.tracking.store import open_store
@@ -131,14 +132,14 @@ def test_a_reward_critic_survives_costs_that_vary_a_thousand_times_as_much(gener
     optimizer = torch.optim.Adam(policy.parameters(), lr=0.01)
     for _ in range(5):
         regress(policy, optimizer, batch, generator)
-    assert explained(policy(state).reward_value.detach(), reward[..., 0]) > 0.9
+    assert explained_variance(policy(state).reward_value.detach(), reward[..., 0]) > 0.9
 
 
 def test_explained_variance():
     target = torch.tensor([0.0, 2.0, 4.0])
-    assert explained(target + 1.0, target) == 1.0  # an offset is no variance
-    assert explained(torch.zeros(3), target) == 0.0
-    assert explained(torch.ones(3), torch.ones(3)) == 0.0
+    assert explained_variance(target + 1.0, target) == 1.0  # an offset is no variance
+    assert explained_variance(torch.zeros(3), target) == 0.0
+    assert explained_variance(torch.ones(3), torch.ones(3)) == 0.0
 
 
 BAD = {
