@@ -25,11 +25,13 @@ from lightning_unlearn.envs.toy import ENV_ID as TOY_ID
 from lightning_unlearn.processes import working_directory_importable
 
 _BANNER = "PYGAME_HIDE_SUPPORT_PROMPT"
-_SUPPORTED = re.compile(r"Safety(Point|Car|Racecar|Doggo|Ant)((Goal|Button|Push|Circle)[012]|Run0)-v0")
+_SUPPORTED = re.compile(
+    r"Safety(Point|Car|Racecar|Doggo|Ant)((Goal|Button|Push|Circle|Race|FadingEasy|FadingHard)[012]|Run0)-v0"
+)
 _VELOCITY = re.compile(r"Safety(HalfCheetah|Ant|Humanoid)Velocity-v[01]")
 _SUPPORTED_IN_WORDS = (
-    "the agents Point, Car, Racecar, Doggo and Ant with Goal, Button, Push, Circle (0-2) and Run0, "
-    "and the velocity tasks of HalfCheetah, Ant and Humanoid"
+    "the agents Point, Car, Racecar, Doggo and Ant with Goal, Button, Push, Circle, Race, FadingEasy, FadingHard (0-2) "
+    "and Run0, and the velocity tasks of HalfCheetah, Ant and Humanoid"
 )
 
 

@@ -12,16 +12,19 @@ Source: `RandomGenerator.sample_layout`, `draw_placement` and `Builder.reset` of
 import copy
 import math
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import mujoco
 import numpy as np
+import yaml
 
 from lightning_unlearn.envs.compat import BaseTask, safety_gymnasium, swapped
 
-_world, _underlying = safety_gymnasium.world, safety_gymnasium.bases.underlying
+_world, _bases = safety_gymnasium.world, safety_gymnasium.bases
+_underlying, _base_task = _bases.underlying, _bases.base_task
 _xmltodict, _rot2quat = _world.xmltodict, _world.rot2quat
 _TRIES = 100
 """Drawings of one object's place before the whole layout is given up."""
@@ -49,8 +52,15 @@ def lay_out(task: BaseTask, template: ModelTemplate) -> dict[str, float]:
 def reset_world(task: BaseTask, template: ModelTemplate) -> None:
     """Do `task.reset()` with a world of the template: same random draws, same state, no recompilation."""
     task.random_generator.sample_layout = partial(sample_layout, task.random_generator)
-    with swapped(_underlying, "World", partial(ReposedWorld, template)):
+    # The Race tasks read their walls from a file at each reset, which takes longer than all else.
+    reader = SimpleNamespace(load=lambda file, **_: _read_once(file.name), FullLoader=None)
+    with swapped(_underlying, "World", partial(ReposedWorld, template)), swapped(_base_task, "yaml", reader):
         task.reset()
+
+
+@cache
+def _read_once(path: str) -> Any:
+    return yaml.safe_load(Path(path).read_text(encoding="utf-8"))
 
 
 class ReposedWorld(_world.World):  # type: ignore[name-defined]
@@ -85,7 +95,7 @@ class ReposedWorld(_world.World):  # type: ignore[name-defined]
     def _pose(self) -> None:
         self._place("agent", np.r_[self.agent_xy, self._agent.z_height], self.agent_rot)
         for name, item in (self.geoms | self.free_geoms).items():
-            self._place(name, item["pos"], item["rot"])
+            self._place(name, item["pos"], None if item["type"] == "mesh" else item["rot"])
         for name, item in self.mocaps.items():
             geom, body = self.model.geom(name), self.model.body(name)
             geom.pos, geom.quat = item["pos"], _rot2quat(item["rot"])
@@ -93,8 +103,9 @@ class ReposedWorld(_world.World):  # type: ignore[name-defined]
         # Zeros ask mj_setConst to compute the relative pose of welded bodies again.
         self.model.eq_data[self.model.eq_type == mujoco.mjtEq.mjEQ_WELD, 3:10] = 0.0
 
-    def _place(self, name: str, position: np.ndarray, angle: float) -> None:
-        body, quaternion = self.model.body(name), _rot2quat(angle)
+    def _place(self, name: str, position: np.ndarray, angle: float | None) -> None:
+        body = self.model.body(name)
+        quaternion = body.quat.copy() if angle is None else _rot2quat(angle)  # meshes never turn
         body.pos, body.quat = position, quaternion
         if body.mass[0] == 0.0:  # the compiler gives the inertial frame of a massless body the body's own pose
             body.ipos, body.iquat = position, quaternion

@@ -9,7 +9,7 @@ from lightning_unlearn.envs.compat import BaseTask, make_task, refused_as_value_
 from lightning_unlearn.envs.layouts import ModelTemplate, lay_out
 from lightning_unlearn.envs.physics import Scene, Snapshot
 from lightning_unlearn.envs.rollout import InOneProcess
-from lightning_unlearn.envs.rules import Rules
+from lightning_unlearn.envs.rules import Fading, Rules
 from lightning_unlearn.envs.sensors import (
     AgentMotion,
     Exteroception,
@@ -59,6 +59,7 @@ class NavigationSimulator(InOneProcess):
         self._tasks = [scene.task for scene in self._scenes]
         self._are_alive = [task.agent.is_alive for task in self._tasks]
         self._rules = Rules(sample, sample.model, num_envs)
+        self._fading = Fading(sample) if hasattr(sample, "fadding_objects") else None
         self._motion = AgentMotion(sample.model)
         self._bounds = [np.tile(bound, (num_envs, 1)) for bound in (self.action_low, self.action_high)]
         layout = self.observation_layout
@@ -106,6 +107,8 @@ class NavigationSimulator(InOneProcess):
         outcome = self._rules(self._snapshot, self._tasks)
         if np.count_nonzero(failed):
             outcome.void(failed, self._tasks[0].reward_conf.reward_exception)
+        if self._fading is not None:
+            self._fading(self._tasks, outcome.costs)
         terminated = self._next_goals(outcome.goal_met)
         truncated = self._steps >= self.max_episode_steps
         observation = self._observe()
@@ -184,13 +187,16 @@ class NavigationSimulator(InOneProcess):
         return observation
 
     def _next_goals(self, met: np.ndarray) -> np.ndarray:
-        """Place a new goal where one was met.
+        """Place a new goal where one was met, if the task goes on then.
 
         Returns:
-            True where the episode ends: there was no room for the goal, or the agent is dead. Shape: (E,), bool.
+            True where the episode ends: the only goal was met, there was no room for the next one, or the agent is
+            dead. Shape: (E,), bool.
         """
         ended = np.zeros(self.num_envs, dtype=bool)
-        if np.count_nonzero(met):
+        if np.count_nonzero(met) and not self._tasks[0].mechanism_conf.continue_goal:
+            ended |= met
+        elif np.count_nonzero(met):
             for row in np.flatnonzero(met):
                 ended[row] = not self._scenes[row].next_goal()
                 self._rules.read(row, self._tasks[row])

@@ -29,11 +29,12 @@ _POSED = (
     "eq_data",
     "geom_pos",
     "geom_quat",
+    "geom_rgba",
     "light_poscom0",
     "qpos0",
     "qpos_spring",
 )
-"""The arrays of a model in which two layouts of one task differ; a test compares all others."""
+"""The arrays of a model in which two layouts of one task, or two steps, differ; a test compares all others."""
 _STATISTICS = ("center", "extent", "meaninertia", "meanmass", "meansize")
 _INTEGRATION = int(mujoco.mjtState.mjSTATE_INTEGRATION)
 

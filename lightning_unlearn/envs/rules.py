@@ -228,6 +228,28 @@ class Run:
         return reward, np.zeros(len(reward), dtype=bool)
 
 
+class Fading:
+    """The objects of a Fading task, which vanish from pictures; no observation, reward or cost depends on it.
+
+    With each step an object loses a share of its opacity. It is opaque again when its kind incurs a cost, and a goal
+    also when it is met, of which the task's own `update_world` takes care.
+    """
+
+    def __init__(self, task: BaseTask) -> None:
+        self._kinds = [
+            (task.objects_map_ids[kind.name], kind.alpha, kind.alpha / task.fadding_steps, [*_COSTS.get(kind.name, ())])
+            for kind in task.fadding_objects
+        ]
+        """Geoms, opacity, its loss in a step, and costs of each kind of object."""
+
+    def __call__(self, tasks: list[BaseTask], costs: dict[str, np.ndarray]) -> None:
+        """Fade by one step; call it before new goals are placed. Shape of each cost: (E,)."""
+        for geoms, alpha, loss, names in self._kinds:
+            for row, task in enumerate(tasks):
+                opacity, costly = task.model.geom_rgba[:, 3], any(costs[name][row] for name in names)
+                opacity[geoms] = alpha if costly else np.maximum(opacity[geoms] - loss, 0.0)
+
+
 def geoms_named(model: mujoco.MjModel, prefix: str) -> np.ndarray:
     """Ids of the geoms whose name starts with the prefix. Shape: (n,)."""
     return np.array([g for g in range(model.ngeom) if model.geom(g).name.startswith(prefix)], dtype=np.intp)
@@ -235,24 +257,32 @@ def geoms_named(model: mujoco.MjModel, prefix: str) -> np.ndarray:
 
 def cost_functions(task: BaseTask, model: mujoco.MjModel) -> dict[str, Cost]:
     """Name of each cost of the task → its function; the cost of buttons is missing, since it depends on their timer."""
-    functions: dict[str, Cost] = {}
-    for obstacle in task._obstacles:
-        if obstacle.is_constrained and obstacle.name in _COST_FUNCTIONS:
-            functions |= _COST_FUNCTIONS[obstacle.name](obstacle, model)
+    functions = {
+        name: function_of(obstacle, model)
+        for obstacle in task._obstacles
+        if obstacle.is_constrained
+        for name, function_of in _COSTS.get(obstacle.name, {}).items()
+    }
+    if task._is_load_static_geoms and task.static_geoms_contact_cost:
+        geoms = np.array([model.geom(name).id for name in task.static_geoms_names])
+        functions["cost_static_geoms_contact"] = _touches(geoms)
     return functions
 
 
-def _hazards(hazards: Any, model: mujoco.MjModel) -> dict[str, Cost]:
+def _hazards(hazards: Any, model: mujoco.MjModel) -> Cost:
     bodies = object_bodies(model, "hazards")
-    return {"cost_hazards": lambda state: (state.distance.take(bodies, axis=1) < hazards.size).any(axis=1)}
+    return lambda state: (state.distance.take(bodies, axis=1) < hazards.size).any(axis=1)
 
 
-def _touching(name: str, prefix: str, _: Any, model: mujoco.MjModel) -> dict[str, Cost]:
-    geoms = geoms_named(model, prefix)
-    return {name: lambda state: state.touched[:, geoms].any(axis=1)}
+def _touches(geoms: np.ndarray) -> Cost:
+    return lambda state: np.logical_or.reduce(state.touched[:, geoms], axis=1)
 
 
-def _vases(vases: Any, model: mujoco.MjModel) -> dict[str, Cost]:
+def _touching(prefix: str, _: Any, model: mujoco.MjModel) -> Cost:
+    return _touches(geoms_named(model, prefix))
+
+
+def _moving_vases(vases: Any, model: mujoco.MjModel) -> Cost:
     joints = model.body_jntadr[object_bodies(model, "vases")]
     dofs = model.jnt_dofadr[joints][:, None] + np.arange(3)  # (n, 3)
 
@@ -260,22 +290,19 @@ def _vases(vases: Any, model: mujoco.MjModel) -> dict[str, Cost]:
         speed = np.sqrt(np.sum(np.square(state.qvel[:, dofs]), axis=-1))
         return (speed >= vases.velocity_threshold).any(axis=1)
 
-    return _touching("cost_vases_contact", "vase", vases, model) | {"cost_vases_velocity": moving}
+    return moving
 
 
-def _boundary(walls: Any, model: mujoco.MjModel) -> dict[str, Cost]:
+def _boundary(walls: Any, model: mujoco.MjModel) -> Cost:
     agent, axes = model.body("agent").id, 1 if walls.num == 2 else 2
-
-    def outside(state: Snapshot) -> np.ndarray:
-        return (np.abs(state.positions[:, agent, :axes]) > walls.locate_factor).any(axis=1)
-
-    return {"cost_out_of_boundary": outside}
+    return lambda state: (np.abs(state.positions[:, agent, :axes]) > walls.locate_factor).any(axis=1)
 
 
-_COST_FUNCTIONS: dict[str, Callable[[Any, mujoco.MjModel], dict[str, Cost]]] = {
-    "hazards": _hazards,
-    "vases": _vases,
-    "pillars": partial(_touching, "cost_pillars", "pillar"),
-    "gremlins": partial(_touching, "cost_gremlins", "gremlin"),
-    "sigwalls": _boundary,
+_COSTS: dict[str, dict[str, Callable[[Any, mujoco.MjModel], Cost]]] = {
+    "hazards": {"cost_hazards": _hazards},
+    "vases": {"cost_vases_contact": partial(_touching, "vase"), "cost_vases_velocity": _moving_vases},
+    "pillars": {"cost_pillars": partial(_touching, "pillar")},
+    "gremlins": {"cost_gremlins": partial(_touching, "gremlin")},
+    "sigwalls": {"cost_out_of_boundary": _boundary},
 }
+"""Kind of objects → its costs, if they count → what makes the function of each cost."""

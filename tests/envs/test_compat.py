@@ -40,15 +40,15 @@ def test_array_defaults_are_shared_as_in_python_3_10():
 
 
 def test_every_navigation_task_is_listed():
-    # 5 agents × (4 families × 3 levels + Run0)
-    assert len(navigation_ids()) == 65
+    # 5 agents × (7 families × 3 levels + Run0)
+    assert len(navigation_ids()) == 110
 
 
 PLAIN = r"is not supported; .*: use SafetyPointGoal1-v0$"
 KINDS = "is not supported; supported are the agents Point"
 INCOMPLETE = ("SafetyPointGoal1", "SafetyPointGoal1-v1", "safetypointgoal1-v0", "PointGoal1-v0")
 VARIANTS = ("Gymnasium", "Debug", "Vision", "VisionGymnasium", "DebugGymnasium")
-OTHERS = ("SafetyCarRace1-v0", "SafetyPointFadingEasy0-v0", "SafetyAntVelocity-v1")
+OTHERS = ("CartPole-v1", "SafetyAntVelocity-v1")
 REFUSED = {
     "SafetyPointGaol1-v0": "'SafetyPointGaol1-v0'.*SafetyPointGoal1-v0",
     "toyline-v0": "the nearest are ToyLine-v0,",

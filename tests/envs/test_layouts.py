@@ -49,6 +49,7 @@ def arrays(model):
         ("SafetyDoggoPush2-v0", 5),
         ("SafetyRacecarCircle2-v0", 2),
         ("SafetyAntRun0-v0", 5),
+        ("SafetyPointRace2-v0", 2),
     ],
 )
 def test_every_model_array_and_the_state_equal_a_fresh_compilation(env_id, layouts):

@@ -50,6 +50,7 @@ def test_describes_the_task(sim):
         ("SafetyPointGoal0-v0", ("cost_sum",), 1000),
         ("SafetyPointGoal2-v0", ("cost_hazards", "cost_vases_contact", "cost_vases_velocity", "cost_sum"), 1000),
         ("SafetyPointCircle1-v0", ("cost_out_of_boundary", "cost_sum"), 500),
+        ("SafetyPointRace1-v0", ("cost_hazards", "cost_static_geoms_contact", "cost_sum"), 500),
     ],
 )
 def test_costs_and_length_of_other_tasks(env_id, cost_keys, steps):

@@ -11,7 +11,7 @@ from lightning_unlearn.envs.batched import make_env
 from lightning_unlearn.envs.compat import navigation_ids
 
 ENVS = 3
-NAVIGATION = ["SafetyPointGoal1-v0", "SafetyPointButton2-v0", "SafetyCarPush1-v0"]
+NAVIGATION = ["SafetyPointGoal1-v0", "SafetyPointButton2-v0", "SafetyCarPush1-v0", "SafetyPointFadingHard2-v0"]
 
 
 def simulator(env_id):
