@@ -10,7 +10,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.transforms import Bbox
 
-from lightning_unlearn import cli
+from lightning_unlearn import cli, fit
 from lightning_unlearn.audits.policy_comparison import evaluate
 from lightning_unlearn.report.charts import keep_apart
 from lightning_unlearn.report.context import Folded, Gallery, Missing, Paragraph, Picture, Section, Table
@@ -166,6 +166,18 @@ def test_episodes_are_counted_above_the_limit_that_a_repair_was_trained_for(regi
     limits = column(shown=" (25)")[0], column("cforget_sum", 1.5, " (1.5)")[1], column("cforget_sum", 3, " (3)")[2]
     assert (above, cells) == ("episodes above limit", [*limits])
     assert "; 3 is the limit on C\\_forget of an episode that continued was trained for; 25 is the field's" in text
+
+
+def test_the_limit_of_the_first_table_is_the_one_that_fit_trained_for(store, tmp_path):
+    fit.train(["-c", "method/concept.yaml", "-c", "smoke.yaml", "--cost_limit", "1.5", "--save_points", "4"])
+    evaluate_models("--out", "E")
+    report("--map_episodes", "0")
+    episodes = pd.read_csv(tmp_path / "E/per_episode.csv")
+    above = 100 * (episodes.loc[episodes["Family"] == "concept", "cforget_sum"] > 1.5).mean()
+    text = (tmp_path / "R/report.md").read_text()
+    header, _, *rows = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| ")]
+    assert header[4] == "episodes above 1.5"
+    assert next(row[4] for row in rows if row[0].startswith("concept")) == f"{above:.0f} %"
 
 
 def test_what_is_missing_is_named_with_the_command_that_makes_it(models, tmp_path):
