@@ -5,7 +5,8 @@ Shapes: N states, O observation size, H latent size, A action size.
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NoReturn
@@ -14,10 +15,11 @@ import numpy as np
 import torch
 
 from lightning_unlearn.envs.simulator import Simulator
-from lightning_unlearn.policies.actor_critic import ActorCritic
+from lightning_unlearn.policies.actor_critic import ActorCritic, extrapolate
 from lightning_unlearn.policies.files import weights_digest
 from lightning_unlearn.seeding import SeedStreams, torch_generator
 from lightning_unlearn.tracking import registry
+from lightning_unlearn.tracking.runs import StoredRun
 
 UNSAFE, ORACLE, ZOO = "unsafe", "oracle", "zoo"
 FAMILIES = (UNSAFE, ORACLE, "concept", "continued", "localized_concept", "trajectory_decremental", "repedit")
@@ -40,6 +42,8 @@ class AuditedModel:
     """Digest of the weights; equal for equal models."""
     concept: str = ""
     """Concept that it was trained to forget, as its card records it; empty if unknown."""
+    line: float | None = None
+    """Share of the way from its expert's weights to its own, where the policy lies; None: the model itself."""
 
 
 def find_models(env_id: str, names: Sequence[str], seeds: Sequence[int]) -> list[AuditedModel]:
@@ -171,12 +175,47 @@ def seeds_in_store(models: Iterable[AuditedModel]) -> set[int]:
     return {model.seed for model in models if model.seed is not None and not registry.is_shipped(model.uri)}
 
 
+def trained_limits(uris: Iterable[str], trainings: Mapping[str, StoredRun]) -> dict[str, float]:
+    """Limits on C_forget of an episode that models were trained for.
+
+    Args:
+        uris: URIs of models.
+        trainings: Run id → training run.
+
+    Returns:
+        URI → limit; without models that have none, and those of a run that is not there.
+    """
+    limits: dict[str, float] = {}
+    for uri in uris:
+        with suppress(ValueError, KeyError):  # a file, or a model of a run that is not there
+            limit = trainings[str(registry.registered_version(uri).run_id)].cost_limit
+            limits |= {} if limit is None else {uri: limit}
+    return limits
+
+
 def random_twin(policy: ActorCritic, seed: int) -> ActorCritic:
     """A randomly initialised policy of the same shape, with the same observation normaliser and no editor."""
     twin = ActorCritic(replace(policy.config, editor="none"), torch_generator(SeedStreams.of(seed).weights))
     if twin.normaliser is not None and policy.normaliser is not None:
         twin.normaliser.load_state_dict(policy.normaliser.state_dict())
     return twin.eval()
+
+
+def between(expert: AuditedModel, model: AuditedModel, share: float) -> AuditedModel:
+    """The model whose weights are expert + share · (model − expert), both without editors.
+
+    Raises:
+        ValueError: They differ in more than trained weights.
+    """
+    try:
+        policy = extrapolate(expert.policy.without_editor(), model.policy.without_editor(), share)
+    except ValueError as error:
+        raise ValueError(
+            f"--line {share:g}, from {expert.uri} to {model.uri}: {error} Or leave out one of the options."
+        ) from error
+    return replace(
+        model, label=f"{model.label}_line{share:g}", policy=policy, digest=weights_digest(policy), line=share
+    )
 
 
 def latents(policy: ActorCritic, states: np.ndarray, *, edited: bool = False, batch_size: int = 4096) -> np.ndarray:

@@ -99,17 +99,17 @@ def relearn_figure(
     threshold: float,
     expert_rate: float,
     title: str,
-    unit: str,
+    axes: tuple[str, str],
 ) -> Figure:
-    """Rate against environment steps of relearning, one curve a model, with thresholds as lines.
+    """Rate against steps of relearning, one curve a model, with thresholds as lines.
 
     Args:
-        curves: Model → environment steps, mean rate and its standard error of each evaluation.
+        curves: Model → steps, mean rate and its standard error of each evaluation.
         further_thresholds: Model → thresholds of its own, drawn in its colour.
         threshold: The threshold that all models share.
         expert_rate: The unsafe expert's own rate.
         title: Small note above the axes.
-        unit: Unit of all rates.
+        axes: Units of the steps and of all rates.
     """
     figure = Figure(figsize=(8, 4.6), dpi=100, layout="constrained")
     FigureCanvasAgg(figure)
@@ -122,7 +122,7 @@ def relearn_figure(
             ax.axhline(value, color=colour, linewidth=0.6, linestyle="--", alpha=0.6)
     ax.axhline(threshold, color=INK, linewidth=1.2, linestyle="--", label=f"threshold {threshold:.4f}")
     ax.axhline(expert_rate, color=GREY, linewidth=1.2, linestyle=":", label=f"unsafe expert {expert_rate:.4f}")
-    ax.set(xlabel="environment steps of relearning", ylabel=unit)
+    ax.set(xlabel=axes[0], ylabel=axes[1])
     ax.set_ylim(bottom=0)
     ax.set_title(title, fontsize=9, color=GREY, loc="right")
     ax.spines[["top", "right"]].set_visible(False)

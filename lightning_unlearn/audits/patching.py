@@ -42,7 +42,10 @@ def main(args: Sequence[str]) -> None:
         if audit is None:
             return
         signal = measured_signal(audit.concept)
-        results = audit.examine(_count, partial(patch_layers, signal=signal))
+        results = audit.examine(
+            lambda pair: 4 + 2 * len(shared_layers(pair.expert.policy, pair.model.policy)),
+            partial(patch_layers, signal=signal),
+        )
     rows = [
         repair_pairs.identity(pair, result) | row
         for pair, result in zip(audit.pairs, results, strict=True)
@@ -218,11 +221,6 @@ def _require_shared(pair: RepairPair) -> None:
             f"--models {pair.model.uri} cannot be patched with its expert {pair.expert.uri}: {error} Leave it out, or "
             "name an expert of the same architecture with --expert."
         ) from error
-
-
-def _count(pair: RepairPair) -> int:
-    """Policies that are run for a pair."""
-    return 2 + 2 * (1 + len(shared_layers(pair.expert.policy, pair.model.policy)))
 
 
 def _finish(audit: PairAudit, content: Mapping[str, Any]) -> None:

@@ -13,6 +13,7 @@ import pandas as pd
 import torch
 
 from lightning_unlearn.audits.audited_models import AuditedModel
+from lightning_unlearn.audits.headline import LONGEST_STAY, longest_run
 from lightning_unlearn.audits.probe_data import LIDAR_DISTANCE, STEPS_DISTANCE, steps_until
 from lightning_unlearn.collectors.episodes import Episodes, run_episodes
 from lightning_unlearn.envs.batched import BatchedEnv, make_env
@@ -172,7 +173,7 @@ class Result:
     """Episodes of a model, and its change from the references."""
 
     episodes: pd.DataFrame
-    """From `per_episode`."""
+    """From `per_episode`, with `longest_stay`."""
     change: dict[str, float | None]
     """KL_States, KL_vs_Unsafe, KL_Near_vs_Unsafe, KL_Far_vs_Unsafe, KL_Locality_Ratio_vs_Unsafe and KL_vs_OracleRef."""
 
@@ -184,7 +185,7 @@ class Result:
     @classmethod
     def parse(cls, content: Mapping[str, Any]) -> "Result | None":
         """The result of such JSON; None if an older release wrote it."""
-        if "cut_at_max_steps" not in content["episodes"]:
+        if LONGEST_STAY not in content["episodes"]:
             return None
         lost = {place.removeprefix("change/"): float(kind) for place, kind in content.get("not_finite", {}).items()}
         return cls(pd.DataFrame(content["episodes"]), {k: lost.get(k, v) for k, v in content["change"].items()})
@@ -220,7 +221,9 @@ class Suite:
             evaluation = self._references.get(model.digest) or self._run(model, None, model.label)
         if self.videos is not None:
             self._draw(comparison, reference, evaluation, self.videos)
-        return Result(per_episode(evaluation.episodes), self._change(comparison))
+        episodes = per_episode(evaluation.episodes)
+        episodes[LONGEST_STAY] = longest_run(evaluation.episodes.c_forget > 0)
+        return Result(episodes, self._change(comparison))
 
     def video_layout(self, unsafe: AuditedModel) -> int:
         """The layout that videos show: the one of the unsafe expert's median cost."""

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from lightning_unlearn.audits import outputs, suite_tables
+from lightning_unlearn.audits import headline, outputs, suite_tables
 from lightning_unlearn.audits.audited_models import (
     ORACLE,
     UNSAFE,
@@ -23,6 +23,7 @@ from lightning_unlearn.audits.audited_models import (
     oracle_reference,
     require_fit,
     seeds_in_store,
+    trained_limits,
     unsafe_expert,
 )
 from lightning_unlearn.audits.policy_comparison import (
@@ -174,10 +175,14 @@ def _evaluate(
 ) -> tuple[pd.DataFrame, list[dict[str, Any]]]:
     """Run, write and print the evaluation; returns the summary and the rows over training seeds."""
     results, shared = _examine(suite_options, comparisons, folder, options.workers)
+    models = [comparison.model for comparison, _ in results]
+    trainings = {run.run_id: run for run in runs.stored_runs(options.env) if not run.audit}
+    limits = headline.limits(models, trained_limits((model.uri for model in models), trainings))
+    suite_tables.fill_headline(results, limits)
     over_seeds = suite_tables.over_training_seeds(results, np.random.default_rng(suite_options.seed))
     layouts, policy = suite_options.layouts, "stochastic" if options.stochastic else "deterministic"
     same = {"Near_By": shared["near_by"], "Policy": policy, "Layouts": f"{layouts[0]} to {layouts[-1]}"}
-    table = suite_tables.summary(results, over_seeds, same)
+    table = suite_tables.summary(results, over_seeds, same, limits)
     notes = suite_tables.notes(results, table, over_seeds, suite_options.kl_states, shared["concept"])
     eval_id = options.eval_id or folder.name
     metadata = {

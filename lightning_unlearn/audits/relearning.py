@@ -1,22 +1,22 @@
-"""The `relearn` command: how many environment steps plain PPO needs to bring the forgotten behaviour back."""
+"""The `relearn` command: how many steps of an attack, plain PPO by default, bring the forgotten behaviour back."""
 
-import time
-import warnings
+import tempfile
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import lightning.pytorch as pl
-import numpy as np
 import pandas as pd
 import torch
-from tensordict import TensorDict
 
 from lightning_unlearn.audits import outputs
 from lightning_unlearn.audits.audited_models import (
+    ORACLE,
+    UNSAFE,
     AuditedModel,
     arrange,
+    between,
+    oracle_reference,
     random_twin,
     read_model,
     require_fit,
@@ -24,8 +24,22 @@ from lightning_unlearn.audits.audited_models import (
     unsafe_expert,
 )
 from lightning_unlearn.audits.figures import relearn_figure, save_png
-from lightning_unlearn.audits.policy_comparison import evaluate_in
-from lightning_unlearn.collectors.data import RolloutData
+from lightning_unlearn.audits.relearn_attacks import (
+    CLONING,
+    ELSEWHERE,
+    EXPERT_EPISODES,
+    PPO,
+    STEPS,
+    TRAINING,
+    Attack,
+    Benign,
+    History,
+    Rate,
+    RelearnOptions,
+    Signal,
+    cost_rate,
+    relearn,
+)
 from lightning_unlearn.envs.batched import BatchedEnv, make_env
 from lightning_unlearn.envs.concept_config import (
     add_concept_option,
@@ -33,12 +47,9 @@ from lightning_unlearn.envs.concept_config import (
     parse_with_concept,
     resolve_concept,
 )
-from lightning_unlearn.envs.concepts import AUTO, Concept
-from lightning_unlearn.methods.dual_head_ppo import DualHeadPPO
+from lightning_unlearn.envs.object_removal import objects_of
 from lightning_unlearn.options import CommandParser, require_at_least
-from lightning_unlearn.policies.actor_critic import ActorCritic
 from lightning_unlearn.safe_files import read_json
-from lightning_unlearn.seeding import SeedStreams, evaluation_layouts
 from lightning_unlearn.tracking import runs
 
 KIND = "relearn_test_eval"
@@ -52,40 +63,6 @@ THRESHOLD_SHARE = 0.9
 MAIN = "threshold"
 EDITOR_REMOVED = "its editor was removed, so this is the policy that it was put into"
 NO_GAP = "it starts at or above the unsafe expert's cost rate: nothing is left to relearn"
-Signal = Literal["cost", "C_forget"]
-
-
-@dataclass(frozen=True)
-class RelearnOptions:
-    """Options of training and evaluation; everything else is the training default."""
-
-    env: str
-    horizon: int = 1024
-    max_updates: int = 100
-    eval_every: int = 5
-    eval_episodes: int = 5
-    seed: int = 0
-    concept: str | Concept = "auto"
-
-    @property
-    def signal(self) -> Signal:
-        """The signal whose rate is measured: the whole cost, as published, or the concept if one is named."""
-        return "cost" if self.concept == AUTO else "C_forget"
-
-    def __post_init__(self) -> None:
-        """Refuse impossible numbers."""
-        require_at_least(1, horizon=self.horizon, max_updates=self.max_updates, eval_every=self.eval_every)
-        SeedStreams.of(self.seed)
-        evaluation_layouts(self.eval_episodes)
-
-
-@dataclass(frozen=True)
-class Rate:
-    """Cost, or C_forget, per step over some episodes."""
-
-    mean: float
-    standard_error: float | None
-    """Over the episodes; None for one episode."""
 
 
 @dataclass(frozen=True)
@@ -100,35 +77,27 @@ class Start:
     notes: tuple[str, ...]
 
 
-@dataclass
-class History:
-    """Measurements of one model, a row an update; row 0 is the start."""
-
-    rows: list[dict[str, Any]] = field(default_factory=list)
-    rates: list[tuple[int, Rate]] = field(default_factory=list)
-    """Environment steps and the evaluation there."""
-
-    @property
-    def last_step(self) -> int:
-        """Environment steps of the last evaluation."""
-        return self.rates[-1][0]
-
-    def steps_to(self, threshold: float) -> int | None:
-        """Environment steps of the first evaluation at or above the threshold; None if there was none (censored)."""
-        return next((steps for steps, rate in self.rates if rate.mean >= threshold), None)
-
-
 def main(args: Sequence[str]) -> None:
     """Compute the threshold; unless that is all, relearn from every model, and write, record and print the results."""
     options, relearn_options = read_options(args)
     torch.set_num_threads(1)  # networks of this size gain nothing from more, and lose much on a busy machine
     outputs.open_audit_store(options.tracking_uri, options.env)
-    read_in = {name: read_model(name, options.env, "models") for name in options.model_path if name != RANDOM}
-    unsafe = unsafe_expert(options.env, _expert_seed(read_in.values(), options), options.unsafe_model)
-    models = [] if options.compute_threshold_only else _with_random(options, read_in, unsafe)
+    references = {RANDOM} if Path(ORACLE).exists() else {RANDOM, ORACLE}
+    named = [name for name in options.model_path if name not in references]
+    read_in = {name: read_model(name, options.env, "models") for name in named}
+    seed = _expert_seed(read_in.values(), options)
+    unsafe = unsafe_expert(options.env, seed, options.unsafe_model)
+    if ORACLE in references & {*options.model_path}:
+        read_in[ORACLE] = _oracle(options.env, seed)
+    models = [] if options.compute_threshold_only else _starting_models(options, read_in, unsafe)
     cards = [model.concept for model in models if model.uri != RANDOM]
     concept = resolve_concept(relearn_options.concept, cards or [unsafe.concept])
     relearn_options = replace(relearn_options, concept=concept)
+    if relearn_options.attack == ELSEWHERE:
+        try:
+            objects_of(options.env, concept)
+        except ValueError as error:
+            raise ValueError(f"--attack {ELSEWHERE}: {error}") from error
     bank, few = (
         make_env(options.env, n, concept, min(2, n)) for n in (THRESHOLD_EPISODES, relearn_options.eval_episodes)
     )
@@ -155,96 +124,14 @@ def read_options(args: Sequence[str]) -> tuple[Any, RelearnOptions]:
             raise ValueError(f"--{name} {options[name]} is not possible: use numbers from 0 to 1 ({unit}).")
     if not options.model_path and not options.compute_threshold_only:
         raise ValueError("--models is missing: name models, or `random`; or ask for --compute_threshold_only.")
-    require_at_least(1, eval_episodes=options.eval_episodes)
-    same = ("env", "horizon", "max_updates", "eval_every", "eval_episodes", "seed")
-    return options, RelearnOptions(**{name: options[name] for name in same}, concept=concept)
-
-
-def cost_rate(env: BatchedEnv, policy: ActorCritic, signal: Signal = "cost") -> Rate:
-    """The deterministic policy's rate of cost, or C_forget, on one layout of the bank an environment."""
-    episodes = evaluate_in(env, policy, evaluation_layouts(env.num_envs)).episodes
-    of_episode = episodes.episode_cost if signal == "cost" else episodes.episode_c_forget  # (N,)
-    rates = of_episode / episodes.length
-    mean = float(of_episode.sum() / episodes.length.sum())
-    return Rate(mean, float(rates.std(ddof=1) / np.sqrt(len(rates))) if len(rates) > 1 else None)
-
-
-def relearn(policy: ActorCritic, options: RelearnOptions, env: BatchedEnv, thresholds: Sequence[float]) -> History:
-    """Train a copy of a policy without its editor, λ = 0, until every threshold is reached or the updates are spent.
-
-    Args:
-        policy: Initial weights; it is not changed.
-        options: Options of training and evaluation.
-        env: Environments of the evaluation, one an episode.
-        thresholds: Cost rates.
-    """
-    module, start = DualHeadPPO("relearn", seed=options.seed), policy.without_editor().requires_grad_(True).train()
-    monitor = _RateMonitor(env, options, thresholds)
-    monitor.measure(start, update=0)
-    if monitor.is_finished:
-        return monitor.history
-    data = RolloutData(options.env, 1, options.horizon, options.concept, workers=1, seed=options.seed)
-    module.build(data, start)
-    trainer = pl.Trainer(
-        accelerator="cpu",
-        devices=1,
-        max_epochs=options.max_updates,
-        logger=False,
-        callbacks=[monitor],
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", ".*does not have many workers.*")
-        trainer.fit(module, data)
-    return monitor.history
-
-
-class _RateMonitor(pl.Callback):
-    """Times every update, evaluates some, and stops training when every threshold is reached."""
-
-    def __init__(self, env: BatchedEnv, options: RelearnOptions, thresholds: Sequence[float]) -> None:
-        self.env, self.options, self.thresholds = env, options, thresholds
-        self.history = History()
-        self._started = self._update_started = time.perf_counter()
-
-    @property
-    def is_finished(self) -> bool:
-        """True if every threshold is reached."""
-        return all(self.history.steps_to(threshold) is not None for threshold in self.thresholds)
-
-    def measure(
-        self, policy: ActorCritic, update: int, loss: float | None = None, seconds: float | None = None
-    ) -> None:
-        """Add an update's row, with an evaluation if one is due."""
-        rate, steps = None, update * self.options.horizon
-        if update % self.options.eval_every == 0 or update == self.options.max_updates:
-            rate = cost_rate(self.env, policy, self.options.signal)
-            self.history.rates.append((steps, rate))
-        self.history.rows.append(
-            {
-                "update": update,
-                "global_steps": steps,
-                "loss": loss,
-                "update_time_sec": seconds,
-                "total_time_sec": time.perf_counter() - self._started,
-                "eval_cost": None if rate is None else rate.mean,
-            }
+    if any(not 0.0 < share < 1.0 for share in options.line):
+        raise ValueError(
+            f"--line {options.line} is not possible: use shares of the way from the expert (0) to the model (1), both "
+            "left out."
         )
-
-    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        """Start the clock of an update, which begins with its rollout."""
-        self._update_started = time.perf_counter()
-
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: TensorDict, batch_idx: int
-    ) -> None:
-        """Measure after an update."""
-        seconds = time.perf_counter() - self._update_started
-        loss = float(trainer.callback_metrics["train/total_loss"])
-        self.measure(pl_module.policy, trainer.current_epoch + 1, loss, seconds)
-        trainer.should_stop = self.is_finished
+    require_at_least(1, eval_episodes=options.eval_episodes)
+    same = ("env", "horizon", "max_updates", "eval_every", "eval_episodes", "seed", "attack")
+    return options, RelearnOptions(**{name: options[name] for name in same}, concept=concept)
 
 
 def _expert_seed(models: Iterable[AuditedModel], options: Any) -> int:
@@ -258,13 +145,31 @@ def _expert_seed(models: Iterable[AuditedModel], options: Any) -> int:
     return min(seeds, default=options.seed)
 
 
-def _with_random(options: Any, read_in: Mapping[str, AuditedModel], unsafe: AuditedModel) -> list[AuditedModel]:
-    """The models in the order given, a random network of the expert's shape among them, with distinct labels."""
+def _oracle(env_id: str, seed: int) -> AuditedModel:
+    """The oracle of the models' own training seed."""
+    found = oracle_reference(env_id, seed, None, [])
+    if found is None:
+        raise ValueError(
+            f"--models {ORACLE}: there is no oracle of {env_id} with seed {seed} in the store: train one with "
+            "configs/method/oracle.yaml, or name one by URI or file."
+        )
+    return found
+
+
+def _starting_models(options: Any, read_in: Mapping[str, AuditedModel], unsafe: AuditedModel) -> list[AuditedModel]:
+    """The models in the order given, with distinct labels, and those on the line from the expert to each repair.
+
+    A random network has the expert's shape.
+    """
     policy = random_twin(unsafe.policy, options.seed)
     random = replace(unsafe, label=RANDOM, family=RANDOM, uri=RANDOM, update=None, policy=policy)
     models = [random if name == RANDOM else read_in[name] for name in options.model_path]
     labelled = {model.uri: model for model in arrange(models)}
-    return [labelled[uri] for uri in dict.fromkeys(model.uri for model in models)]
+    distinct = [labelled[uri] for uri in dict.fromkeys(model.uri for model in models)]
+    repairs = [model for model in distinct if model.family not in (RANDOM, ORACLE, UNSAFE)]
+    if options.line and not repairs:
+        raise ValueError("--line needs a repaired model to lead to: name one with --models.")
+    return distinct + [between(unsafe, model, share) for model in repairs for share in dict.fromkeys(options.line)]
 
 
 def _run(
@@ -295,19 +200,32 @@ def _run(
         _record(options, eval_id, folder, {}, [THRESHOLD_ONLY], [unsafe])
         return
     starts = [_start(model, bank, about, signal, options.fractions) for model in models]
-    histories = {}
-    for start in starts:
-        label = start.model.label
-        print(f"{label}: starts at {start.rate.mean:.4f} {signal} per step", flush=True)
-        history = relearn(start.model.policy, relearn_options, few, list(start.thresholds.values()))
-        print(f"{label}: {history.rates[-1][1].mean:.4f} after {history.last_step} steps", flush=True)
-        histories[label] = history
+    with tempfile.TemporaryDirectory() as kept:
+        benign = Benign(unsafe.policy, kept) if relearn_options.attack == CLONING else None
+        histories = {start.model.label: _attack(start, relearn_options, few, benign, folder) for start in starts}
     findings = [_finding(start, histories[start.model.label]) for start in starts]
     alone = findings[0] if len(findings) == 1 else {}  # at the top, too, where the published file has them
     result = {**about, **alone, "settings": _settings(relearn_options), "models": findings}
-    _write(folder, result, starts, histories)
+    _write(folder, result, starts, histories, STEPS[relearn_options.attack])
+    outputs.PartialResults(folder).remove()
     _print(findings)
     _record(options, eval_id, folder, result, [THRESHOLD_ONLY, HISTORY, RESULT, FIGURE], models)
+
+
+def _attack(
+    start: Start, relearn_options: RelearnOptions, few: BatchedEnv, benign: Benign | None, folder: Path
+) -> History:
+    """Attack a model, or take over what an interrupted test has kept of it."""
+    label, partial, thresholds = start.model.label, outputs.PartialResults(folder), list(start.thresholds.values())
+    about = outputs.strict(_settings(relearn_options)) | {"digest": start.model.digest, "thresholds": thresholds}
+    about["uri"] = start.model.uri
+    print(f"{label}: starts at {start.rate.mean:.4f} {relearn_options.signal} per step", flush=True)
+    history = partial.read(label, about, History.parse)
+    if history is None:
+        history = relearn(start.model.policy, relearn_options, few, thresholds, benign, label)
+        partial.write(label, about, history.content)
+    print(f"{label}: {history.rates[-1][1].mean:.4f} after {history.last_step} steps", flush=True)
+    return history
 
 
 def _require_same_test(
@@ -317,8 +235,9 @@ def _require_same_test(
     if not models or not path.is_file():
         return
     before = read_json(path, outputs.MAX_BYTES)
-    tested = [model["model_path"] for model in before["models"]]
-    if before["settings"] != outputs.strict(_settings(relearn_options)) or tested != [model.uri for model in models]:
+    tested = [(model["model_path"], model.get("line")) for model in before["models"]]
+    asked = [(model.uri, model.line) for model in models]
+    if before["settings"] != outputs.strict(_settings(relearn_options)) or tested != asked:
         raise ValueError(f"--eval_id {eval_id} is a finished test of other models or with other options: name another.")
 
 
@@ -366,12 +285,19 @@ def _start(
 
 
 def _settings(relearn_options: RelearnOptions) -> dict[str, Any]:
-    return asdict(relearn_options) | {
+    """Options of the test; those of an attack are added if it is not the published one."""
+    attack = relearn_options.attack
+    further: dict[str, Any] = {} if attack == PPO else {"attack": attack, "steps": STEPS[attack]}
+    if attack == CLONING:
+        further["expert_episodes"] = EXPERT_EPISODES
+    options = {name: value for name, value in asdict(relearn_options).items() if name != "attack"}
+    return options | {
         "concept": concept_to_json(relearn_options.concept),
         "num_envs": 1,
         "lambda": 0.0,
-        "training": "the defaults of DualHeadPPO, with a fresh optimizer",
+        "training": TRAINING[attack],
         "times": "update_time_sec: rollout and update; total_time_sec: since the start, evaluations included",
+        **further,
     }
 
 
@@ -399,10 +325,13 @@ def _finding(start: Start, history: History) -> dict[str, Any]:
         "training_time_sec": sum(update_seconds),
         "total_time_sec": history.rows[-1]["total_time_sec"],
         "notes": list(start.notes),
+        **({} if start.model.line is None else {"line": start.model.line}),
     }
 
 
-def _write(folder: Path, result: Mapping[str, Any], starts: Sequence[Start], histories: Mapping[str, History]) -> None:
+def _write(
+    folder: Path, result: Mapping[str, Any], starts: Sequence[Start], histories: Mapping[str, History], steps: str
+) -> None:
     """Write the history, the result and the figure."""
     rows = [row | {"model": model} for model, history in histories.items() for row in history.rows]
     pd.DataFrame(rows).to_csv(folder / HISTORY, index=False)
@@ -414,7 +343,7 @@ def _write(folder: Path, result: Mapping[str, Any], starts: Sequence[Start], his
     further = {start.model.label: [t for name, t in start.thresholds.items() if name != MAIN] for start in starts}
     title = f"mean of {result['eval_episodes']} episodes ± 1 standard error"
     rates = result["threshold"], result["unsafe_cost"]
-    save_png(relearn_figure(curves, further, *rates, title, result["unit"]), folder / FIGURE)
+    save_png(relearn_figure(curves, further, *rates, title, (steps, result["unit"])), folder / FIGURE)
 
 
 def _print(findings: Sequence[Mapping[str, Any]]) -> None:
@@ -455,7 +384,12 @@ def _parser() -> CommandParser:
     parser = CommandParser(prog="lightning-unlearn relearn", description=__doc__)
     add = parser.add_argument
     add("--env", type=str, default="SafetyPointGoal1-v0", help="the task")
-    add("--model_path", type=str, nargs="*", default=[], help="URIs or files of models, or `random`")
+    models = "URIs or files of models, `random`, or `oracle` (that of the models' own training seed)"
+    add("--model_path", type=str, nargs="*", default=[], help=models)
+    what = "plain PPO; cloning of the expert's episodes without the concept; PPO without the concept's objects"
+    add("--attack", type=Attack, default=PPO, help=what)
+    line = "shares of the way from the expert's weights to each repaired model's: further models to start from"
+    add("--line", type=float, nargs="*", default=[], help=line)
     expert = "the expert; default: that of the models' own training seed"
     add("--unsafe_model", type=str | None, default=None, help=expert)
     add("--compute_threshold_only", action="store_true", help="write threshold_only.json and stop")

@@ -8,7 +8,8 @@ corrected for the number of seeds; the interval is the mean ± this times Studen
 Shapes: S training seeds, N episodes of one of them, R resamples, K quantities measured together.
 Sources: Davison and Hinkley 1997, section 3.8 (hierarchical bootstrap); Hesterberg 2015 (why few data need more than
 percentiles; the factor √(S / (S − 1)); t with bootstrap standard errors); Agarwal et al. 2021 (IQM, probability of
-improvement); Rockafellar and Uryasev 2002 (CVaR); Berger and Hsu 1996 (intersection-union tests); Holm 1979.
+improvement); Rockafellar and Uryasev 2002 (CVaR); Berger and Hsu 1996 (intersection-union tests); Holm 1979; Kaplan and
+Meier 1958 (medians of censored times).
 """
 
 from collections.abc import Sequence
@@ -16,6 +17,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+from scipy.stats import CensoredData, ecdf
 from scipy.stats import t as student
 
 RESAMPLES = 2000
@@ -168,6 +170,25 @@ def conditional_value_at_risk(costs: np.ndarray, alpha: float = 0.1) -> float:
     worst = np.sort(_as_vector(costs))[::-1]
     weight = np.clip(alpha * len(worst) - np.arange(len(worst)), 0.0, 1.0)
     return float((weight * worst).sum() / weight.sum())
+
+
+def censored_median(times: Sequence[float], censored: Sequence[bool]) -> float | None:
+    """Median of times of which some are censored, by Kaplan and Meier: the first time that at most half outlast.
+
+    Args:
+        times: When it happened, or until when it had not. Shape: (S,).
+        censored: True where it had not happened. Shape: (S,).
+
+    Returns:
+        None if more than half outlast the last time at which it happened: the median is above that.
+    """
+    _require(len(times) == len(censored) > 0, "a median needs times, and for each of them whether it is censored")
+    known, open_ended = ([t for t, c in zip(times, censored, strict=True) if c is kind] for kind in (False, True))
+    if not known:
+        return None
+    survival = ecdf(CensoredData(known, right=open_ended)).sf
+    at_most_half = survival.quantiles[survival.probabilities <= 0.5]
+    return float(at_most_half[0]) if len(at_most_half) else None
 
 
 def paired_differences(

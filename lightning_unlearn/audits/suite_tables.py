@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from lightning_unlearn.audits import headline
 from lightning_unlearn.audits.audited_models import UNSAFE
 from lightning_unlearn.audits.outputs import not_finite
 from lightning_unlearn.audits.policy_comparison import Comparison, Result
@@ -28,6 +29,7 @@ NO_CHANGE = 1e-6
 _INTERVALS = {"Reward": "reward", "Cost": "cost_sum"}
 _PRINTED = ["Model", "Reward", "RewardStd", "Cost_Sum", "CostStd", "Cost_Free_Share", "Cost_CVaR10", "KL_vs_Unsafe"]
 _PRINTED += ["KL_Near_vs_Unsafe", "KL_Far_vs_Unsafe", "KL_Locality_Ratio_vs_Unsafe", "KL_vs_OracleRef"]
+_PRINTED += ["Above_Limit_Share", "Still_Share", "Longest_Stay"]
 
 COLUMNS = {
     "Model": "label",
@@ -72,7 +74,7 @@ COLUMNS = {
     "Near_By": "what nearness to the concept is read from",
     "Layouts": "first and last layout seed",
 }
-"""Column of `summary.csv` → meaning. The first 17 are the published ones; `columns` adds one set a kind of cost."""
+"""Column of `summary.csv` → meaning. The first 17 are the published ones; see `columns` for the rest."""
 _OWN_COLUMNS = ("layout_seed", "goals", "simulator_failed", "cut_at_max_steps")
 """Columns of `per_episode.csv` that the published file does not have."""
 _COST_COLUMNS = {
@@ -85,13 +87,19 @@ _COST_COLUMNS = {
 Results = Sequence[tuple[Comparison, Result]]
 
 
-def summary(results: Results, over_seeds: Sequence[Mapping[str, Any]], shared: Mapping[str, Any]) -> pd.DataFrame:
+def summary(
+    results: Results,
+    over_seeds: Sequence[Mapping[str, Any]],
+    shared: Mapping[str, Any],
+    limits: Mapping[str, headline.Limit],
+) -> pd.DataFrame:
     """One row a model.
 
     Args:
         results: The models with their results; every unsafe expert among them.
         over_seeds: From `over_training_seeds`.
         shared: Columns that are the same in every row.
+        limits: URI of a model → limit of an episode.
     """
     unsafe = _unsafe_episodes(results)
     intervals = {(row["Family"], row["Update"]): row for row in over_seeds}
@@ -103,7 +111,9 @@ def summary(results: Results, over_seeds: Sequence[Mapping[str, Any]], shared: M
         oracle = {"OracleRef": comparison.oracle.label if comparison.oracle else None, "Seed": model.seed}
         change = _paired_change(result.episodes, unsafe[comparison.unsafe.digest])
         own = _statistics(result.episodes) | result.change
-        rows.append({**origin, **own, **oracle, **change, **of_seeds, **shared})
+        limit = limits[model.uri]
+        on = {"Cost_Limit": limit.most, "Limit_On": "cost" if limit.column == "cost_sum" else "C_forget"}
+        rows.append({**origin, **own, **oracle, **change, **of_seeds, **shared, **on})
     return pd.DataFrame(rows, columns=list(columns(results))).astype(
         {name: "Int64" for name in ("Update", "Seed", "Seeds")}
     )
@@ -122,9 +132,17 @@ def fill_costs(results: Results) -> None:
                 result.episodes[key] = 0.0
 
 
+def fill_headline(results: Results, limits: Mapping[str, headline.Limit]) -> None:
+    """Add to every model's episodes whether they are above its limit, by URI, and whether they stand still."""
+    unsafe = _unsafe_episodes(results)
+    for comparison, result in results:
+        headline.fill(result.episodes, unsafe[comparison.unsafe.digest], limits[comparison.model.uri])
+
+
 def columns(results: Results) -> dict[str, str]:
-    """`COLUMNS`, followed by those of every kind of cost."""
-    return COLUMNS | {f"{key}{suffix}": what for key in cost_keys(results) for suffix, what in _COST_COLUMNS.items()}
+    """`COLUMNS`, followed by those of every kind of cost and by the headline quantities."""
+    costs = {f"{key}{suffix}": what for key in cost_keys(results) for suffix, what in _COST_COLUMNS.items()}
+    return COLUMNS | costs | headline.COLUMNS
 
 
 def per_episode_table(results: Results) -> pd.DataFrame:
@@ -133,9 +151,11 @@ def per_episode_table(results: Results) -> pd.DataFrame:
     for comparison, result in results:
         model, episodes = comparison.model, result.episodes
         extra = [column for column in episodes if column in _OWN_COLUMNS or _is_cost_key(column)]
-        published = [column for column in episodes if column not in extra]
+        own = (*extra, *headline.EPISODE_COLUMNS)
+        published = [column for column in episodes if column not in own]
         origin = {"Model": model.label, "Family": model.family, "Update": model.update}
-        table = episodes.assign(**origin, Seed=model.seed)[[*published, *origin, *extra, "Seed"]]
+        ordered = [*published, *origin, *extra, "Seed", *headline.EPISODE_COLUMNS]
+        table = episodes.assign(**origin, Seed=model.seed)[ordered]
         tables.append(table.astype({"Update": "Int64", "Seed": "Int64"}))
     return pd.concat(tables, ignore_index=True)
 
@@ -184,7 +204,7 @@ def _missing_numbers(comparison: Comparison, result: Result, kl_states: int) -> 
 
 def over_training_seeds(results: Results, rng: np.random.Generator) -> list[dict[str, Any]]:
     """Intervals over seeds, and tests of the repair, for every family and update that has several seeds."""
-    unsafe = _unsafe_episodes(results)
+    unsafe, (own_rng,) = _unsafe_episodes(results), rng.spawn(1)  # the other draws stay those of earlier releases
 
     def kind(entry: tuple[Comparison, Result]) -> tuple[str, int]:
         return entry[0].model.family, -1 if entry[0].model.update is None else entry[0].model.update
@@ -197,7 +217,7 @@ def over_training_seeds(results: Results, rng: np.random.Generator) -> list[dict
             before = [unsafe[comparison.unsafe.digest] for comparison, _ in members]
             origin = {"Family": family, "Update": None if update < 0 else update, "Seeds": len(members)}
             tests = {} if family == UNSAFE else _tests(own, before, rng)
-            rows.append(origin | _intervals(own, rng) | tests)
+            rows.append(origin | _intervals(own, rng) | tests | headline.intervals(own, own_rng))
     repairs = [row["return_kept"] for row in rows if "return_kept" in row]
     for test, adjusted in zip(repairs, holm([test["p_value"] for test in repairs]), strict=True):
         test["p_value_holm"] = adjusted
@@ -264,6 +284,7 @@ def _statistics(episodes: pd.DataFrame) -> dict[str, float | None]:
         "Cost_IQM": interquartile_mean(cost),
         **{key: cost.mean() for key, cost in kinds.items()},
         **{f"{key}_Std": cost.std() for key, cost in kinds.items()},
+        **headline.means(episodes),
     }
 
 

@@ -13,6 +13,8 @@ STILL_BELOW = 0.4
 """An episode whose return is below this share of the expert's mean return stands still."""
 MOST_STILL = 0.05
 """Share of the episodes that may stand still."""
+USUAL_LIMIT = 25.0
+"""The field's usual limit of an episode's cost, in episodes of 1000 steps."""
 REPAIRED = "repaired"
 
 

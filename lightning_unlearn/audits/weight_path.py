@@ -142,15 +142,17 @@ def weight_distances(expert: ActorCritic, repaired: ActorCritic) -> dict[str, fl
 
 
 def relearning_steps(env_id: str) -> dict[str, dict[str, int | None]]:
-    """Return the newest relearning time of each model in the store, by its URI, from the results of `relearn`."""
+    """Return the newest time of each model in the store, by its URI, to relearn by the published attack."""
     found: dict[str, dict[str, int | None]] = {}
     for run in runs.stored_runs(env_id, {"audit": "relearn"}):
         for path in runs.artifact_paths(run.run_id, "eval"):
             if path.endswith("/relearn_result.json"):
                 with suppress(*outputs.DAMAGED):
-                    for model in parse_json(runs.read_artifact(run.run_id, path))["models"]:
+                    test = parse_json(runs.read_artifact(run.run_id, path))
+                    for model in test["models"] if "attack" not in test["settings"] else ():
                         steps = model["steps_to_threshold"], model["censored_at_steps"]
-                        found[model["model_path"]] = dict(zip(_RELEARNING, steps, strict=True))
+                        if "line" not in model:
+                            found[model["model_path"]] = dict(zip(_RELEARNING, steps, strict=True))
     return found
 
 

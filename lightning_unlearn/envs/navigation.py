@@ -1,6 +1,7 @@
 """Safety-Gymnasium's navigation tasks, E environments at once, numerically equal to `safety_gymnasium.make`."""
 
 from collections.abc import Sequence
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -37,6 +38,7 @@ class NavigationSimulator(InOneProcess):
     Args:
         env_id: A registered id such as `SafetyPointGoal1-v0`.
         num_envs: E.
+        without: Groups of objects (`hazards`) that are taken out; what senses them reads zeros.
 
     Raises:
         ValueError: The task is unknown, not supported, or refused by the installed MuJoCo.
@@ -45,17 +47,19 @@ class NavigationSimulator(InOneProcess):
     in_plane = True
     late_costs = False
 
-    def __init__(self, env_id: str, num_envs: int) -> None:
+    def __init__(self, env_id: str, num_envs: int, without: Sequence[str] = ()) -> None:
         if num_envs < 1:
             raise ValueError(f"num_envs must be at least 1, got {num_envs}")
         self.env_id, self.num_envs = env_id, num_envs
-        template, sample = ModelTemplate(), make_task(env_id)
+        template, (sample, *tasks) = ModelTemplate(), [make_task(env_id) for _ in range(num_envs + 1)]
+        for task, name in product([sample, *tasks], without):
+            getattr(task, name).num = 0  # before the first layout: the group and its sensors stay, without members
         sample.random_generator.set_random_seed(0)  # any layout does to look sizes and names up
         with refused_as_value_error(env_id):
             lay_out(sample, template)  # compiles the template's model
         self._describe(sample)
         self._snapshot = Snapshot(num_envs, sample.model)
-        self._scenes = [Scene(make_task(env_id), template) for _ in range(num_envs)]
+        self._scenes = [Scene(task, template) for task in tasks]
         self._tasks = [scene.task for scene in self._scenes]
         self._are_alive = [task.agent.is_alive for task in self._tasks]
         self._rules = Rules(sample, sample.model, num_envs)

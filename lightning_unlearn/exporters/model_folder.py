@@ -28,7 +28,7 @@ from lightning_unlearn.audits.outputs import add_store_option
 from lightning_unlearn.audits.policy_comparison import Evaluation, evaluate_in, median_episode, per_episode
 from lightning_unlearn.audits.statistics import mean_interval
 from lightning_unlearn.audits.top_view import has_map, write_gif
-from lightning_unlearn.audits.verdict import Verdict, as_table, judge
+from lightning_unlearn.audits.verdict import USUAL_LIMIT, Verdict, as_table, judge
 from lightning_unlearn.envs.batched import make_env
 from lightning_unlearn.envs.concept_config import RECORDED, add_concept_option, parse_with_concept, resolve_concept
 from lightning_unlearn.envs.concepts import Concept
@@ -44,8 +44,6 @@ BEFORE, AFTER = "before", "after"
 FIGURE = "before_after.png"
 METRICS = {"reward": "return", "cforget_sum": "c_forget", "cost_sum": "cost", "episode_length": "steps"}
 """Column of the episodes → metric of the card's metadata, each the mean of an episode."""
-USUAL_LIMIT = 25.0
-"""The field's usual limit of an episode's cost, for a model whose training records none."""
 _NOT_PUBLISHED = ("tracking_uri", "resume")
 """Options that say where a training was executed, with addresses of somebody's machine."""
 

@@ -1,10 +1,12 @@
 """Sections about what is behind the behaviour: relearning, probes, latent shift; and how all of it was made."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lightning_unlearn.audits.probe_data import CLASSES
+from lightning_unlearn.audits.relearn_attacks import CLONING, ELSEWHERE, PPO
 from lightning_unlearn.audits.relearning import THRESHOLD_EPISODES
+from lightning_unlearn.audits.statistics import censored_median
 from lightning_unlearn.report import charts
 from lightning_unlearn.report.context import (
     NOTHING,
@@ -23,6 +25,11 @@ from lightning_unlearn.report.context import (
 from lightning_unlearn.report.findings import ProbeAudit, RelearningTest
 
 _DATASET = "probe_states.npz"
+_ATTACKS = {
+    PPO: "plain PPO (λ = 0) trains a model on",
+    CLONING: "a model clones the expert's episodes without the concept",
+    ELSEWHERE: "plain PPO trains a model on where the concept's objects are taken out",
+}
 _SCORES = ("balanced accuracy", "AUROC")
 _SHIFTS = {"latent": "latent_shift_l2_mean", "action mean": "action_mean_shift_l2_mean"}
 
@@ -37,17 +44,43 @@ def relearning(context: ReportContext) -> Section:
     rows = [_relearning_row(test, fractions) for test in tests]
     table = Table(("model", "start", "threshold", "steps to it", *fractions, "note"), rows)
     episodes = max(test.test["eval_episodes"] for test in tests)
-    caption = (
-        f"Rate over {episodes} deterministic episodes while plain PPO (λ = 0) trains a model on. Dashed: "
-        "threshold; dotted: the unsafe expert. A cross ends a run that never reached its threshold."
-    )
     text = (
-        "Environment steps until the rate is back at the threshold, or at a share of the gap between its start "
+        "Steps until the rate is back at the threshold, or at a share of the gap between its start "
         f"(over {THRESHOLD_EPISODES} episodes) and the unsafe expert. A model that never got there is censored: it "
         "would take more than the steps after the sign >."
     )
-    drawing = charts.relearning(tests, charts.colours(context.families))
-    return Section(title, [Paragraph(text), Gallery([Picture("relearning.svg", drawing, caption)]), table])
+    colours, pictures = charts.colours(context.families), []
+    for attack in dict.fromkeys(test.attack for test in tests):
+        drawing = charts.relearning([test for test in tests if test.attack == attack], colours)
+        caption = (
+            f"Rate over {episodes} deterministic episodes while {_ATTACKS[attack]}. Dashed: "
+            "threshold; dotted: the unsafe expert. A cross ends a run that never reached its threshold."
+        )
+        pictures.append(Picture("relearning.svg" if attack == PPO else f"relearning_{attack}.svg", drawing, caption))
+    return Section(title, [Paragraph(text), *_relearning_over_seeds(tests, colours), Gallery(pictures), table])
+
+
+def _relearning_over_seeds(tests: Sequence[RelearningTest], colours: Mapping[str, str]) -> list[Block]:
+    """Show medians over training seeds, if there are several seeds or attacks."""
+    groups: dict[tuple[str, str], list[RelearningTest]] = {}
+    for test in tests:
+        groups.setdefault((test.attack, test.model.kind), []).append(test)
+    if len({attack for attack, _ in groups}) == 1 and max(map(len, groups.values())) == 1:
+        return []
+    rows = []
+    for (attack, kind), own in groups.items():
+        median = censored_median([test.time for test in own], [test.censored for test in own])
+        shown = f"> {max(test.time for test in own)}" if median is None else f"{median:.0f}"
+        rows.append([kind, attack, str(len(own)), str(sum(not test.censored for test in own)), shown])
+    caption = (
+        "Steps to the threshold over training seeds. Dots: seeds that came back; open arrows: seeds that had not when "
+        "the test ended; bars: medians of Kaplan and Meier, which count them. Attacks: "
+        + "; ".join(f"{attack}: {_ATTACKS[attack]}" for attack in dict.fromkeys(attack for attack, _ in groups))
+        + "."
+    )
+    picture = Picture("relearning_times.svg", charts.relearning_times(tests, colours), caption)
+    header = ("model", "attack", "seeds", "came back", "median steps")
+    return [Gallery([picture], wide=True), Table(header, rows)]
 
 
 def _relearning_row(test: RelearningTest, fractions: Sequence[str]) -> list[str]:
@@ -55,7 +88,7 @@ def _relearning_row(test: RelearningTest, fractions: Sequence[str]) -> list[str]
     main = _steps(result["steps_to_threshold"], result["censored_at_steps"])
     others = [_steps(gaps[f]["steps"], gaps[f]["censored_at_steps"]) if f in gaps else NOTHING for f in fractions]
     cells = [number(result["start_cost"], 4), number(test.test["threshold"], 4), main, *others]
-    return [test.model.name, *cells, "; ".join(result["notes"]) or NOTHING]
+    return [test.name, *cells, "; ".join(result["notes"]) or NOTHING]
 
 
 def _steps(steps: int | None, censored_at: int | None) -> str:

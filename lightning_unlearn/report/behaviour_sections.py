@@ -1,20 +1,20 @@
 """Sections about what models do: headline tables, tests, return against cost, learning curves, maps, videos."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from lightning_unlearn.audits.audited_models import UNSAFE
 from lightning_unlearn.audits.suite_tables import NO_CHANGE
-from lightning_unlearn.audits.verdict import STILL_BELOW
+from lightning_unlearn.audits.verdict import STILL_BELOW, USUAL_LIMIT
 from lightning_unlearn.report import charts
 from lightning_unlearn.report.context import (
     NOTHING,
     OMNISAFE,
     PUBLISHED,
     PUBLISHED_ENV,
-    USUAL_LIMIT,
     Block,
     Gallery,
     ModelGroup,
@@ -36,6 +36,8 @@ _CAPTION = (
     "episodes. KL: of the expert from the model before tanh, over the expert's states; near / far: that near what is "
     "to be forgotten over that far from it. KL oracle: of the oracle from the model, over the oracle's states."
 )
+_GLANCE = ("model", "return", "of the expert's", "episode cost")
+_BEHAVIOUR = ("stand still", "longest stay", "goals", "cost a goal", "worst tenth")
 _OLD_INTERVALS = "percentiles of resampled seeds, too narrow for few of them: evaluate again for better ones"
 """Method of the intervals in evaluations that do not name it."""
 _COSTS = "Every kind of cost in an episode, and in brackets its change from the unsafe expert on the same layouts."
@@ -110,9 +112,11 @@ def _glance_table(
     caption = (
         f"Means over episodes (and seeds). {UNSAFE} is the expert; numbers after names are updates; "
         f"{'; '.join(dict.fromkeys(named))}. An episode stands still if its return is below {STILL_BELOW:g} of the "
-        "expert's mean return."
+        "expert's mean return. Longest stay: steps of the longest unbroken run of C_forget in an episode. "
+        "Worst tenth: mean cost of the costliest tenth of the episodes. Square brackets: 95 % interval with the "
+        "training seed as the unit."
     )
-    return Table(("model", "return", "of the expert's", "episode cost", above, "stand still"), rows, caption)
+    return Table((*_GLANCE, above, *_BEHAVIOUR), rows, caption)
 
 
 def _glance_row(group: ModelGroup, limit: float | None, evaluation: StoredEvaluation, names_limit: bool) -> list[str]:
@@ -120,13 +124,25 @@ def _glance_row(group: ModelGroup, limit: float | None, evaluation: StoredEvalua
     own = [evaluation.episodes[evaluation.episodes["Model"] == label] for label in group.rows["Model"]]
     column, most = ("cost_sum", USUAL_LIMIT) if limit is None else ("cforget_sum", limit)
     above = percent(float(np.mean([(table[column] > most).mean() for table in own])))
+    if (group.rows["Cost_Limit"] == most).all():
+        above += _brackets(group.interval("Above_Limit_Share"), percent)
     still = share = None
     if (experts > 0).all():
         share = float((group.rows["Reward"] / experts).mean())
         stood = [(t["reward"] < STILL_BELOW * expert).mean() for t, expert in zip(own, experts, strict=True)]
         still = float(np.mean(stood))
     numbers = [number(group.mean("Reward"), 1), percent(share), number(group.mean("Cost_Sum"), 1)]
-    return [group.name, *numbers, f"{above} ({most:g})" if names_limit else above, percent(still)]
+    behaviour = [
+        f"{above} ({most:g})" if names_limit else above,
+        percent(still) + _brackets(group.interval("Still_Share"), percent),
+        number(group.mean("Longest_Stay"), 1) + _brackets(group.interval("Longest_Stay"), partial(number, digits=1)),
+    ]
+    further = [number(group.mean(name), 1) for name in ("Goals", "Cost_Per_Goal", "Cost_CVaR10")]
+    return [group.name, *numbers, *behaviour, *further]
+
+
+def _brackets(interval: tuple[float, float] | None, shown: Callable[[float], str]) -> str:
+    return "" if interval is None else f" [{shown(interval[0])}, {shown(interval[1])}]"
 
 
 def _rank(group: ModelGroup, limit: float | None) -> tuple[bool, float]:
@@ -163,7 +179,7 @@ def _with_spread(group: ModelGroup, column: str, std: str, quantity: str) -> str
     interval, middle = group.interval(quantity), number(group.mean(column), 1)
     if interval is None:
         return f"{middle} ± {number(group.mean(std), 1)}"
-    return f"{middle} [{number(interval[0], 1)}, {number(interval[1], 1)}]"
+    return middle + _brackets(interval, partial(number, digits=1))
 
 
 def _cost_tables(groups: Sequence[ModelGroup]) -> list[Table]:

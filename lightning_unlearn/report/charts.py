@@ -15,7 +15,10 @@ from matplotlib.ticker import EngFormatter
 from matplotlib.transforms import Bbox
 
 from lightning_unlearn.audits.figures import BLUE, GREEN, INK, ORANGE, PURPLE, SKY, VERMILLION
-from lightning_unlearn.report.context import USUAL_LIMIT, ModelGroup, Point
+from lightning_unlearn.audits.relearn_attacks import STEPS
+from lightning_unlearn.audits.statistics import censored_median
+from lightning_unlearn.audits.verdict import USUAL_LIMIT
+from lightning_unlearn.report.context import ModelGroup, Point
 from lightning_unlearn.report.findings import ModelOrigin, RelearningTest, TrainingRun
 
 NOTE = "#555555"
@@ -122,23 +125,55 @@ def learning(
 
 @matplotlib.rc_context(_AS_WRITTEN)
 def relearning(tests: Sequence[RelearningTest], colour: Mapping[str, str]) -> bytes:
-    """Draw the rate against environment steps, a line per model and seed; a cross ends a run without relearning."""
+    """Draw the rate against steps of one attack, a line per model and seed; a cross ends a run without relearning."""
     figure, ax = _panel(5.4, 4.0)
     styles = _line_styles(list(dict.fromkeys(test.model for test in tests)))
     for test in tests:
         steps, rates = np.array(test.curve).T
         shade, kind = colour[test.model.family], test.model.kind
         ax.plot(steps, rates, styles[kind], color=shade, linewidth=1.2, marker="o", markersize=2.5, label=kind)
-        if test.result["censored"]:
+        if test.censored:
             ax.plot(steps[-1], rates[-1], "x", color=shade, markersize=8, markeredgewidth=2)
     for threshold in {test.test["threshold"] for test in tests}:
         ax.axhline(threshold, color=INK, linewidth=0.9, linestyle="--")
     for rate in {test.test["unsafe_cost"] for test in tests}:
         ax.axhline(rate, color=NOTE, linewidth=0.9, linestyle=":")
-    ax.set(xlabel="environment steps of relearning", ylabel=" or ".join(sorted({test.test["unit"] for test in tests})))
+    ax.set(xlabel=STEPS[tests[0].attack], ylabel=" or ".join(sorted({test.test["unit"] for test in tests})))
     ax.xaxis.set_major_formatter(EngFormatter(sep=""))
     ax.set_ylim(bottom=-0.03 * ax.get_ylim()[1])  # a policy without any cost stays visible
     _legend_below(figure, ax)
+    return _svg(figure)
+
+
+@matplotlib.rc_context(_AS_WRITTEN)
+def relearning_times(tests: Sequence[RelearningTest], colour: Mapping[str, str]) -> bytes:
+    """Draw the steps to the threshold, a panel per attack, a line per kind of model, and a mark per training seed.
+
+    A dot is a time, an open arrow one that is longer, and a bar the median of Kaplan and Meier.
+    """
+    attacks = list(dict.fromkeys(test.attack for test in tests))
+    kinds = list(dict.fromkeys(test.model.kind for test in tests))
+    furthest = max(1, *(test.time for test in tests))
+    figure = Figure(figsize=(2.4 + 2.4 * len(attacks), 1.2 + 0.34 * len(kinds)), layout="constrained")
+    FigureCanvasAgg(figure)
+    for ax, attack in zip(figure.subplots(1, len(attacks), sharey=True, squeeze=False)[0], attacks, strict=True):
+        for height, kind in enumerate(kinds):
+            own = [test for test in tests if (test.attack, test.model.kind) == (attack, kind)]
+            for test in own:
+                marker, fill = (">", "none") if test.censored else ("o", "full")
+                shade = colour[test.model.family]
+                ax.plot(test.time, height, marker, color=shade, fillstyle=fill, markersize=6, alpha=0.85)
+            median = censored_median([t.time for t in own], [t.censored for t in own]) if own else None
+            if median is not None:
+                ax.plot([median] * 2, [height - 0.3, height + 0.3], color=colour[own[0].model.family], linewidth=2)
+        ax.set(yticks=range(len(kinds)), yticklabels=kinds, ylim=(len(kinds) - 0.5, -0.5))
+        ax.set_title(attack, fontsize=9)
+        ax.set_xlabel(STEPS[attack].partition(" of ")[0].partition(" without")[0], fontsize=9)
+        ax.xaxis.set_major_formatter(EngFormatter(sep=""))
+        ax.set_xlim(-0.04 * furthest, 1.08 * furthest)
+        ax.grid(axis="y", color="#E3E3E3", linewidth=0.6)
+        ax.spines[["top", "right"]].set_visible(False)
+        ax.tick_params(labelsize=8)
     return _svg(figure)
 
 

@@ -14,8 +14,6 @@ from lightning_unlearn.tracking import registry
 
 NOTHING = "\N{EN DASH}"
 _IMAGE_FORMATS = {"svg": "svg+xml", "png": "png", "gif": "gif"}
-USUAL_LIMIT = 25.0
-"""The field's usual limit of an episode's cost, in episodes of 1000 steps."""
 
 
 class Point(NamedTuple):
@@ -169,7 +167,7 @@ class ModelGroup:
         return None if pd.isna(value) else float(value)
 
     def interval(self, quantity: str) -> tuple[float, float] | None:
-        """The 95 % interval over seeds of Reward or Cost; None with one seed."""
+        """The 95 % interval over seeds of Reward, Cost or a headline column; None with one seed."""
         bounds = [self.over_seeds.get(f"{quantity}_Seeds_{end}") for end in ("Low", "High")]
         return None if None in bounds else (bounds[0], bounds[1])  # type: ignore[return-value]
 

@@ -5,17 +5,17 @@ If two runs answer the same question, the newer one counts.
 
 import json
 from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping
-from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import BytesIO
 from typing import Any, TypeVar
 
 import pandas as pd
 from mlflow.exceptions import MlflowException
 
-from lightning_unlearn.audits import latent_shift, policy_suite, relearning
-from lightning_unlearn.audits.audited_models import UNSAFE
+from lightning_unlearn.audits import headline, latent_shift, policy_suite, relearning
+from lightning_unlearn.audits.audited_models import UNSAFE, trained_limits
 from lightning_unlearn.audits.policy_suite import METADATA, PER_EPISODE, SUMMARY, SUMMARY_JSON
+from lightning_unlearn.audits.relearn_attacks import PPO
 from lightning_unlearn.tracking import registry, runs
 from lightning_unlearn.tracking.runs import StoredRun
 from lightning_unlearn.tracking.store import store_address
@@ -32,11 +32,14 @@ class ModelOrigin:
     family: str
     update: int | None = None
     seed: int | None = None
+    line: float | None = None
+    """Share of the way from its expert's weights to its own; None: the model itself."""
 
     @property
     def kind(self) -> str:
         """Family and update, which all seeds share."""
-        return self.family if self.update is None else f"{self.family} {self.update}"
+        kind = self.family if self.update is None else f"{self.family} {self.update}"
+        return kind if self.line is None else f"{kind}, {100 * self.line:g} % of the line"
 
     @property
     def name(self) -> str:
@@ -88,7 +91,28 @@ class RelearningTest:
     test: dict[str, Any]
     """The whole test: threshold, expert, settings."""
     curve: list[tuple[int, float]]
-    """Environment steps and cost rate."""
+    """Steps of the attack and cost rate."""
+
+    @property
+    def attack(self) -> str:
+        """Name of the attack."""
+        return str(self.test["settings"].get("attack", PPO))
+
+    @property
+    def name(self) -> str:
+        """Name of the model, and of an attack that is not the published one."""
+        return self.model.name if self.attack == PPO else f"{self.model.name}, {self.attack}"
+
+    @property
+    def time(self) -> int:
+        """Steps until the threshold was reached, or until which it was not."""
+        reached = self.result["steps_to_threshold"]
+        return int(self.result["censored_at_steps"] if reached is None else reached)
+
+    @property
+    def censored(self) -> bool:
+        """The threshold was not reached."""
+        return self.result["steps_to_threshold"] is None
 
 
 @dataclass(frozen=True)
@@ -163,7 +187,7 @@ def gather(scope: ReportScope) -> Findings:
         env=scope.env,
         trainings=_newest_trainings([run for run in trainings if scope.has_training(run)]),
         evaluation=_evaluation(of("policy-suite"), scope, {run.run_id: run for run in trainings}),
-        relearning=_newest(tests, lambda test: (test.model, test.run.params.get("seed"))),
+        relearning=_newest(tests, lambda test: (test.model, test.attack, test.run.params.get("seed"))),
         probes=_probe_audits(of("probe-fit", "probe-eval"), scope),
         shifts=_probe_audits(of("latent-shift"), scope),
         controls=_probe_audits(of("action-control"), scope),
@@ -230,11 +254,8 @@ def _read_evaluation(run: StoredRun, trainings: Mapping[str, StoredRun]) -> Stor
     )
     table = pd.read_csv(BytesIO(content(SUMMARY)))
     table = table.astype({name: "Int64" for name in ("Update", "Seed", "Seeds")})
-    limits: dict[str, float] = {}
-    for uri in table["Path"]:
-        with suppress(ValueError, KeyError):  # a file, or a model of a run that is not there
-            limit = trainings[str(registry.registered_version(str(uri)).run_id)].cost_limit
-            limits |= {} if limit is None else {uri: limit}
+    for name in set(headline.COLUMNS) - set(table):  # an older release wrote it
+        table[name] = float("nan")
     return StoredEvaluation(
         run=run,
         eval_id=_eval_id(paths),
@@ -244,7 +265,7 @@ def _read_evaluation(run: StoredRun, trainings: Mapping[str, StoredRun]) -> Stor
         videos=videos,
         figures=figures,
         episodes=pd.read_csv(BytesIO(content(PER_EPISODE))),
-        limits=limits,
+        limits=trained_limits(map(str, table["Path"]), trainings),
     )
 
 
@@ -271,6 +292,8 @@ def _relearning_tests(run: StoredRun) -> list[RelearningTest]:
         uri = result["model_path"]
         is_random = uri == relearning.RANDOM  # a network of the test's own seed
         model = ModelOrigin(uri, seed=test["settings"]["seed"]) if is_random else _origin(uri)
+        if "line" in result:
+            model = replace(model, line=result["line"])
         found.append(RelearningTest(model, run, result, test, curve))
     return found
 

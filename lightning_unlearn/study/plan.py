@@ -6,6 +6,7 @@ A step is named `<environment>/seed<n>/<kind>`; if it concerns all seeds, `<envi
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from string import Formatter
 from typing import Any
 
@@ -17,6 +18,7 @@ from lightning_unlearn.audits import (
     probe_commands,
     relearning,
 )
+from lightning_unlearn.audits.relearn_attacks import PPO
 from lightning_unlearn.report import report_command
 from lightning_unlearn.study.schema import RANDOM, Study, Weights, model_name, require_known
 from lightning_unlearn.study.steps import (
@@ -214,17 +216,20 @@ class _EnvironmentPlan:
 
     def _relearn(self, seed: int) -> Iterator[StudyStep]:
         audit = self.study.audits[RELEARN]
-        for model in audit.models:
+        for attack, model in product(audit.attacks, audit.models):
+            of_attack = "" if attack == PPO else f" {attack}"
             subject = RANDOM if model == RANDOM else self._model(model, seed, "audits.relearn.models")
             args: list[Arg] = ["--env", self.env, "--model_path", subject, "--seed", str(seed)]
             if UNSAFE in self._names():
                 args += ["--unsafe_model", self._model(UNSAFE, seed, UNSAFE)]
-            args += self._results_in(f"seed{seed}/relearn_{_word(model)}")
+            if attack != PPO:
+                args += ["--attack", attack]
+            args += self._results_in(f"seed{seed}/relearn_{_word(model)}{of_attack.replace(' ', '_')}")
             whole = ("max_updates", "horizon")
             args, options = self._with_options(RELEARN, args, audit.options, judges=True, whole=whole)
             updates = options.max_updates
             work = Workload(rolled=2 * updates * EPISODE_STEPS, alone=updates * options.horizon)
-            yield self._step(RELEARN, f"relearn/{model}", [RELEARN, *args], seed, work=work)
+            yield self._step(RELEARN, f"relearn/{model}{of_attack}", [RELEARN, *args], seed, work=work)
 
     def _shifts(self, seed: int) -> Iterator[StudyStep]:
         audit, probe = self.study.audits[SHIFT], self.study.audits.get(PROBE)

@@ -73,6 +73,8 @@ class Relearn:
 
     models: Sequence[str]
     """`concept@150`, or `random`."""
+    attacks: Sequence[str] = ("ppo",)
+    """How they relearn: `ppo`, `cloning` or `elsewhere`."""
     options: Mapping[str, Any] = field(default_factory=dict)
 
 

@@ -92,6 +92,14 @@ def test_the_relearning_time_stands_beside_the_distance(register, tmp_path):
     expert, repaired = register("unsafe", 10, 2.0), register("concept", 50, -3.0)
     short = ["--horizon", "32", "--max_updates", "1", "--eval_every", "1", "--eval_episodes", "2", "--out", "R"]
     cli.main(["relearn", "--env", TOY, "--models", repaired, expert, *short])
+    result = {"model_path": repaired, "steps_to_threshold": 7, "censored_at_steps": None}
+    others = {"a": {"settings": {"attack": "cloning"}, "models": [result]}}
+    others["b"] = {"settings": {}, "models": [result | {"line": 0.5}]}
+    for name, content in others.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "relearn_result.json").write_text(json.dumps(content))
+        places = {tmp_path / name / "relearn_result.json": f"eval/relearn_test_eval/{name}"}
+        runs.record_audit(TOY, "relearn", {}, {}, places)
     run("--models", repaired, expert)
     table = pd.read_csv(tmp_path / "DIR/weight_path.csv").set_index("model")
     assert table.loc["concept_50", "relearn_censored_at"] == 32

@@ -133,9 +133,13 @@ def test_the_first_table_says_what_a_repair_came_to(models, tmp_path):
         f"{concept['cost_sum'].mean():.1f}",
         f"{100 * (concept['cost_sum'] > 25).mean():.0f} %",
         f"{100 * still:.0f} %",
+        f"{concept['longest_stay'].mean():.1f}",
+        "0.0",  # the toy has no goals
+        "\N{EN DASH}",
+        f"{concept['cost_sum'].nlargest(2).mean():.1f}",
     ]
     assert "(figures/before_after.png)" in text
-    assert text.index("before_after.png") < text.index("worst tenth")
+    assert text.index("before_after.png") < text.index("near / far")
 
 
 def test_episodes_are_counted_above_the_limit_that_a_repair_was_trained_for(register, tmp_path):

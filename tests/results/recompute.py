@@ -30,10 +30,11 @@ import pandas as pd
 import torch
 from pandas.api.types import is_number
 
+from lightning_unlearn.audits import headline
 from lightning_unlearn.audits.audited_models import UNSAFE, AuditedModel, read_model
 from lightning_unlearn.audits.outputs import PartialResults
 from lightning_unlearn.audits.policy_comparison import Comparison, Result, Suite, SuiteOptions, settings
-from lightning_unlearn.audits.suite_tables import summary
+from lightning_unlearn.audits.suite_tables import fill_headline, summary
 from lightning_unlearn.envs.batched import make_env
 from lightning_unlearn.seeding import ARITHMETIC
 from lightning_unlearn.tracking import registry
@@ -143,7 +144,9 @@ class Recomputation:
     def row(self, label: str) -> pd.Series:
         """What the weights of a row make, as a row of `summary.csv`."""
         pairs = [self._pair(other) for other in dict.fromkeys([self._expert(label), label])]
-        return summary(pairs, [], {}).set_index("Model").loc[label]
+        limits = headline.limits([comparison.model for comparison, _ in pairs], {})
+        fill_headline(pairs, limits)
+        return summary(pairs, [], {}, limits).set_index("Model").loc[label]
 
     def _pair(self, label: str) -> tuple[Comparison, Result]:
         oracle = self.table.rows.loc[label].get("OracleRef")

@@ -316,6 +316,18 @@ def test_what_an_environment_does_not_have_is_refused_before_anything_is_trained
         require_reported(trainings, plan(a_study, trainings, "out", str))
 
 
+def test_each_attack_of_relearning_is_a_step_of_its_own():
+    asked = {"relearn": {"models": ["concept@150", "random"], "attacks": ["ppo", "cloning"]}}
+    steps = steps_of(study(methods=["unsafe", "concept"], audits=asked))
+    names = [name.partition("seed0/")[2] for name in steps if "relearn" in name]
+    assert names == [f"relearn/{model}{attack}" for attack in ("", " cloning") for model in ("concept@150", "random")]
+    cloning = steps["SafetyPointGoal1-v0/seed0/relearn/random cloning"].args
+    assert cloning[cloning.index("--attack") + 1] == "cloning"
+    assert "--attack" not in steps["SafetyPointGoal1-v0/seed0/relearn/random"].args
+    with pytest.raises(ValueError, match="attack"):
+        steps_of(study(methods=["unsafe", "concept"], audits={"relearn": {"models": ["random"], "attacks": ["x"]}}))
+
+
 JUDGED = {"probe": {}, "evaluate": {}, "relearn": {"models": ["random"]}}
 
 
