@@ -8,8 +8,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from sklearn.linear_model import LogisticRegression
-from sklearn.preprocessing import StandardScaler
 
 FEWEST_POSITIVES = 32
 """With fewer states that show the concept, τ is a quantile of all states' scores."""
@@ -67,6 +65,9 @@ def mean_difference(latents: torch.Tensor, labels: torch.Tensor) -> torch.Tensor
 
 def probe_direction(latents: torch.Tensor, labels: torch.Tensor) -> ProbeDirection:
     """Fit a logistic regression to standardised latents, with balanced classes. Shapes: (N, H), (N,) bool."""
+    from sklearn.linear_model import LogisticRegression  # 11 MB and half a second, which no other method needs
+    from sklearn.preprocessing import StandardScaler
+
     require_both_classes(latents, labels)
     scaler, regression = StandardScaler(), LogisticRegression(max_iter=2000, class_weight="balanced")
     regression.fit(scaler.fit_transform(latents.double().numpy()), labels.numpy())
