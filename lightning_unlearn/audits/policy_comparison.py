@@ -5,8 +5,7 @@ Shapes: B states, O observation size.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -23,6 +22,9 @@ from lightning_unlearn.losses.gaussian import Locality, gaussian_kl, locality
 from lightning_unlearn.options import require_at_least
 from lightning_unlearn.policies.actor_critic import ActorCritic
 from lightning_unlearn.seeding import SeedStreams, evaluation_layouts, torch_generator
+
+if TYPE_CHECKING:  # matplotlib waits until something is drawn
+    from lightning_unlearn.audits.videos import VideoOptions, VideoRecorder
 
 HAZARD_LIDAR = "hazards_lidar"
 
@@ -142,7 +144,8 @@ class SuiteOptions:
     max_steps: int = 2000
     kl_states: int = 5000
     stochastic: bool = False
-    record_videos: bool = False
+    video: "VideoOptions | None" = None
+    """How videos are made; None: there are none."""
     concept: str | Concept = "auto"
     seed: int = 0
     """Seed of the stochastic policies' noise."""
@@ -195,7 +198,12 @@ def settings(options: SuiteOptions, comparison: Comparison) -> dict[str, Any]:
     """Everything that a model's result depends on."""
     parts = {"subject": comparison.model, "unsafe": comparison.unsafe, "oracle": comparison.oracle}
     digests = {name: None if model is None else model.digest for name, model in parts.items()}
-    return asdict(options) | {"concept": concept_to_json(options.concept)} | digests
+    same = asdict(options)
+    video = same.pop("video")
+    same["record_videos"] = video is not None
+    if video is not None:
+        same["video"] = video | {"formats": list(video["formats"])}
+    return same | {"concept": concept_to_json(options.concept)} | digests
 
 
 class Suite:
@@ -204,10 +212,10 @@ class Suite:
     Args:
         env: One environment an episode.
         options: Options of the suite.
-        videos: Folder of videos and figures; None: none are drawn.
+        videos: Writes videos and figures; None: there are none.
     """
 
-    def __init__(self, env: BatchedEnv, options: SuiteOptions, videos: Path | None) -> None:
+    def __init__(self, env: BatchedEnv, options: SuiteOptions, videos: "VideoRecorder | None") -> None:
         self.env, self.options, self.videos = env, options, videos
         self._references: dict[str, Evaluation] = {}
 
@@ -229,16 +237,21 @@ class Suite:
         """The layout that videos show: the one of the unsafe expert's median cost."""
         return self.options.layouts[median_episode(self._reference(unsafe))]
 
-    def _draw(self, comparison: Comparison, reference: Evaluation, evaluation: Evaluation, folder: Path) -> None:
-        from lightning_unlearn.audits.figures import save_png  # matplotlib waits until something is drawn
-        from lightning_unlearn.audits.top_view import before_after, write_gif
+    def _draw(
+        self, comparison: Comparison, reference: Evaluation, evaluation: Evaluation, videos: "VideoRecorder"
+    ) -> None:
+        from lightning_unlearn.audits.figures import save_png
+        from lightning_unlearn.audits.top_view import before_after
+        from lightning_unlearn.audits.videos import Shot
 
-        model, unsafe, shown = comparison.model, comparison.unsafe, median_episode(reference)
+        model, unsafe, episode = comparison.model, comparison.unsafe, median_episode(reference)
+        shots = [Shot(model.label, model.policy, evaluation.episodes, episode)]
         if model.digest != unsafe.digest:
-            names = unsafe.label, model.label
-            figure = before_after(reference.episodes, evaluation.episodes, shown, names)
-            save_png(figure, folder / f"{model.label}.png")
-        write_gif(folder / f"{model.label}.gif", evaluation.episodes, shown, model.label)
+            shots.insert(0, Shot(unsafe.label, unsafe.policy, reference.episodes, episode))
+            if videos.has_map:
+                figure = before_after(reference.episodes, evaluation.episodes, episode, (unsafe.label, model.label))
+                save_png(figure, videos.folder / f"{model.label}.png")
+        videos.write(model.label, shots)
 
     def _change(self, comparison: Comparison) -> dict[str, float | None]:
         policy, unsafe, oracle = comparison.model.policy, comparison.unsafe, comparison.oracle
@@ -270,7 +283,7 @@ class Suite:
             self.options.layouts,
             max_steps=self.options.max_steps,
             noise=noise,
-            keep_scenes=self.videos is not None,
+            keep_scenes=self.videos is not None and self.videos.has_map,
             label=label,
         )
 

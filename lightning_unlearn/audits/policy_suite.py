@@ -35,7 +35,7 @@ from lightning_unlearn.audits.policy_comparison import (
     settings,
 )
 from lightning_unlearn.audits.statistics import INTERVALS
-from lightning_unlearn.audits.top_view import has_map
+from lightning_unlearn.audits.videos import DRAWN_BY, VideoRecorder, add_video_options, read_video_options
 from lightning_unlearn.envs.batched import BatchedEnv, make_env
 from lightning_unlearn.envs.concept_config import add_concept_option, parse_with_concept, resolve_concept
 from lightning_unlearn.options import CommandParser, require_at_least
@@ -49,7 +49,6 @@ SUMMARY, PER_EPISODE, SUMMARY_JSON, METADATA = "summary.csv", "per_episode.csv",
 FILES = (SUMMARY, PER_EPISODE, SUMMARY_JSON, METADATA)
 VIDEOS = "videos"
 PUBLISHED_COLUMNS = 17
-VIDEO_RENDERER = "top view drawn by matplotlib, which needs neither a display nor GL (EGL, OSMesa)"
 _VERSIONS = ("lightning-unlearn", "torch", "mujoco", "safety-gymnasium", "numpy")
 
 
@@ -86,8 +85,9 @@ def read_options(args: Sequence[str]) -> tuple[Any, SuiteOptions]:
     require_at_least(1, workers=options.workers)
     if not options.seed or min(options.seed) < 0:
         raise ValueError(f"--seed {options.seed} is not possible: name training seeds of 0 or more.")
-    same = ("env", "episodes", "max_steps", "kl_states", "stochastic", "record_videos")
-    return options, SuiteOptions(**{name: options[name] for name in same}, concept=concept, seed=options.seed[0])
+    same = {name: options[name] for name in ("env", "episodes", "max_steps", "kl_states", "stochastic")}
+    video = read_video_options(options)
+    return options, SuiteOptions(**same, video=video, concept=concept, seed=options.seed[0])
 
 
 def gather(options: Any) -> list[Comparison]:
@@ -224,7 +224,7 @@ def _provenance(
         "intervals": INTERVALS,
         "models": models,
         "settings": [settings(suite_options, comparison) for comparison in comparisons],
-        "video": {"renderer": VIDEO_RENDERER, "layout_seed": shared["video_layout"]},
+        "video": shared["video"],
         "columns": columns,
         "published_columns": list(suite_tables.COLUMNS)[:PUBLISHED_COLUMNS],
         "versions": {name: version(name) for name in _VERSIONS},
@@ -235,40 +235,44 @@ def _examine(
     suite_options: SuiteOptions, comparisons: Sequence[Comparison], folder: Path, workers: int
 ) -> tuple[list[tuple[Comparison, Result]], dict[str, Any]]:
     """Every model's result, with those of an interrupted evaluation taken over; and what holds for all of them."""
-    episodes, videos = suite_options.episodes, folder / VIDEOS if suite_options.record_videos else None
+    episodes, videos = suite_options.episodes, None
     env = make_env(suite_options.env, episodes, suite_options.concept, min(workers, episodes))
     try:
-        _require_possible(suite_options, comparisons, env)
-        if videos is not None:
-            videos.mkdir(exist_ok=True)
-            print(f"Videos: {VIDEO_RENDERER}.")
+        _require_fits(comparisons, env)
+        if suite_options.video is not None:
+            videos = VideoRecorder(folder / VIDEOS, suite_options.env, suite_options.video, env.simulator)
+            videos.folder.mkdir(exist_ok=True)
+            print(f"Videos: {videos.renderer}.")
         suite, partial, results = Suite(env, suite_options, videos), outputs.PartialResults(folder), []
         for number, comparison in enumerate(comparisons, start=1):
             result = _result(suite, partial, comparison, f"{number}/{len(comparisons)}  {comparison.model.label}")
             results.append((comparison, result))
         suite_tables.fill_costs(results)
-        layout = None if videos is None else suite.video_layout(comparisons[0].unsafe)
-        return results, {"near_by": distance_measure(env), "concept": env.concept, "video_layout": layout}
+        video: dict[str, Any] = {"renderer": DRAWN_BY, "layout_seed": None}
+        if videos is not None:
+            layout = suite.video_layout(comparisons[0].unsafe)
+            video = {"renderer": videos.renderer, "layout_seed": layout, "beside_expert": True}
+        return results, {"near_by": distance_measure(env), "concept": env.concept, "video": video}
     finally:
         env.close()
+        if videos is not None:
+            videos.close()
 
 
-def _require_possible(options: SuiteOptions, comparisons: Sequence[Comparison], env: BatchedEnv) -> None:
-    """Refuse models of other sizes than the environment's, and videos where there is nothing to draw."""
+def _require_fits(comparisons: Sequence[Comparison], env: BatchedEnv) -> None:
+    """Refuse models of other sizes than the environment's."""
     named: list[tuple[str, AuditedModel | None]] = [("expert", c.unsafe) for c in comparisons]
     named += [("models", c.model) for c in comparisons] + [("oracle", c.oracle) for c in comparisons]
     for option, model in named:
         if model is not None:
             require_fit(model.policy, env.simulator, option, model.uri)
-    if options.record_videos and not has_map(env.simulator.top_view()):
-        raise ValueError(f"--record_videos is not possible in {options.env}, which has no map to draw: leave it out.")
 
 
 def _result(suite: Suite, partial: outputs.PartialResults, comparison: Comparison, title: str) -> Result:
     """A model's result: kept from an interrupted evaluation, or made now."""
     label, about = comparison.model.label, settings(suite.options, comparison)
     kept = partial.read(label, about, Result.parse)
-    if kept is not None and (suite.videos is None or (suite.videos / f"{label}.gif").is_file()):
+    if kept is not None and (suite.videos is None or all(path.is_file() for path in suite.videos.paths(label))):
         print(f"{title}: done before")
         return kept
     result = suite.examine(comparison)
@@ -291,7 +295,7 @@ def _rows(table: pd.DataFrame) -> list[dict[str, Any]]:
 
 
 def _written(folder: Path) -> list[Path]:
-    drawn = [path for path in sorted((folder / VIDEOS).glob("*")) if path.suffix in (".gif", ".png")]
+    drawn = [path for path in sorted((folder / VIDEOS).glob("*")) if path.suffix in (".gif", ".mp4", ".png")]
     return [*(folder / name for name in FILES), *drawn]
 
 
@@ -328,7 +332,7 @@ def _parser() -> CommandParser:
     add("--max_steps", type=int, default=2000, help="episodes are cut here at the latest")
     add("--kl_states", type=int, default=5000, help="states that policies are compared on")
     add("--stochastic", action="store_true", help="draw actions instead of taking the mean; KL states stay the same")
-    add("--record_videos", action="store_true", help="a GIF of each model, and a figure beside its expert")
+    add_video_options(parser)
     add_concept_option(parser, ", or recorded, what the models record")
     add("--workers", type=int, default=2, help="processes that step the environments; results do not depend on it")
     add("--out", type=str | None, default=None, help="folder of the files; default: artifacts/eval/<kind>/<eval_id>")

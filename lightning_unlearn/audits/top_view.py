@@ -1,4 +1,4 @@
-"""Episodes seen from above: an animated GIF of one, and a figure of two policies on the same layouts.
+"""Episodes seen from above: the frames of one, and a figure of two policies on the same layouts.
 
 matplotlib draws them, so no display or GL is needed.
 Shapes: N episodes, L steps of the longest one, n objects of one kind, P points of a path, G goals.
@@ -7,10 +7,8 @@ Shapes: N episodes, L steps of the longest one, n objects of one kind, P points 
 import textwrap
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
-import imageio.v3 as iio
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -25,6 +23,7 @@ from matplotlib.text import Text
 from lightning_unlearn.audits.figures import BLUE, GREEN, GREY, INK, ORANGE, PURPLE, SKY, VERMILLION
 from lightning_unlearn.collectors.episodes import Episodes
 from lightning_unlearn.envs.simulator import TopView
+from lightning_unlearn.options import require_at_least
 
 FORGET = VERMILLION
 TRAIL_STEPS = 100
@@ -182,40 +181,36 @@ def prepare_map(axes: Axes, covered: np.ndarray) -> None:
     axes.text(left + 0.5, bottom + 0.02 * half, "1 m", color=GREY, fontsize=7, ha="center", va="bottom", zorder=6)
 
 
-def write_gif(path: Path, episodes: Episodes, episode: int, title: str, every: int = 5, fps: int = 25) -> None:
-    """Write an episode as an animated GIF that loops for ever.
-
-    Each frame shows the scene before a step, with the return and the cost of the steps until then.
+def drawn_frames(episodes: Episodes, episode: int, title: str, every: int = 5, size: int = 320) -> list[np.ndarray]:
+    """Draw an episode; each frame shows the scene before a step, with the return and the cost of the steps until then.
 
     Args:
-        path: File to write.
         episodes: With scenes.
         episode: Index of the episode.
         title: First line of the header.
         every: Steps from one frame to the next.
-        fps: Frames per second; GIF rounds the time of a frame to 1/100 s.
+        size: Width of a frame, pixels.
+
+    Returns:
+        The frames. Shape of each: (height, size, 3), uint8.
 
     Raises:
         ValueError: The episodes cannot be drawn, as in `require_scenes`, or a number is impossible.
     """
     require_scenes(episodes, episode)
-    for name, value in (("every", every), ("fps", fps)):
-        if value < 1:
-            raise ValueError(f"{name}={value} is not possible: use at least 1.")
-    animation = _Animation(episodes, episode, title)
-    frames = list(animation.frames(every))
-    iio.imwrite(path, frames, extension=".gif", plugin="pillow", duration=1000 / fps, loop=0)
+    require_at_least(1, every=every, size=size)
+    return list(_Animation(episodes, episode, title, size).frames(every))
 
 
 class _Animation:
     """Artists that are made once and moved from frame to frame."""
 
-    def __init__(self, episodes: Episodes, episode: int, title: str) -> None:
+    def __init__(self, episodes: Episodes, episode: int, title: str, size: int) -> None:
         self._episodes, self._episode = episodes, episode
         self._agent = track(episodes, episode, "agent")[:, 0]
         self._totals = [np.append(0.0, column[episode].cumsum()) for column in (episodes.reward, episodes.cost)]
         """Return and cost of the steps before each step. Shape of each: (L + 1,)."""
-        figure = Figure(figsize=(3.2, 3.5), dpi=100)
+        figure = Figure(figsize=(3.2, 3.5), dpi=size / 3.2)
         self._canvas = FigureCanvasAgg(figure)
         short = textwrap.shorten(title, _TITLE_CHARACTERS, placeholder="…")
         figure.text(0.02, 0.985, short, fontsize=8, fontweight="bold", va="top", parse_math=False)

@@ -1,8 +1,9 @@
 """E environments as one TorchRL environment."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -17,6 +18,9 @@ from lightning_unlearn.envs.concepts import AUTO, COST_SUM, HAZARDS, Concept, Tr
 from lightning_unlearn.envs.rollout import RolloutBuffer
 from lightning_unlearn.envs.simulator import Simulator, Step
 from lightning_unlearn.seeding import training_seeds
+
+if TYPE_CHECKING:
+    from lightning_unlearn.envs.mujoco_renderer import MujocoSimulator
 
 
 def make_env(env_id: str, num_envs: int, concept: str | Concept = AUTO, workers: int = 1) -> "BatchedEnv":
@@ -40,18 +44,27 @@ def make_env(env_id: str, num_envs: int, concept: str | Concept = AUTO, workers:
     return BatchedEnv(_simulator(env_id, num_envs, workers), concept)
 
 
+def mujoco_factory(env_id: str, pictures: bool = False) -> "Callable[[int], MujocoSimulator]":
+    """Return a function that makes simulators of a task in one process, with textures and cameras if `pictures`.
+
+    Raises:
+        ValueError: The task is unknown, or not supported.
+    """
+    from lightning_unlearn.envs import gymnasium_simulator, navigation  # MuJoCo waits until a task needs it
+    from lightning_unlearn.envs.compat import registered_spec
+
+    if gymnasium_simulator.is_supported(env_id):
+        return gymnasium_simulator.GymnasiumFactory(env_id)
+    registered_spec(env_id)  # an unknown task is refused before its processes are started
+    return partial(navigation.NavigationSimulator, env_id, pictures=pictures)
+
+
 def _simulator(env_id: str, num_envs: int, workers: int) -> Simulator:
     if env_id == toy.ENV_ID:
         return toy.ToySimulator(num_envs)
-    from lightning_unlearn.envs import gymnasium_simulator, navigation, parallel  # MuJoCo waits until a task needs it
-    from lightning_unlearn.envs.compat import registered_spec
+    from lightning_unlearn.envs import parallel
 
-    make: parallel.Factory
-    if gymnasium_simulator.is_supported(env_id):
-        make = gymnasium_simulator.GymnasiumFactory(env_id)
-    else:
-        registered_spec(env_id)  # an unknown task is refused before its processes are started
-        make = partial(navigation.NavigationSimulator, env_id)
+    make = mujoco_factory(env_id)
     if workers == 1:
         return make(num_envs)
     if parallel.is_portable(make):

@@ -150,6 +150,12 @@ class GymnasiumSimulator(InOneProcess, NoPlane):
         """See `Simulator.top_view`; these environments have no map."""
         return TopView()
 
+    def simulation(self) -> tuple[Any, Any] | None:
+        """Return model and data of the first environment; None if it is not one of MuJoCo's."""
+        inner = self._envs[0].unwrapped
+        model, data = getattr(inner, "model", None), getattr(inner, "data", None)
+        return (model, data) if isinstance(model, mujoco.MjModel) and isinstance(data, mujoco.MjData) else None
+
     def state_dict(self) -> dict[str, Any]:
         """See `Simulator.state_dict`: start and actions of each episode."""
         shape = (-1, len(self.action_low))

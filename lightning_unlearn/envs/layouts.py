@@ -38,6 +38,8 @@ class ModelTemplate:
     """The compiled model that the worlds of one task are copies of; None until the first of them is built."""
 
     model: mujoco.MjModel | None = None
+    pictures: bool = False
+    """Compile every layout anew, with textures and with cameras placed for it: slow, and to be looked at."""
 
 
 def lay_out(task: BaseTask, template: ModelTemplate) -> dict[str, float]:
@@ -76,7 +78,9 @@ class ReposedWorld(_world.World):  # type: ignore[name-defined]
 
     def build(self) -> None:
         """Bring model and data to the state right after a compilation of the present layout and one `mj_forward`."""
-        if self.engine.model is None and self.template.model is None:
+        if self.template.pictures:
+            super().build()
+        elif self.engine.model is None and self.template.model is None:
             without_pictures = SimpleNamespace(**vars(_xmltodict) | {"unparse": _unparse_without_pictures})
             with swapped(_world, "xmltodict", without_pictures):
                 super().build()

@@ -39,6 +39,7 @@ class NavigationSimulator(InOneProcess):
         env_id: A registered id such as `SafetyPointGoal1-v0`.
         num_envs: E.
         without: Groups of objects (`hazards`) that are taken out; what senses them reads zeros.
+        pictures: Compile textures and cameras, too, to be rendered; an environment may then be reset only once.
 
     Raises:
         ValueError: The task is unknown, not supported, or refused by the installed MuJoCo.
@@ -47,11 +48,11 @@ class NavigationSimulator(InOneProcess):
     in_plane = True
     late_costs = False
 
-    def __init__(self, env_id: str, num_envs: int, without: Sequence[str] = ()) -> None:
+    def __init__(self, env_id: str, num_envs: int, without: Sequence[str] = (), pictures: bool = False) -> None:
         if num_envs < 1:
             raise ValueError(f"num_envs must be at least 1, got {num_envs}")
         self.env_id, self.num_envs = env_id, num_envs
-        template, (sample, *tasks) = ModelTemplate(), [make_task(env_id) for _ in range(num_envs + 1)]
+        template, (sample, *tasks) = ModelTemplate(pictures=pictures), [make_task(env_id) for _ in range(num_envs + 1)]
         for task, name in product([sample, *tasks], without):
             getattr(task, name).num = 0  # before the first layout: the group and its sensors stay, without members
         sample.random_generator.set_random_seed(0)  # any layout does to look sizes and names up
@@ -136,6 +137,10 @@ class NavigationSimulator(InOneProcess):
         """See `Simulator.top_view`: the agent and every group of objects."""
         positions = {name: self._snapshot.positions[:, ids, :2] for name, ids in self._kinds.items()}
         return TopView(positions=positions, radii=dict(self._radii))
+
+    def simulation(self) -> tuple[Any, Any]:
+        """Return model and data of the first environment."""
+        return self._tasks[0].model, self._tasks[0].data
 
     def agent_position(self) -> np.ndarray:
         """See `Simulator.agent_position`."""

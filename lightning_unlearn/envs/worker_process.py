@@ -16,10 +16,11 @@ import sys
 import time
 import traceback
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from mmap import mmap
 from socket import MSG_WAITALL, socket, socketpair
 from struct import Struct
+from types import MappingProxyType
 from typing import Any
 
 from lightning_unlearn.envs.rollout import Actor, RolloutBuffer, open_memory, roll_out
@@ -45,15 +46,23 @@ class WorkerProcess:
         rows: The worker's environments among all.
         num_envs: Number of all environments.
         memory: Descriptor of the memory that holds all environments' steps.
+        variables: Environment variables of the process, beside those of this one.
     """
 
-    def __init__(self, make: Callable[[int], Simulator], rows: slice, num_envs: int, memory: int) -> None:
+    def __init__(
+        self,
+        make: Callable[[int], Any],
+        rows: slice,
+        num_envs: int,
+        memory: int,
+        variables: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
         self.rows, self._awaits_answer = rows, False
         self._socket, there = socketpair()
         counters = open_memory()
         self._channel = _Channel(self._socket, counters, sends=0)
         command = python_command(__name__, str(there.fileno()), str(counters), str(memory))
-        environment = os.environ | {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+        environment = os.environ | {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"} | dict(variables)
         self._process = subprocess.Popen(command, env=environment, pass_fds=[there.fileno(), counters, memory])
         there.close()
         os.close(counters)
@@ -63,6 +72,11 @@ class WorkerProcess:
     def ask(self, method: str, *arguments: Any) -> None:
         """Start a call of a method of the simulator; `answer` waits for its result."""
         self._send(pickle.dumps((method, arguments)))
+
+    def call(self, method: str, *arguments: Any) -> Any:
+        """Call a method of the simulator and wait for its result."""
+        self.ask(method, *arguments)
+        return self.answer()
 
     def ask_for_step(self) -> None:
         """Start a step with the actions in shared memory; its results are there once `answer` returns."""

@@ -27,8 +27,9 @@ from lightning_unlearn.audits.figures import before_after_figure, save_png
 from lightning_unlearn.audits.outputs import add_store_option
 from lightning_unlearn.audits.policy_comparison import Evaluation, evaluate_in, median_episode, per_episode
 from lightning_unlearn.audits.statistics import mean_interval
-from lightning_unlearn.audits.top_view import has_map, write_gif
+from lightning_unlearn.audits.top_view import drawn_frames, has_map
 from lightning_unlearn.audits.verdict import USUAL_LIMIT, Verdict, as_table, judge
+from lightning_unlearn.audits.videos import write_gif
 from lightning_unlearn.envs.batched import make_env
 from lightning_unlearn.envs.concept_config import RECORDED, add_concept_option, parse_with_concept, resolve_concept
 from lightning_unlearn.envs.concepts import Concept
@@ -135,7 +136,8 @@ def write(folder: Path, stored: StoredPolicy, uri: str, measured: Measured, opti
         save_png(figure, folder / FIGURE)
     shown = median_episode(next(iter(measured.videos.values()))) if measured.videos else 0
     for name, evaluation in measured.videos.items():
-        write_gif(folder / f"{name}.gif", evaluation.episodes, shown, f"{name}: {stored.card.method or 'policy'}")
+        title = f"{name}: {stored.card.method or 'policy'}"
+        write_gif(folder / f"{name}.gif", drawn_frames(evaluation.episodes, shown, title))
     (folder / "README.md").write_text(model_card(folder, stored, uri, measured, options), encoding="utf-8")
 
 

@@ -308,16 +308,24 @@ def places(context: ReportContext) -> Section:
 
 
 def videos(context: ReportContext) -> Section:
-    """Show the expert and the last save point of every family on one layout."""
+    """Show the last save point of every family beside the expert on one layout."""
     evaluation, title = context.findings.evaluation, "Before and after"
     if evaluation is None or not evaluation.videos:
         command = f"evaluate --env {context.env} --record_videos"
         return Section(title, [context.missing("The evaluation recorded no videos.", command)])
-    named = {group.name: evaluation.videos.get(group.label) for group in last_save_points(context.groups)}
-    pictures = [Picture(f"{_file_name(name)}.gif", gif, name) for name, gif in named.items() if gif is not None]
     video = evaluation.metadata["video"]
+    pairs = video.get("beside_expert", False)  # older evaluations show each model alone
+    shown = [group for group in last_save_points(context.groups) if group.label in evaluation.videos]
+    repairs = [group for group in shown if group.model.family != UNSAFE]
+    pictures = []
+    for group in repairs if pairs and repairs else shown:
+        ending, content = evaluation.videos[group.label]
+        caption = f"the expert, and {group.name}" if pairs and repairs else group.name
+        pictures.append(Picture(f"{_file_name(group.name)}.{ending}", content, caption))
     text = f"Layout {video['layout_seed']}, where the unsafe expert's cost is the median one; {video['renderer']}."
-    return Section(title, [Paragraph(text), Gallery(pictures)])
+    if pairs:
+        text += " The path of the last 100 steps is red where it shows the behaviour to forget."
+    return Section(title, [Paragraph(text), Gallery(pictures, pairs=pairs)])
 
 
 def _file_name(name: str) -> str:

@@ -13,7 +13,7 @@ from lightning_unlearn.report.findings import Findings, ModelOrigin, ReportScope
 from lightning_unlearn.tracking import registry
 
 NOTHING = "\N{EN DASH}"
-_IMAGE_FORMATS = {"svg": "svg+xml", "png": "png", "gif": "gif"}
+_MEDIA_TYPES = {"svg": "image/svg+xml", "png": "image/png", "gif": "image/gif", "mp4": "video/mp4"}
 
 
 class Point(NamedTuple):
@@ -74,7 +74,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Picture:
-    """An image that the report carries with it."""
+    """An image or a video that the report carries with it."""
 
     name: str
     """File name; its ending is the format."""
@@ -85,8 +85,13 @@ class Picture:
     @property
     def data_uri(self) -> str:
         """The image as a URI, for an HTML file that carries it inside."""
-        image_format = _IMAGE_FORMATS[self.name.rpartition(".")[2]]
-        return f"data:image/{image_format};base64,{base64.b64encode(self.content).decode()}"
+        media_type = _MEDIA_TYPES[self.name.rpartition(".")[2]]
+        return f"data:{media_type};base64,{base64.b64encode(self.content).decode()}"
+
+    @property
+    def is_video(self) -> bool:
+        """True if a browser plays it, with controls."""
+        return self.name.endswith(".mp4")
 
 
 @dataclass(frozen=True)
@@ -97,6 +102,8 @@ class Gallery:
     pictures: Sequence[Picture]
     wide: bool = False
     """One below the other, as wide as the page; on a narrow screen they scroll sideways."""
+    pairs: bool = False
+    """Each is a pair: at most two in a row."""
 
 
 @dataclass(frozen=True)

@@ -70,8 +70,8 @@ class StoredEvaluation:
     findings: dict[str, Any]
     """`summary.json`."""
     metadata: dict[str, Any]
-    videos: dict[str, bytes]
-    """Label of a model → GIF."""
+    videos: dict[str, tuple[str, bytes]]
+    """Label of a model → format, mp4 where there is one and else gif, and content of its video."""
     figures: dict[str, bytes]
     """Label of a model → PNG of it beside its expert."""
     episodes: pd.DataFrame
@@ -248,9 +248,9 @@ def _read_evaluation(run: StoredRun, trainings: Mapping[str, StoredRun]) -> Stor
     def content(name: str) -> bytes:
         return runs.read_artifact(run.run_id, paths[name])
 
-    videos, figures = (
-        {name.removesuffix(ending): content(name) for name in paths if name.endswith(ending)}
-        for ending in (".gif", ".png")
+    figures, gifs, mp4s = (
+        {name.removesuffix(ending): name for name in paths if name.endswith(ending)}
+        for ending in (".png", ".gif", ".mp4")
     )
     table = pd.read_csv(BytesIO(content(SUMMARY)))
     table = table.astype({name: "Int64" for name in ("Update", "Seed", "Seeds")})
@@ -262,8 +262,8 @@ def _read_evaluation(run: StoredRun, trainings: Mapping[str, StoredRun]) -> Stor
         table=table,
         findings=json.loads(content(SUMMARY_JSON)),
         metadata=json.loads(content(METADATA)),
-        videos=videos,
-        figures=figures,
+        videos={label: (name.rpartition(".")[2], content(name)) for label, name in (gifs | mp4s).items()},
+        figures={label: content(name) for label, name in figures.items()},
         episodes=pd.read_csv(BytesIO(content(PER_EPISODE))),
         limits=trained_limits(map(str, table["Path"]), trainings),
     )

@@ -11,7 +11,8 @@ from typing import Any, Literal
 import yaml
 from jsonargparse import ActionConfigFile
 
-from lightning_unlearn.audits.top_view import has_map
+from lightning_unlearn.audits import policy_suite
+from lightning_unlearn.audits.videos import VideoRecorder
 from lightning_unlearn.configuration import find_config, origin
 from lightning_unlearn.envs.batched import make_env
 from lightning_unlearn.envs.concept_config import RECORDED, add_concept_option, parse_with_concept
@@ -64,6 +65,7 @@ def main(args: Sequence[str]) -> None:
     trainings = resolve(study)
     steps = plan(study, trainings, out, stored_digest)
     require_reported(trainings, steps)
+    require_videos(steps)
     executor: Executor = LocalExecutor(out)
     if options.executor == "ray":
         executor = RayExecutor(out, tracking_uri(), options.ray_address, options.retries)
@@ -78,7 +80,7 @@ def main(args: Sequence[str]) -> None:
 
 
 def require_reported(trainings: Mapping[str, Sequence[PlannedTraining]], steps: Sequence[StudyStep]) -> None:
-    """Build each environment with each concept: refuse a concept it never reports, and videos if it has no map.
+    """Build each environment with each concept, and refuse a concept that it never reports.
 
     Raises:
         ValueError: A method or an audit asks for one.
@@ -89,7 +91,6 @@ def require_reported(trainings: Mapping[str, Sequence[PlannedTraining]], steps: 
             concept = str(step.args[step.args.index("--concept") + 1])
             if concept != RECORDED:
                 asked.setdefault((step.env, concept), f"audits.{step.stage}")
-    filmed = {step.env: step.stage for step in steps if "--record_videos" in step.args}
     parser = CommandParser(prog="lightning-unlearn study")
     add_concept_option(parser)
     for (env_id, concept), where in asked.items():
@@ -97,9 +98,23 @@ def require_reported(trainings: Mapping[str, Sequence[PlannedTraining]], steps: 
             env = make_env(env_id, 1, parse_with_concept(parser, ["--concept", concept])[1])
         except ValueError as error:
             raise ValueError(f"{where} in {env_id}: {error}") from error
+        env.close()
+
+
+def require_videos(steps: Sequence[StudyStep]) -> None:
+    """Refuse videos that evaluations ask for and that cannot be made.
+
+    Raises:
+        ValueError: An environment can be neither rendered nor drawn, or not as the options ask.
+    """
+    for step in (step for step in steps if "--record_videos" in step.args):
+        words = [arg if isinstance(arg, str) else "from-the-study" for arg in step.args[1:]]
+        video, env = policy_suite.read_options(words)[1].video, make_env(step.env, 1)
         try:
-            if env_id in filmed and not has_map(env.simulator.top_view()):
-                raise ValueError(f"audits.{filmed[env_id]}: record_videos: {env_id} has no map to draw: leave it out.")
+            assert video is not None
+            VideoRecorder(Path(), step.env, video, env.simulator).close()
+        except ValueError as error:
+            raise ValueError(f"audits.{step.stage}: {error}") from error
         finally:
             env.close()
 

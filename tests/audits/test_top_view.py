@@ -1,7 +1,6 @@
 import dataclasses
 from itertools import pairwise
 
-import imageio.v3 as iio
 import numpy as np
 import pytest
 import torch
@@ -12,11 +11,11 @@ from lightning_unlearn.audits.top_view import (
     Path2D,
     SceneMap,
     before_after,
+    drawn_frames,
     extent,
     goals_given,
     prepare_map,
     track,
-    write_gif,
 )
 from lightning_unlearn.collectors.episodes import Episodes, run_episodes
 from lightning_unlearn.envs.batched import make_env
@@ -46,20 +45,13 @@ def two_step_episode() -> Episodes:
     return Episodes([0, 1], observation, observation, *signals, observation[:, 0], flags, flags, scenes)
 
 
-def test_gif_shows_the_steps_of_the_episode(toy_episodes, tmp_path):
-    path = tmp_path / "toy.gif"
-    write_gif(path, toy_episodes, 1, "untrained", every=5, fps=20)
-    frames = iio.imread(path)
+def test_frames_show_the_steps_of_the_episode(toy_episodes):
+    frames = np.stack(drawn_frames(toy_episodes, 1, "untrained", every=5))
     assert frames.shape == (7, 350, 320, 3)  # the scenes before steps 0, 5, ..., 30 of 32
-    assert all((before != after).any() for before, after in pairwise(frames[:, 40:]))  # below the header
-    information = iio.immeta(path)
-    assert (information["duration"], information["loop"]) == (50, 0)  # ms a frame, for ever
-
-
-def test_gif_of_one_frame(toy_episodes, tmp_path):
-    path = tmp_path / "toy.gif"
-    write_gif(path, toy_episodes, 0, "costs $5 _now_", every=100)
-    assert iio.imread(path, index=...).shape == (1, 350, 320, 3)
+    assert all((before != after).any() for before, after in pairwise(frames[:, :40]))  # the header
+    assert (frames[0, 40:] != frames[-1, 40:]).any()
+    (frame,) = drawn_frames(toy_episodes, 0, "costs $5 _now_", every=100, size=400)
+    assert frame.shape[1] == 400
 
 
 def test_tracks_and_extent_stop_with_the_episode():
@@ -97,17 +89,15 @@ def test_path_marks_the_steps_that_show_the_concept():
     np.testing.assert_array_equal(flagged.get_xydata(), [[1, 0], [2, 0], [np.nan, np.nan]])
 
 
-def test_impossible_requests_name_the_remedy(toy_episodes, tmp_path):
-    path = tmp_path / "toy.gif"
+def test_impossible_requests_name_the_remedy(toy_episodes):
     with pytest.raises(ValueError, match="keep_scenes"):
-        write_gif(path, dataclasses.replace(toy_episodes, scenes=[]), 0, "")
+        drawn_frames(dataclasses.replace(toy_episodes, scenes=[]), 0, "")
     with pytest.raises(ValueError, match=r"episode=3 .* use 0 to 2"):
-        write_gif(path, toy_episodes, 3, "")
+        drawn_frames(toy_episodes, 3, "")
     with pytest.raises(ValueError, match="task without a map"):
-        write_gif(path, dataclasses.replace(toy_episodes, scenes=[TopView()] * len(toy_episodes.scenes)), 0, "")
+        drawn_frames(dataclasses.replace(toy_episodes, scenes=[TopView()] * len(toy_episodes.scenes)), 0, "")
     with pytest.raises(ValueError, match="every=0"):
-        write_gif(path, toy_episodes, 0, "", every=0)
-    assert not path.exists()
+        drawn_frames(toy_episodes, 0, "", every=0)
 
 
 def pushed_episodes(push: float) -> Episodes:

@@ -101,7 +101,12 @@ def test_a_whole_report_carries_everything_with_it(models, dataset, tmp_path, ca
     assert all(link.startswith(("data:image/", "#")) for link in html.links)
     assert not {"script", "link", "iframe"} & set(html.tags)
     assert "Make it with" not in html.text
-    for said in ("concept 100", "Each model against the unsafe expert of its own seed", "seed_everything: 1"):
+    for said in (
+        "concept 100",
+        "the expert, and concept 100",
+        "Each model against the unsafe expert of its own seed",
+        "seed_everything: 1",
+    ):
         assert said in html.text
     assert "> 128" in html.text  # what never had the behaviour is censored
     assert "concept 100, seed 0: stored" in html.text
@@ -277,6 +282,18 @@ def test_markdown_shows_hostile_words_as_words():
     (row,) = [line for line in text.splitlines() if line.endswith("| 1 |")]
     assert len(re.findall(r"(?<!\\)\|", row)) == 3
     assert "````\n```\n" in text  # a fence longer than the one inside
+
+
+def test_a_video_is_carried_along_and_played():
+    sections = [
+        Section("Videos", [Gallery([Picture("pair.mp4", b"film", "both"), Picture("x.gif", b"", "one")], pairs=True)])
+    ]
+    html, markdown = (render("T", "", sections) for render in (render_html, render_markdown))
+    assert Page(html).links[-2:] == ["data:video/mp4;base64,ZmlsbQ==", "data:image/gif;base64,"]
+    assert '<video src="data:video' in html
+    assert "gallery pairs" in html
+    assert "\n[both](figures/pair.mp4)\n" in markdown
+    assert "\n![one](figures/x.gif)\n" in markdown
 
 
 def test_occupancy_is_a_share_of_all_time():

@@ -12,7 +12,7 @@ from lightning_unlearn.study.jobs import make_job
 from lightning_unlearn.study.plan import plan, stages
 from lightning_unlearn.study.schema import read_study
 from lightning_unlearn.study.steps import ModelRef, RunRef, StepResult, StudyStep, done_steps, in_order, step_digest
-from lightning_unlearn.study.study_command import require_reported
+from lightning_unlearn.study.study_command import require_reported, require_videos
 from lightning_unlearn.study.trainings import resolve
 
 ORDER = [
@@ -300,13 +300,6 @@ def test_bad_input_is_refused_while_planning(changes, message):
             {"methods": ["unsafe", {"config": "concept", "options": {"data.concept": "cost_gremlin"}}]},
             "methods: concept in SafetyPointGoal1-v0: concept='cost_gremlin' is never reported",
         ),
-        (
-            {
-                "methods": [{"config": "unsafe", "options": {"data.env": "SafetyHalfCheetahVelocity-v1"}}],
-                "audits": {"evaluate": {"options": {"record_videos": True}}},
-            },
-            "audits.evaluate: record_videos: SafetyHalfCheetahVelocity-v1 has no map to draw",
-        ),
     ],
 )
 def test_what_an_environment_does_not_have_is_refused_before_anything_is_trained(changes, message):
@@ -314,6 +307,16 @@ def test_what_an_environment_does_not_have_is_refused_before_anything_is_trained
     trainings = resolve(a_study)
     with pytest.raises(ValueError, match=message):
         require_reported(trainings, plan(a_study, trainings, "out", str))
+
+
+def test_videos_that_cannot_be_made_are_refused_before_anything_is_trained():
+    a_study = study(
+        methods=[{"config": "unsafe", "options": {"data.env": "SafetyHalfCheetahVelocity-v1"}}],
+        audits={"evaluate": {"options": {"record_videos": True, "video_renderer": "drawn"}}},
+    )
+    steps = plan(a_study, resolve(a_study), "out", str)
+    with pytest.raises(ValueError, match=r"audits.evaluate: --record_videos is not possible in SafetyHalfCheetah"):
+        require_videos(steps)
 
 
 def test_each_attack_of_relearning_is_a_step_of_its_own():
