@@ -7,6 +7,7 @@ from lightning_unlearn.global_state import same_environment, set_variables
 
 __all__ = [
     "ModelCard",
+    "elicit",
     "evaluate",
     "extrapolate",
     "load_policy",

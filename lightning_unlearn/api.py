@@ -15,6 +15,7 @@ import pandas as pd
 import torch
 
 from lightning_unlearn import fit
+from lightning_unlearn.audits.elicitation import elicit as elicit_behaviour
 from lightning_unlearn.audits.patching import patch as patch_policies
 from lightning_unlearn.audits.policy_comparison import evaluate as evaluate_episodes
 from lightning_unlearn.audits.policy_comparison import per_episode
@@ -36,6 +37,7 @@ from lightning_unlearn.tracking.store import not_autologged, same_store, use_exi
 
 __all__ = [
     "ModelCard",
+    "elicit",
     "evaluate",
     "extrapolate",
     "load_policy",
@@ -77,6 +79,7 @@ def undisturbed() -> Iterator[None]:
 
 wrap, extrapolate = undisturbed()(wrap_module), undisturbed()(extrapolate_policies)
 patch, weight_path = undisturbed()(patch_policies), undisturbed()(walk_path)
+elicit = undisturbed()(elicit_behaviour)
 
 
 @undisturbed()

@@ -44,6 +44,10 @@ COMMANDS = {
         "lightning_unlearn.audits.weight_path",
         "measure how far a repair is from its expert, and what lies on the line between",
     ),
+    "elicit": (
+        "lightning_unlearn.audits.elicitation",
+        "measure how much of the behaviour comes back when sensors are disturbed",
+    ),
     "relearn": ("lightning_unlearn.audits.relearning", "measure how fast models relearn the forgotten behaviour"),
     "report": (
         "lightning_unlearn.report.report_command",

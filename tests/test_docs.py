@@ -203,7 +203,7 @@ def test_python_blocks_run(store, block, monkeypatch):
     monkeypatch.setattr(
         lu, "evaluate", lambda policy, env, **given: evaluate(policy, env, **given | once), raising=False
     )
-    for name in ("patch", "weight_path"):
+    for name in ("elicit", "patch", "weight_path"):
         audit = getattr(lu, name)
         monkeypatch.setattr(lu, name, lambda *pair, audit=audit, **given: audit(*pair, **given | once), raising=False)
     few = {"warm_up_rollouts": 2}

@@ -1,4 +1,4 @@
-"""Palette, and figures of probes, latent shift, action control, relearning, patching, weight paths and repairs.
+"""Palette, and the figures of audits and of repairs.
 
 They use matplotlib's object interface, which needs no display.
 Shapes: N states, A action size.
@@ -153,6 +153,27 @@ def patching_figure(table: pd.DataFrame, signal: str) -> Figure:
         ax.set(xlabel="layer taken from the other policy", title=str(direction), ylim=(-0.5, 1.5))
         ax.legend(frameon=False, fontsize=8)
     panels[0].set_ylabel(f"share of the expert's {signal} (0 repaired, 1 expert)")
+    return figure
+
+
+def elicitation_figure(table: pd.DataFrame, signal: str) -> Figure:
+    """Cost against ε, mean and worst tenth of layouts: a colour a model; solid by gradient, dotted by random search.
+
+    Args:
+        table: Rows of `elicitation.csv`.
+        signal: `cost` or `c_forget`.
+    """
+    figure, panels = _panels()
+    for ax, (column, of) in zip(panels, {signal: "mean", f"{signal}_worst_tenth": "worst tenth"}.items(), strict=True):
+        for index, (model, rows) in enumerate(table.groupby("model", sort=False)):
+            for attack, style in (("gradient", "-"), ("random", ":")):
+                line = rows[rows["attack"].isin(["none", attack])]
+                label = f"{model}, {attack}" if len(line) > 1 else None
+                colour = _MODELS[index % len(_MODELS)]
+                ax.plot(line["epsilon"], line[column], style, color=colour, marker="o", markersize=4, label=label)
+        ax.set(xlabel="ε (standard deviations of each sensor)", ylabel=f"{signal} an episode, {of} of the layouts")
+        ax.set_ylim(bottom=0)
+    panels[1].legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
     return figure
 
 

@@ -38,7 +38,11 @@ NOTHING, EDITED, MEAN = "nothing", "edited latent", "mean"
 def main(args: Sequence[str]) -> None:
     """Patch the models that the options name; write, record and print the results."""
     parser = CommandParser(prog="lightning-unlearn patch", description=__doc__)
-    with repair_pairs.open_audit(parser, args, KIND, RESULT, _require_shared) as audit:
+    options, concept = repair_pairs.read_options(parser, args)
+    pairs = repair_pairs.gather(options)
+    for pair in pairs:
+        _require_shared(pair)
+    with repair_pairs.open_audit(options, concept, pairs, KIND, RESULT) as audit:
         if audit is None:
             return
         signal = measured_signal(audit.concept)
@@ -47,11 +51,11 @@ def main(args: Sequence[str]) -> None:
             partial(patch_layers, signal=signal),
         )
     rows = [
-        repair_pairs.identity(pair, result) | row
-        for pair, result in zip(audit.pairs, results, strict=True)
+        repair_pairs.identity(pair) | {"mean_scale": result["mean_scale"]} | row
+        for pair, result in zip(pairs, results, strict=True)
         for row in result["rows"]
     ]
-    origin = repair_pairs.provenance(audit.pairs, results)
+    origin = repair_pairs.provenance(pairs, results)
     _finish(audit, {"settings": audit.settings, "signal": signal, "models": origin, "rows": rows})
 
 

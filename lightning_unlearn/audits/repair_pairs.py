@@ -1,6 +1,7 @@
 """Pairs of a repaired model and the expert that its method started from, run on the same layouts.
 
-`patching` and `weight_path` compare the two inside: by layer, and along the line through their weights.
+`patching` and `weight_path` compare the two inside: by layer, and along the line through their weights. `elicitation`
+attacks the sensors of both.
 Shapes: N layouts, B states, O observation size.
 """
 
@@ -10,6 +11,7 @@ from contextlib import closing, contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pandas as pd
@@ -145,8 +147,16 @@ def measured_signal(concept: str | Concept) -> str:
     return "cost" if concept == AUTO else "c_forget"
 
 
-def read_options(parser: CommandParser, args: Sequence[str]) -> tuple[Any, str | Concept]:
+def read_options(
+    parser: CommandParser, args: Sequence[str], episodes: int = 50, *, scaled: bool = True
+) -> tuple[Any, str | Concept]:
     """Add the options that audits of pairs share to a parser, and parse.
+
+    Args:
+        parser: The command's parser.
+        args: The options.
+        episodes: Default number of layouts.
+        scaled: The audit compares with the expert as the method started from it, and so has `--mean_scale`.
 
     Raises:
         ValueError: One is unknown or impossible.
@@ -157,10 +167,11 @@ def read_options(parser: CommandParser, args: Sequence[str]) -> tuple[Any, str |
     add("--models", type=str, nargs="*", default=[], help=models)
     expert = "the expert; default: the one that each model's training started from, else that of its seed"
     add("--expert", type=str | None, default=None, help=expert)
-    scale = "factor on the expert's means before tanh; default: 1, and for off_policy_concept its own, or measured"
-    add("--mean_scale", type=float | None, default=None, help=scale)
+    if scaled:
+        scale = "factor on the expert's means before tanh; default: 1, and for off_policy_concept its own, or measured"
+        add("--mean_scale", type=float | None, default=None, help=scale)
     add("--seed", type=int, nargs="+", default=[0], help="training seeds of the registered models")
-    add("--episodes", type=int, default=50, help="layouts, one episode each")
+    add("--episodes", type=int, default=episodes, help="layouts, one episode each")
     add_concept_option(parser, ", or recorded, what the models record")
     add("--workers", type=int, default=2, help="processes that step the environments; results do not depend on it")
     add("--out", type=str | None, default=None, help="folder of the files; default: artifacts/eval/<kind>/<eval_id>")
@@ -171,19 +182,20 @@ def read_options(parser: CommandParser, args: Sequence[str]) -> tuple[Any, str |
     evaluation_layouts(options.episodes)
     if not options.seed or min(options.seed) < 0:
         raise ValueError(f"--seed {options.seed} is not possible: name training seeds of 0 or more.")
-    if options.mean_scale is not None and not 0.0 < options.mean_scale < float("inf"):
-        raise ValueError(
-            f"--mean_scale {options.mean_scale} is not possible: use a number above 0; 1 leaves the expert as it is."
-        )
+    factor = options.get("mean_scale")
+    if factor is not None and not 0.0 < factor < float("inf"):
+        raise ValueError(f"--mean_scale {factor} is not possible: use a number above 0; 1 leaves the expert as it is.")
     return options, concept
 
 
 def gather(options: Any) -> list[RepairPair]:
-    """Read the models that the options name, or the store's, each with the expert that it started from.
+    """Open the store, and read the models that the options name, or all, each with the expert that it started from.
 
     Raises:
-        ValueError: There is no such model, no expert is known, or one is of another environment.
+        ValueError: The store cannot be opened, there is no such model, no expert is known, or one is of another
+            environment.
     """
+    outputs.open_audit_store(options.tracking_uri, options.env)
     names, first = [name for name in options.models if name != RANDOM], options.seed[0]
     listed = find_models(options.env, names, options.seed) if names or not options.models else []
     if not options.models:
@@ -257,31 +269,42 @@ class PairAudit:
 
 @contextmanager
 def open_audit(
-    parser: CommandParser, args: Sequence[str], kind: str, result: str, require: Callable[[RepairPair], None]
+    options: Any,
+    concept: str | Concept,
+    pairs: Sequence[RepairPair],
+    kind: str,
+    result: str,
+    budget: Mapping[str, Any] = MappingProxyType({}),
 ) -> Iterator[PairAudit | None]:
-    """Read a command's options and models, and make the environments, one a layout, for the `with` block.
+    """Make the environments of an audit, one a layout, and the folder of its files, for the `with` block.
 
     Args:
-        parser: The command's parser.
-        args: The options.
+        options: From `read_options`.
+        concept: From `read_options`.
+        pairs: From `gather`.
         kind: Folder of the audit's files.
         result: Name of the file that a finished audit has there.
-        require: Refuses a pair that the audit cannot compare.
+        budget: Further settings that the results depend on.
 
     Returns:
         The audit; None if it is finished already.
 
     Raises:
-        ValueError: An option, a model, the task or the concept is not possible, or a policy is of other sizes.
+        ValueError: The task or the concept is not possible, or a policy is of other sizes.
     """
-    options, concept = read_options(parser, args)
     torch.set_num_threads(1)  # networks of this size gain nothing from more, and lose much on a busy machine
-    outputs.open_audit_store(options.tracking_uri, options.env)
-    pairs = gather(options)
-    for pair in pairs:
-        require(pair)
     concept = resolve_concept(concept, [pair.model.concept for pair in pairs])
-    about = _settings(options, concept, pairs)
+    shared = {"env": options.env, "episodes": options.episodes, "concept": concept_to_json(concept), **budget}
+    about = [
+        {
+            **shared,
+            "label": pair.model.label,
+            "model": pair.model.digest,
+            "expert": pair.expert.digest,
+            "mean_scale": pair.mean_scale,
+        }
+        for pair in pairs
+    ]
     with closing(make_env(options.env, options.episodes, concept, min(options.workers, options.episodes))) as env:
         for pair in pairs:
             require_fit(pair.expert.policy, env.simulator, "expert", pair.expert.uri)
@@ -324,21 +347,6 @@ def examine_policies(
         return audit(bank, start, repaired)
 
 
-def _settings(options: Any, concept: str | Concept, pairs: Sequence[RepairPair]) -> list[dict[str, Any]]:
-    """Return everything that each pair's result depends on."""
-    shared = {"env": options.env, "episodes": options.episodes, "concept": concept_to_json(concept)}
-    return [
-        {
-            **shared,
-            "label": pair.model.label,
-            "model": pair.model.digest,
-            "expert": pair.expert.digest,
-            "mean_scale": pair.mean_scale,
-        }
-        for pair in pairs
-    ]
-
-
 def _is_finished(path: Path, about: Sequence[Mapping[str, Any]]) -> bool:
     """Return True if a result file holds this very audit.
 
@@ -359,11 +367,10 @@ def _is_finished(path: Path, about: Sequence[Mapping[str, Any]]) -> bool:
     return True
 
 
-def identity(pair: RepairPair, result: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the columns that name a pair in tables, with the factor on the expert's means."""
+def identity(pair: RepairPair) -> dict[str, Any]:
+    """Return the columns that name a pair in tables."""
     model = pair.model
-    about = {"model": model.label, "method": model.family, "update": model.update, "seed": model.seed}
-    return about | {"mean_scale": result["mean_scale"]}
+    return {"model": model.label, "method": model.family, "update": model.update, "seed": model.seed}
 
 
 def provenance(pairs: Sequence[RepairPair], results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -391,7 +398,7 @@ def _pair(model: AuditedModel, options: Any) -> RepairPair:
     shipped = registry.is_shipped(model.uri)
     expert = unsafe_expert(options.env, seed, options.expert or known, shipped=shipped)
     recorded = {} if run is None else runs.stored_options(run.run_id)
-    if options.mean_scale is not None:
-        return RepairPair(model, expert, options.mean_scale)
+    if (given := options.get("mean_scale")) is not None:
+        return RepairPair(model, expert, given)
     scales = model.family.startswith(SCALING) or _SCALE_OPTION in recorded
     return RepairPair(model, expert, recorded.get(_SCALE_OPTION) if scales else 1.0)

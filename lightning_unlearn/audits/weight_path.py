@@ -34,13 +34,18 @@ _RELEARNING = ("relearn_steps", "relearn_censored_at")
 def main(args: Sequence[str]) -> None:
     """Walk from the experts to the models that the options name; write, record and print the results."""
     parser = CommandParser(prog="lightning-unlearn weight-path", description=__doc__)
-    with repair_pairs.open_audit(parser, args, KIND, RESULT, _require_line) as audit:
+    options, concept = repair_pairs.read_options(parser, args)
+    pairs = repair_pairs.gather(options)
+    for pair in pairs:
+        _require_line(pair)
+    with repair_pairs.open_audit(options, concept, pairs, KIND, RESULT) as audit:
         if audit is None:
             return
         results = audit.examine(lambda _: len(ALPHAS), walk)
-    pairs, relearned = audit.pairs, relearning_steps(audit.options.env)
+    relearned = relearning_steps(options.env)
     models = [
-        repair_pairs.identity(pair, result)
+        repair_pairs.identity(pair)
+        | {"mean_scale": result["mean_scale"]}
         | result["summary"]
         | relearned.get(pair.model.uri, dict.fromkeys(_RELEARNING))
         for pair, result in zip(pairs, results, strict=True)

@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 from lightning_unlearn.collectors.acting import actor_of
 from lightning_unlearn.envs.batched import BatchedEnv
 from lightning_unlearn.envs.concepts import COST_SUM
-from lightning_unlearn.envs.rollout import RolloutBuffer, roll_out
+from lightning_unlearn.envs.rollout import Actor, RolloutBuffer, roll_out
 from lightning_unlearn.envs.simulator import TopView
 from lightning_unlearn.policies.actor_critic import ActorCritic
 
@@ -86,6 +86,7 @@ def run_episodes(
     noise: torch.Generator | None = None,
     keep_scenes: bool = False,
     label: str | None = None,
+    actor: Actor | None = None,
 ) -> Episodes:
     """Run one episode in each environment.
 
@@ -97,13 +98,14 @@ def run_episodes(
         noise: Stream of the stochastic policy's noise.
         keep_scenes: Keep the top view of every step.
         label: Text of the progress bar; without it, none is shown.
+        actor: Acts in the policy's place, such as the policy behind disturbed sensors.
 
     Raises:
         ValueError: The policy gives actions that are not finite.
     """
     sim, recorder = env.simulator, _Recorder(layout_seeds, env.simulator.observation_size, policy.observation_dtype)
     steps = min(max_steps, sim.max_episode_steps)
-    buffer, actor = sim.rollout_buffer(min(steps, BLOCK_STEPS)), actor_of(policy)
+    buffer, actor = sim.rollout_buffer(min(steps, BLOCK_STEPS)), actor or actor_of(policy)
     buffer.current[0], buffer.ended[0] = sim.reset(None, layout_seeds), False
     scenes: list[TopView] = []
     with tqdm(total=steps, desc=label, unit="step", disable=label is None, leave=False) as bar:

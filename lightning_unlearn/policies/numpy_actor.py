@@ -6,7 +6,7 @@ Shapes: n environments, O observation size, A action size, H latent size.
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -117,6 +117,28 @@ class NumpyActor:
     def _half_range(self) -> np.ndarray:
         """Shape: (A,), float32."""
         return np.float32(0.5) * (self.action_high - self.action_low)
+
+
+@dataclass
+class OffsetActor:
+    """An actor whose sensors are off by a constant in each environment."""
+
+    actor: Any
+    """The `envs.rollout.Actor` that reads the disturbed observations."""
+    offset: np.ndarray
+    """Added to the observations of each environment. Shape: (E, O), float64."""
+
+    def __post_init__(self) -> None:
+        """Act in worker processes if the actor can."""
+        self.portable: bool = self.actor.portable
+
+    def mean(self, observation: np.ndarray, first: int) -> np.ndarray:
+        """See `Actor.mean`."""
+        return self.actor.mean(observation + self.offset[first : first + len(observation)], first)
+
+    def squash(self, pre_tanh: np.ndarray) -> np.ndarray:
+        """See `Actor.squash`."""
+        return self.actor.squash(pre_tanh)
 
 
 def _sigmoid(x: np.ndarray) -> np.ndarray:

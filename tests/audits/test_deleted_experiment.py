@@ -34,6 +34,7 @@ COMMANDS = [
     ["evaluate", "--env", TOY, "--models", "zoo"],
     ["select", "--env", TOY, "--method", "unsafe"],
     ["patch", "--env", TOY, "--models", "random", "--expert", MODEL],
+    ["elicit", "--env", TOY, "--models", "random", "--expert", MODEL],
     ["weight-path", "--env", TOY, "--models", "random", "--expert", MODEL],
     ["relearn", "--env", TOY, "--model_path", "random", "--unsafe_model", MODEL],
     ["report", "--env", TOY],
