@@ -4,6 +4,7 @@ import importlib.util
 import pkgutil
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -30,7 +31,8 @@ PLACES = [ROOT / ".github", ROOT / "mlruns" / "results"]
 PAGES = sorted([ROOT / "README.md", *(ROOT / "mlruns").glob("*.md"), *(p for at in PLACES for p in at.rglob("*.md"))])
 pytestmark = pytest.mark.skipif(not all(at.is_dir() for at in PLACES), reason="the pages are in the repository only")
 METRICS = ROOT / ".github/docs/metrics.md"
-OTHERS = {"uv", "printf", "export", "git", "cd", "ruff", "mypy", "pre-commit", "deptry", "pdoc"}
+NOTEBOOK = ROOT / ".github/docs/examples/own_sb3_agent.py"
+OTHERS = {"uv", "jupyter", "printf", "export", "git", "cd", "ruff", "mypy", "pre-commit", "deptry", "pdoc"}
 """Programs whose options are not checked."""
 READ_ONLY = ("runs list", "models list", "gc", "verify")
 """Commands that are run as they stand: they change nothing and take a second."""
@@ -225,12 +227,26 @@ def test_commands_that_only_read_run(store, words, capsys):
     assert capsys.readouterr().out
 
 
-@pytest.mark.parametrize("script", sorted((ROOT / ".github/docs/examples").glob("*.py")), ids=lambda path: path.name)
+@pytest.mark.parametrize("script", sorted({*NOTEBOOK.parent.glob("*.py")} - {NOTEBOOK}), ids=lambda path: path.name)
 def test_example_scripts_run(tmp_path, script):
     ran = subprocess.run(
         [sys.executable, script], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=600
     )
     assert ran.returncode == 0, ran.stderr
+
+
+def test_the_notebook_runs(tmp_path):
+    """All cells in order, with few steps."""
+    pytest.importorskip("stable_baselines3", reason="the extra `sb3` is not installed")
+    cells, numbers = NOTEBOOK.read_text(), "STEPS, UPDATES, EPISODES = "
+    assert cells.count("\n# %%\n") == 10
+    shutil.copy(NOTEBOOK.with_name("own_environment.py"), tmp_path)
+    (tmp_path / NOTEBOOK.name).write_text(re.sub(rf"^{numbers}.*", f"{numbers}1024, 1, 4", cells, flags=re.MULTILINE))
+    ran = subprocess.run(
+        [sys.executable, NOTEBOOK.name], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=300
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert float(ran.stdout.split()[-1]) < 1e-5, "Stable-Baselines3 does not act as the repaired policy"
 
 
 def headings(page):
