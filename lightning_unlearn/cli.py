@@ -55,6 +55,7 @@ COMMANDS = {
     ),
     "reproduce": ("lightning_unlearn.reproduce", "train a run again from its stored config and compare it bit by bit"),
     "verify": ("lightning_unlearn.tracking.verify", "check that a model's files are those that were stored"),
+    "envs": ("lightning_unlearn.envs.envs_command", "list tasks: their costs, how they are stepped, which are refused"),
     "models": ("lightning_unlearn.tracking.models_command", "list, compare or delete registered models"),
     "runs": ("lightning_unlearn.tracking.runs_command", "list runs, with their size on the disk"),
     "gc": (

@@ -9,6 +9,7 @@ from pathlib import Path
 from lightning_unlearn import cli
 
 SUBCOMMANDS = {
+    "envs": ("list",),
     "export": ("sb3", "pt2", "onnx", "folder"),
     "import": ("sb3", "omnisafe", "cleanrl"),
     "models": ("list", "compare", "delete"),

@@ -34,7 +34,7 @@ METRICS = ROOT / ".github/docs/metrics.md"
 NOTEBOOK = ROOT / ".github/docs/examples/own_sb3_agent.py"
 OTHERS = {"uv", "jupyter", "printf", "export", "git", "cd", "ruff", "mypy", "pre-commit", "deptry", "pdoc"}
 """Programs whose options are not checked."""
-READ_ONLY = ("runs list", "models list", "gc", "verify")
+READ_ONLY = ("envs list", "runs list", "models list", "gc", "verify")
 """Commands that are run as they stand: they change nothing and take a second."""
 SHORT = ["--horizon", "32", "--data.workers", "1", "--model.critic_steps", "2", "--model.steps", "2"]
 

@@ -17,7 +17,7 @@ ROOMS = {
     "global_state": set(),
     "safe_files": set(),
     "processes": set(),
-    "envs": {"keys", "seeding", "safe_files", "processes"},
+    "envs": {"keys", "seeding", "safe_files", "processes", "options"},
     "policies": {"keys", "safe_files", "old_names"},
     "losses": {"keys"},
     "collectors": {"envs", "policies", "keys", "seeding", "safe_files", "processes"},

@@ -239,7 +239,7 @@ class ObservationRange(Concept):
             )
 
 
-class _InPlane(Concept):
+class InPlane(Concept):
     """Base class of concepts that need the agent's position or velocity."""
 
     def require_possible(self, simulator: Simulator) -> None:
@@ -252,7 +252,7 @@ class _InPlane(Concept):
 
 
 @dataclass(frozen=True)
-class Rectangle(_InPlane):
+class Rectangle(InPlane):
     """Transitions into a rectangle of the plane, in the task's own coordinates.
 
     Args:
@@ -278,7 +278,7 @@ class Rectangle(_InPlane):
 
 
 @dataclass(frozen=True)
-class Disc(_InPlane):
+class Disc(InPlane):
     """Transitions into a disc of the plane, in the task's own coordinates.
 
     Args:
@@ -305,7 +305,7 @@ class Disc(_InPlane):
 
 
 @dataclass(frozen=True)
-class SpeedAbove(_InPlane):
+class SpeedAbove(InPlane):
     """Transitions that leave the agent faster than a limit.
 
     Args:

@@ -269,6 +269,16 @@ def cost_functions(task: BaseTask, model: mujoco.MjModel) -> dict[str, Cost]:
     return functions
 
 
+def cost_names(task: BaseTask) -> list[str]:
+    """Names of all costs of a task, the whole cost last; the task need not have a layout."""
+    names = [name for kind in task._obstacles if kind.is_constrained for name in _COSTS.get(kind.name, ())]
+    if hasattr(task, "buttons") and task.buttons.is_constrained:
+        names.append("cost_buttons")
+    if task._is_load_static_geoms and task.static_geoms_contact_cost:
+        names.append("cost_static_geoms_contact")
+    return [*names, "cost_sum"]
+
+
 def _hazards(hazards: Any, model: mujoco.MjModel) -> Cost:
     bodies = object_bodies(model, "hazards")
     return lambda state: (state.distance.take(bodies, axis=1) < hazards.size).any(axis=1)
