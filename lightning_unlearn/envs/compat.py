@@ -16,7 +16,8 @@ import os
 import re
 import warnings
 from collections.abc import Callable, Iterator
-from functools import partial
+from functools import partial, partialmethod
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,13 +27,21 @@ from lightning_unlearn.processes import working_directory_importable
 
 _BANNER = "PYGAME_HIDE_SUPPORT_PROMPT"
 _SUPPORTED = re.compile(
-    r"Safety(Point|Car|Racecar|Doggo|Ant)((Goal|Button|Push|Circle|Race|FadingEasy|FadingHard)[012]|Run0)-v0"
+    r"Safety(?:Point|Car|Racecar|Doggo|Ant)((?:Goal|Button|Push|Circle|Race|FadingEasy|FadingHard)[012]|Run0)-v0"
 )
-_VELOCITY = re.compile(r"Safety(HalfCheetah|Ant|Humanoid)Velocity-v[01]")
+_VELOCITY = re.compile(r"Safety(HalfCheetah|Hopper|Swimmer|Walker2d|Ant|Humanoid)Velocity-v[01]")
 _SUPPORTED_IN_WORDS = (
     "the agents Point, Car, Racecar, Doggo and Ant with Goal, Button, Push, Circle, Race, FadingEasy, FadingHard (0-2) "
-    "and Run0, and the velocity tasks of HalfCheetah, Ant and Humanoid"
+    "and Run0, and the velocity tasks"
 )
+_MODELS = Path(__file__).parent / "models"
+"""Models of Gymnasium that MuJoCo 3 refuses, converted once."""
+_REFUSED = {
+    "Gymnasium-": "wraps the task without Gymnasium in its id: use that",
+    "Vision-": "observes pictures: use the task without Vision in its id",
+    "Debug-": "is steered by keys: use the task without Debug in its id",
+}
+"""Part of an id → why such tasks of Safety-Gymnasium are refused."""
 
 
 @contextlib.contextmanager
@@ -99,6 +108,7 @@ with _quiet(), swapped(dataclasses, "dataclass", _with_array_factories(dataclass
 import gymnasium  # noqa: E402 (after safety_gymnasium, so that its own imports stay quiet)
 import mujoco  # noqa: E402
 from gymnasium import registry  # noqa: E402
+from gymnasium.envs.mujoco import MujocoEnv  # noqa: E402
 from safety_gymnasium import tasks  # noqa: E402
 from safety_gymnasium.bases.base_task import BaseTask  # noqa: E402
 from safety_gymnasium.utils.common_utils import ResamplingError  # noqa: E402
@@ -114,12 +124,15 @@ __all__ = [
     "make_original",
     "make_task",
     "navigation_ids",
+    "navigation_tasks",
     "original_vector",
     "refused_as_value_error",
+    "refused_ids",
     "registered_id",
     "registered_spec",
     "safety_gymnasium",
     "swapped",
+    "velocity_ids",
 ]
 
 
@@ -149,6 +162,29 @@ def navigation_ids() -> list[str]:
     return [env_id for env_id in registry if _SUPPORTED.fullmatch(env_id)]
 
 
+def navigation_tasks() -> dict[str, list[str]]:
+    """Return the names of the navigation tasks, such as Goal1, each with its id for every agent."""
+    tasks_: dict[str, list[str]] = {}
+    for env_id in registry:
+        if match := _SUPPORTED.fullmatch(env_id):
+            tasks_.setdefault(match[1], []).append(env_id)
+    return tasks_
+
+
+def velocity_ids() -> list[str]:
+    """Return the ids of the registered velocity tasks."""
+    return [env_id for env_id in registry if _VELOCITY.fullmatch(env_id)]
+
+
+def refused_ids() -> dict[str, list[str]]:
+    """Return the reasons why registered tasks of Safety-Gymnasium are refused, each with the ids."""
+    ids: dict[str, list[str]] = {}
+    for env_id, spec in registry.items():
+        if ("task_id" in spec.kwargs or env_id in safe_registry) and env_id not in {*navigation_ids(), *velocity_ids()}:
+            ids.setdefault(next(why for part, why in _REFUSED.items() if part in env_id), []).append(env_id)
+    return ids
+
+
 def is_navigation(env_id: str) -> bool:
     """Return True if an id is registered as a task of safety_gymnasium's builder, supported or not."""
     env_id = registered_id(env_id)
@@ -171,7 +207,7 @@ def registered_spec(env_id: str) -> Any:
                 f"unknown environment {given!r}: the module {module!r} is there, and registers "
                 f"{', '.join(difflib.get_close_matches(env_id, own, n=10, cutoff=0.0)) or 'none'}."
             )
-        known = [*navigation_ids(), TOY_ID] + [name for name in registry if _VELOCITY.fullmatch(name)]
+        known = [*navigation_ids(), TOY_ID, *velocity_ids()]
         near = difflib.get_close_matches(env_id, known, n=3, cutoff=0.0)
         raise ValueError(
             f"unknown environment {env_id!r}; the nearest are {', '.join(near)}. Name one of your own module:Id-v0, "
@@ -211,9 +247,20 @@ def make_original(env_id: str) -> gymnasium.Env:
     known = registered_id(env_id)
     maker = safety_gymnasium if known in safe_registry else gymnasium
     refusal = refused_as_value_error(env_id) if known in safe_registry else contextlib.nullcontext()
-    with refusal, working_directory_importable(), warnings.catch_warnings():
+    converting = swapped(
+        MujocoEnv, "_initialize_simulation", partialmethod(_initialise, MujocoEnv._initialize_simulation)
+    )
+    with refusal, converting, working_directory_importable(), warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # some of the versions have a successor
         return maker.make(known, autoreset=False, disable_env_checker=True)
+
+
+def _initialise(env: MujocoEnv, original: Callable[[MujocoEnv], None]) -> None:
+    """Let Gymnasium's Swimmer, Hopper and Walker2d read a file that MuJoCo 3 accepts; it equals the original one."""
+    ours = _MODELS / Path(env.fullpath).name
+    if Path(env.fullpath).parent.parent == Path(inspect.getfile(MujocoEnv)).parent and ours.is_file():
+        env.fullpath = str(ours)
+    original(env)
 
 
 def original_vector(env_id: str, num_envs: int) -> Any:

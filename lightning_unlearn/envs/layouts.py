@@ -26,6 +26,7 @@ from lightning_unlearn.envs.compat import BaseTask, safety_gymnasium, swapped
 _world, _bases = safety_gymnasium.world, safety_gymnasium.bases
 _underlying, _base_task = _bases.underlying, _bases.base_task
 _xmltodict, _rot2quat = _world.xmltodict, _world.rot2quat
+_read_once = cache(lambda path: yaml.safe_load(Path(path).read_text(encoding="utf-8")))
 _TRIES = 100
 """Drawings of one object's place before the whole layout is given up."""
 
@@ -58,11 +59,6 @@ def reset_world(task: BaseTask, template: ModelTemplate) -> None:
     reader = SimpleNamespace(load=lambda file, **_: _read_once(file.name), FullLoader=None)
     with swapped(_underlying, "World", partial(ReposedWorld, template)), swapped(_base_task, "yaml", reader):
         task.reset()
-
-
-@cache
-def _read_once(path: str) -> Any:
-    return yaml.safe_load(Path(path).read_text(encoding="utf-8"))
 
 
 class ReposedWorld(_world.World):  # type: ignore[name-defined]
