@@ -11,7 +11,7 @@ from lightning_unlearn import cli
 SUBCOMMANDS = {
     "envs": ("list",),
     "export": ("sb3", "pt2", "onnx", "folder"),
-    "import": ("sb3", "omnisafe", "cleanrl"),
+    "import": ("sb3", "omnisafe", "cleanrl", "torchrl"),
     "models": ("list", "compare", "delete"),
     "probe": ("collect", "fit", "export", "eval"),
     "runs": ("list",),

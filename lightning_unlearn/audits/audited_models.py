@@ -44,6 +44,8 @@ class AuditedModel:
     """Concept that it was trained to forget, as its card records it; empty if unknown."""
     line: float | None = None
     """Share of the way from its expert's weights to its own, where the policy lies; None: the model itself."""
+    stated_std: float = 0.0
+    """Exploration std that its import stated, as its card records it; 0: its Gaussian is its own."""
 
 
 def find_models(env_id: str, names: Sequence[str], seeds: Sequence[int]) -> list[AuditedModel]:
@@ -86,7 +88,8 @@ def read_model(uri: str, env_id: str, option: str) -> AuditedModel:
     end_of_path = uri.rstrip("/").rpartition("/")[2].removesuffix(".pt")
     as_file_name = re.sub(r"[^\w.-]+", "_", end_of_path).strip("._") or "model"
     label = (card.method if update is None else f"{card.method}_{update}") or as_file_name
-    return AuditedModel(label, card.method, update, seed, uri, policy, weights_digest(policy), card.concept)
+    origin = label, card.method, update, seed, uri
+    return AuditedModel(*origin, policy, weights_digest(policy), card.concept, stated_std=card.stated_std)
 
 
 def require_fit(policy: ActorCritic, simulator: Simulator, option: str, uri: str) -> None:

@@ -75,6 +75,10 @@ COLUMNS = {
     "Layouts": "first and last layout seed",
 }
 """Column of `summary.csv` → meaning. The first 17 are the published ones; see `columns` for the rest."""
+_STATED = (
+    "KL columns: {} has no Gaussian that is the same in every state. Its std, {:g} before actions are squashed, was "
+    "stated at its import, and each KL from it counts with that."
+)
 _OWN_COLUMNS = ("layout_seed", "goals", "simulator_failed", "cut_at_max_steps")
 """Columns of `per_episode.csv` that the published file does not have."""
 _COST_COLUMNS = {
@@ -178,6 +182,7 @@ def notes(
             found.append(
                 f"{model.label} was to forget {model.concept[:200]}; C_forget, near and far are about {concept[:200]}."
             )
+    found += sorted({_STATED.format(c.unsafe.uri, c.unsafe.stated_std) for c, _ in results if c.unsafe.stated_std})
     idle = table[(table["Family"] != UNSAFE) & (table["KL_vs_Unsafe"].abs() < NO_CHANGE)]["Model"]
     if len(idle):
         found.append(f"Without effect (KL from the unsafe expert below {NO_CHANGE:g}): {', '.join(idle)}.")

@@ -1,12 +1,13 @@
-"""A repaired agent of Stable-Baselines3 back in its zip: `PPO.load` reads it, and its `predict` gives the repair.
+"""A repaired agent of Stable-Baselines3 back in its zip: `load` reads it, and its `predict` gives the repair.
 
-Only weights are replaced. Everything else of the original zip, its settings and its optimizer included, stays as it is,
-and nothing in it is executed. Observations are normalised by the VecNormalize that the agent was trained behind, which
-lies outside the zip.
+Only weights are replaced; of an off-policy agent those of the actor's means, not its noise, critics and targets.
+Everything else of the original zip, its settings and its optimizer included, stays as it is, and nothing in it is
+executed. Observations are normalised by the VecNormalize that the agent was trained behind, which lies outside the zip.
 """
 
 import io
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple, cast
 
@@ -18,7 +19,7 @@ from lightning_unlearn.envs.simulator import Simulator
 from lightning_unlearn.exporters.torch_program import drawn_observations
 from lightning_unlearn.importers.agent import Weights, as_policy
 from lightning_unlearn.importers.reader import LARGEST_DIFFERENCE, MAX_BYTES, largest_difference, read_torch
-from lightning_unlearn.importers.sb3 import StableBaselines3
+from lightning_unlearn.importers.sb3 import StableBaselines3, is_off_policy
 from lightning_unlearn.policies.actor_critic import ActorCritic
 from lightning_unlearn.policies.latent_editor import AffineEditor
 from lightning_unlearn.safe_files import open_zip
@@ -118,12 +119,22 @@ def replaced(weights: Weights, policy: ActorCritic) -> dict[str, torch.Tensor]:
         policy: Of the agent's shape.
     """
     actor, critic = linear_layers(policy.trunk), linear_layers(policy.critic_trunk or policy.trunk)
+    if is_off_policy(weights):
+        head = ["actor.mu"] if "actor.mu.weight" in weights else layer_names(weights, "actor.mu.")
+        places = dict(
+            zip([*layer_names(weights, "actor.latent_pi."), *head], [*actor, policy.action_mean], strict=True)
+        )
+        return dict(weights) | tensors_of(places)
     shared, pi, vf = (layer_names(weights, f"mlp_extractor.{net}_net.") for net in ("shared", "policy", "value"))
     places = dict(zip([*shared, *pi], actor, strict=True)) | dict(zip(vf, critic[len(critic) - len(vf) :], strict=True))
     places |= {"action_net": policy.action_mean, "value_net": policy.reward_value}
-    new = {f"{name}.{part}": getattr(layer, part) for name, layer in places.items() for part in ("weight", "bias")}
-    new["log_std"] = policy.clamped_log_std
-    return dict(weights) | {name: tensor.detach().clone() for name, tensor in new.items()}
+    return dict(weights) | tensors_of(places) | {"log_std": policy.clamped_log_std.detach().clone()}
+
+
+def tensors_of(places: Mapping[str, nn.Linear]) -> dict[str, torch.Tensor]:
+    """Return copies of the weights of layers, by the names of their places."""
+    named = {f"{name}.{part}": getattr(layer, part) for name, layer in places.items() for part in ("weight", "bias")}
+    return {name: tensor.detach().clone() for name, tensor in named.items()}
 
 
 def linear_layers(network: nn.Sequential) -> list[nn.Linear]:

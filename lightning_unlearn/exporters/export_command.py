@@ -54,7 +54,8 @@ def write_agent(policy: ActorCritic, out: Path, options: Any) -> str:
     original = StableBaselines3(Path(options.into), options.normalizer)
     difference = save_into(policy, original, out)
     behind = f', behind VecNormalize.load("{original.statistics}", …)' if original.normaliser else ""
-    return f'{out}: largest difference of an action {difference:.1e}\n  PPO.load("{out}"){behind}'
+    algorithm = original.library.partition("(")[2].rstrip(")")
+    return f'{out}: largest difference of an action {difference:.1e}\n  {algorithm}.load("{out}"){behind}'
 
 
 def shapes(policy: ActorCritic) -> str:
@@ -77,7 +78,7 @@ def _parser(kind: str) -> CommandParser:
     add("model", type=str, help="URI, folder or file of the model")
     add("--out", type=str, required=True, help=f"the new file, {FORMATS[kind][0]}")
     if kind == "sb3":
-        add("--into", type=str, required=True, help="zip of the PPO agent that the model was repaired from")
+        add("--into", type=str, required=True, help="zip of the agent that the model was repaired from")
         add("--normalizer", type=str | None, default=None, help="file of its observation statistics, or `none`")
     add_store_option(parser)
     return parser

@@ -4,10 +4,11 @@ Shapes: O observation size, A action size.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -17,6 +18,7 @@ from lightning_unlearn.policies.actor_critic import ActorCritic, PolicyConfig
 from lightning_unlearn.policies.files import MAX_NUMBER
 
 Weights = Mapping[str, torch.Tensor]
+Squash = Literal["tanh", "none", "scale"]
 
 
 class Layer(NamedTuple):
@@ -30,23 +32,31 @@ class Layer(NamedTuple):
 
 @dataclass(frozen=True)
 class ForeignAgent:
-    """A Gaussian policy of another library. Its action is a draw from the Gaussian, clipped to the bounds."""
+    """A policy of another library: a network of means, and the noise that is added to them."""
 
     actor: Sequence[Layer]
     """The hidden layers, and last the layer of the mean."""
     critic: Sequence[Layer] | None
     """The same for the reward critic; None if the file has none."""
-    log_std: torch.Tensor
-    """Shape: (A,)."""
+    log_std: torch.Tensor | None
+    """Log of a std that is the same in every state. Shape: (A,). None: the library adds other noise, or none."""
     activation: str
     """Non-linearity between layers; a name in `ACTIVATIONS`."""
     normaliser: Normaliser | None
     shared: bool = False
     """Actor and critic have the same hidden layers."""
-    unit_actions: bool = False
-    """The range from -1 to 1 stands for the environment's bounds, whatever those are."""
+    squash: Squash = "none"
+    """Map from a draw to the action; see `PolicyConfig.squash`."""
     critic_sizes: Sequence[int] | None = None
     """Widths of the critic's hidden layers if the file has no critic; None: those of the actor."""
+    stated_std: float = 0.0
+    """Exploration std that the import states in place of a missing `log_std`; 0: there is none missing."""
+
+    def with_stated_std(self, std: float, simulator: Simulator) -> "ForeignAgent":
+        """Return the agent with the same Gaussian in every state; `std` is in halves of the action range if clipped."""
+        half_range = 0.5 * (simulator.action_high - simulator.action_low)
+        unit = half_range if self.squash == "none" else np.ones_like(half_range)
+        return replace(self, log_std=torch.from_numpy(np.log(std * unit)).float(), stated_std=std)
 
 
 def layers(weights: Weights, prefix: str) -> list[Layer]:
@@ -88,7 +98,7 @@ def as_policy(agent: ForeignAgent, simulator: Simulator, generator: torch.Genera
     with torch.no_grad():
         _fill(policy.trunk, agent.actor[:-1])
         _copy(policy.action_mean, agent.actor[-1])
-        policy.log_std.copy_(agent.log_std)
+        policy.log_std.copy_(_log_std(agent))
         if agent.critic is not None:
             _copy(policy.reward_value, agent.critic[-1])
             if policy.critic_trunk is not None:
@@ -105,9 +115,9 @@ def _require_same_sizes(agent: ForeignAgent, simulator: Simulator) -> None:
     _require_chain("actor", agent.actor, simulator.observation_size, len(simulator.action_low), simulator.env_id)
     if agent.critic is not None:
         _require_chain("critic", agent.critic, simulator.observation_size, 1, simulator.env_id)
-    if agent.log_std.shape != simulator.action_low.shape:
+    if (log_std := _log_std(agent)).shape != simulator.action_low.shape:
         raise ValueError(
-            f"its log-std has shape {tuple(agent.log_std.shape)}: only a state-independent one, a number an action, "
+            f"its log-std has shape {tuple(log_std.shape)}: only a state-independent one, a number an action, "
             "can be imported"
         )
     statistics = 0 if agent.normaliser is None else len(agent.normaliser.mean)
@@ -131,7 +141,7 @@ def _require_chain(name: str, chain: Sequence[Layer], inputs: int, outputs: int,
 
 
 def _config(agent: ForeignAgent, simulator: Simulator) -> PolicyConfig:
-    normaliser = agent.normaliser
+    normaliser, log_std = agent.normaliser, _log_std(agent)
     critic_sizes = _sizes(agent.critic) if agent.critic else [*(agent.critic_sizes or _sizes(agent.actor))]
     return PolicyConfig(
         simulator.observation_size,
@@ -139,7 +149,7 @@ def _config(agent: ForeignAgent, simulator: Simulator) -> PolicyConfig:
         simulator.action_high.tolist(),
         hidden_sizes=_sizes(agent.actor),
         activation=agent.activation,  # type: ignore[arg-type]
-        squash="scale" if agent.unit_actions else "none",
+        squash=agent.squash,
         critics="shared" if agent.shared else "separate",
         critic_hidden_sizes=None if agent.shared else critic_sizes,
         normalise_observation=normaliser is not None,
@@ -147,8 +157,14 @@ def _config(agent: ForeignAgent, simulator: Simulator) -> PolicyConfig:
         normaliser_clip=10.0 if normaliser is None else min(normaliser.clip, MAX_NUMBER),
         normaliser_dtype="float32" if normaliser is None else normaliser.dtype,
         observation_dtype="float32" if normaliser is None else normaliser.observation_dtype,
-        log_std_range=[min(-5.0, float(agent.log_std.min())), max(1.0, float(agent.log_std.max()))],
+        log_std_range=[min(-5.0, float(log_std.min())), max(1.0, float(log_std.max()))],
     )
+
+
+def _log_std(agent: ForeignAgent) -> torch.Tensor:
+    if agent.log_std is None:
+        raise ValueError("it has no state-independent Gaussian: state the std that it explores with")
+    return agent.log_std
 
 
 def _sizes(chain: Sequence[Layer]) -> list[int]:

@@ -17,6 +17,7 @@ from lightning_unlearn.importers.cleanrl import CleanRL
 from lightning_unlearn.importers.critic_warm_up import WarmUp, warm_up
 from lightning_unlearn.importers.omnisafe import OmniSafe
 from lightning_unlearn.importers.reader import (
+    EXPLORATION_STD,
     LARGEST_DIFFERENCE,
     FileReader,
     Reference,
@@ -24,6 +25,7 @@ from lightning_unlearn.importers.reader import (
     raw_states,
 )
 from lightning_unlearn.importers.sb3 import StableBaselines3
+from lightning_unlearn.importers.torchrl_actor import TorchRL
 from lightning_unlearn.options import CommandParser, choose
 from lightning_unlearn.policies.actor_critic import ActorCritic
 from lightning_unlearn.policies.files import ModelCard
@@ -31,9 +33,18 @@ from lightning_unlearn.seeding import SeedStreams, torch_generator
 from lightning_unlearn.tracking import registry, runs
 from lightning_unlearn.tracking.store import TRACKING_URI_HELP, open_store, require_active_experiment
 
-READERS: dict[str, type[FileReader]] = {"sb3": StableBaselines3, "omnisafe": OmniSafe, "cleanrl": CleanRL}
+READERS: dict[str, type[FileReader]] = {
+    "sb3": StableBaselines3,
+    "omnisafe": OmniSafe,
+    "cleanrl": CleanRL,
+    "torchrl": TorchRL,
+}
 STATES = 10_000
 """Most states, of the agent's own episodes, on which its library's actions and the policy's are compared."""
+_STATED = (
+    "It has no Gaussian that is the same in every state: its deterministic action is imported, and repairs explore "
+    "from there with the stated standard deviation {std:g} (--exploration_std). KL columns count with it."
+)
 
 
 def main(args: Sequence[str]) -> None:
@@ -52,20 +63,26 @@ def main(args: Sequence[str]) -> None:
         require_active_experiment(options.env)
         reader = _find(library, options)
         policy, reference = reader.policy(simulator, torch_generator(streams.weights)), reader.reference(simulator)
-        read_s = time.perf_counter() - started
-        print(f"Read {options.agent} of {reader.library} in {read_s:.1f} s. Warming up its critics.", flush=True)
+        read_s, std = time.perf_counter() - started, reader.agent(simulator).stated_std
+        print(f"Read {options.agent} of {reader.library} in {read_s:.1f} s.", flush=True)
+        note = f"imported from {reader.library}, file {Path(options.agent).name}"
+        if std:
+            note += f"; its deterministic action, with the stated exploration std {std:g}"
+            print(_STATED.format(std=std))
+        print("Warming up its critics.", flush=True)
         warmth = warm_up(policy, data, options.warm_up_rollouts)
         states = raw_states(policy, simulator, min(STATES, len(warmth.observations)))
         difference = require_same_actions(reference, policy, states)
         figures = _figures(warmth, difference, read_s)
-        run_id, uri = _record(library, options, reader.library, policy, data.env.concept, figures)
+        card = ModelCard("unsafe", options.env, data.env.concept, options.seed, 0, 0, note, std)
+        run_id, uri = _record(library, options, reader.library, policy, card, figures)
         print(_summary(warmth, difference, uri, run_id, options, store))
     finally:
         data.teardown("fit")
 
 
 def _find(library: str, options: Any) -> FileReader:
-    reader = READERS[library](Path(options.agent), options.normalizer)
+    reader = READERS[library](Path(options.agent), options.normalizer, options.exploration_std)
     found_statistics = reader.statistics if options.normalizer is None else None
     if reader.path != Path(options.agent) or found_statistics:
         print(f"Found {reader.path}" + (f" with {reader.statistics}." if reader.statistics else "."))
@@ -94,18 +111,16 @@ def _figures(warmth: WarmUp, difference: float, read_s: float) -> dict[str, floa
 
 
 def _record(
-    library: str, options: Any, agent_library: str, policy: ActorCritic, concept: str, figures: dict[str, float]
+    library: str, options: Any, agent_library: str, policy: ActorCritic, card: ModelCard, figures: dict[str, float]
 ) -> tuple[str, str]:
     """Record a run and register the model; return the run's id and the model's URI."""
-    note = f"imported from {agent_library}, file {Path(options.agent).name}"
     params = {"library": agent_library, **vars(options)} | {"policy": json.dumps(asdict(policy.config))[:500]}
     params.pop("config", None)
     with tempfile.TemporaryDirectory() as scratch:
         file = Path(scratch, "import.json")
-        content = json.dumps({"note": note, "policy": asdict(policy.config), **figures}, indent=2)
+        content = json.dumps({"note": card.note, "policy": asdict(policy.config), **figures}, indent=2)
         file.write_text(f"{content}\n", encoding="utf-8")
         run_id = runs.record_audit(options.env, f"import-{library}", params, figures, {file: "import"})
-    card = ModelCard("unsafe", options.env, concept, options.seed, update=0, env_steps=0, note=note)
     version = registry.register_policy(policy, card, run_id)
     return run_id, f"models:/{registry.model_name(card.method, card.env)}/{version}"
 
@@ -127,9 +142,16 @@ def _summary(warmth: WarmUp, difference: float, uri: str, run_id: str, options: 
 def _parser(library: str) -> CommandParser:
     parser = CommandParser(prog=f"lightning-unlearn import {library}", description=__doc__)
     add = parser.add_argument
-    add("agent", type=str, help="the agent's file; for omnisafe or rl-zoo3, also its run's folder")
+    add("agent", type=str, help="the agent's file; for omnisafe, rl-zoo3 or torchrl, also its folder")
     add("--env", type=str, default="SafetyPointGoal1-v0", help="the task it was trained in")
     add("--normalizer", type=str | None, default=None, help="file of its observation statistics, or `none`")
+    add(
+        "--exploration_std",
+        type=float | None,
+        default=None,
+        help="standard deviation before tanh of an agent without a state-independent Gaussian; null: "
+        f"{EXPLORATION_STD}",
+    )
     add_concept_option(parser)
     add("--seed", type=int, default=0, help="training seed that the expert is registered with, and seed of the warm-up")
     add("--warm_up_rollouts", type=int, default=8, help="rollouts of the agent to which its critics are fitted")

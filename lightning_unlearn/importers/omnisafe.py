@@ -1,4 +1,4 @@
-"""Agents of OmniSafe's PPO family: a run's folder, or one `torch_save/epoch-<n>.pt` of it."""
+"""Agents of OmniSafe's PPO and off-policy families: a run's folder, or one `torch_save/epoch-<n>.pt` of it."""
 
 import re
 from collections.abc import Mapping
@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from lightning_unlearn.envs.simulator import Simulator
-from lightning_unlearn.importers.agent import ForeignAgent, layers
+from lightning_unlearn.importers.agent import ForeignAgent, Layer, layers
 from lightning_unlearn.importers.normaliser import Normaliser
 from lightning_unlearn.importers.reader import (
     FUNCTIONS,
@@ -22,12 +22,17 @@ from lightning_unlearn.importers.reader import (
 from lightning_unlearn.safe_files import read_json
 
 ACTIVATIONS = ("tanh", "relu", "sigmoid", "softplus")
+OFF_POLICY = {"mlp": ("DDPG", "TD3"), "gaussian_sac": ("SAC",)}
+"""Actor of the off-policy family → its algorithms; each has variants that end with Lag and PID."""
 
 
 class OmniSafe(FileReader):
     """An agent of OmniSafe. Its observation normaliser is in the file of its weights, its settings in `config.json`."""
 
-    supported = "supported are OmniSafe's on-policy agents (the PPO family) with the actor gaussian_learning"
+    supported = (
+        "supported are OmniSafe's on-policy agents (the PPO family) with the actor gaussian_learning, and SAC, TD3 and "
+        "DDPG with their variants Lag and PID"
+    )
 
     @staticmethod
     def find(path: Path) -> tuple[Path, None]:
@@ -72,24 +77,29 @@ class OmniSafe(FileReader):
         if self.normaliser is not None or self.acts_on_raw:
             raise ValueError("OmniSafe keeps the observation normaliser beside the weights: leave --normalizer out")
         settings, content = self._config["model_cfgs"], self._content
-        if settings.get("actor_type") != "gaussian_learning":
-            raise ValueError(f"its actor is {settings.get('actor_type')!r}")
+        kind, algorithm = str(settings.get("actor_type")), str(self._config.get("algo"))
+        if kind != "gaussian_learning" and re.sub("(Lag|PID)$", "", algorithm) not in OFF_POLICY.get(kind, ()):
+            raise ValueError(f"its actor is {kind[:40]!r}, of the algorithm {algorithm[:20]}")
         if not isinstance(content.get("pi"), Mapping):
             raise ValueError("its file has no weights of a policy (`pi`)")
         weights = finite_tensors(content["pi"], "pi")
-        if "log_std" not in weights or "mean.0.weight" not in weights:
-            raise ValueError("its actor has no mean network and log_std: it is of another algorithm or version")
+        first = {"mean.0.weight", "log_std"} if kind == "gaussian_learning" else {"net.0.weight"}
+        if not first <= set(weights):
+            raise ValueError(f"its actor has no {' and '.join(sorted(first))}: it is of another algorithm or version")
         actor, critic = (settings.get(name) for name in ("actor", "critic"))
         activation = actor.get("activation") if isinstance(actor, dict) else None
         if activation not in ACTIVATIONS:
             raise ValueError(f"its activation is {activation!r}, not one of {', '.join(ACTIVATIONS)}")
+        net = layers(weights, "mean" if kind == "gaussian_learning" else "net")
+        if kind == "gaussian_sac":  # its last layer gives means and, after them, log-stds
+            net[-1] = Layer(*(part[: len(part) // 2] for part in net[-1]))
         return ForeignAgent(
-            actor=layers(weights, "mean"),
+            actor=net,
             critic=None,
-            log_std=weights["log_std"],
+            log_std=weights["log_std"] if kind == "gaussian_learning" else None,
             activation=str(activation),
             normaliser=self._normaliser(),
-            unit_actions=True,
+            squash="scale" if kind == "gaussian_learning" else "tanh",
             critic_sizes=critic.get("hidden_sizes") if isinstance(critic, dict) else None,
         )
 
@@ -108,7 +118,7 @@ class OmniSafe(FileReader):
         return Normaliser(mean, std.square(), 0.0, float(clip.flatten()[0]), "float32", "float32")
 
     def reference(self, simulator: Simulator) -> Reference:
-        """Return `GaussianLearningActor.predict` between OmniSafe's wrappers ObsNormalize and ActionScale."""
+        """Return the actor's `predict` between OmniSafe's wrappers ObsNormalize and ActionScale."""
         config, content = self._config, self._content
         activation = FUNCTIONS[config["model_cfgs"]["actor"]["activation"]]
         settings = config.get("algo_cfgs")
@@ -121,7 +131,10 @@ class OmniSafe(FileReader):
             if known is not None:
                 clip = known["_clip"].double()
                 x = torch.minimum(torch.maximum((x - known["_mean"].double()) / known["_std"].double(), -clip), clip)
-            mean = reference_network(content["pi"], "mean", activation, x.float().double(), last_is_linear=True)
+            net = "net" if "net.0.weight" in content["pi"] else "mean"
+            mean = reference_network(content["pi"], net, activation, x.float().double(), last_is_linear=True)
+            if net == "net":  # MLPActor, or GaussianSACActor, which gives twice as many numbers
+                mean = mean[:, : len(low)].tanh()
             return torch.minimum(torch.maximum(low + (high - low) * (mean + 1.0) / 2.0, low), high)
 
         return action

@@ -4,6 +4,7 @@ To import agents of a further library, write a `FileReader` (for files) or a `Re
 it in `import_command.READERS`. Shapes: N observations, O observation size, A action size.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -25,6 +26,8 @@ LARGEST_DIFFERENCE = 1e-3
 """Largest difference of an action that rounding explains; above it, policy and agent differ."""
 NONE = "none"
 """Value of `--normalizer` for an agent that was trained on observations as they are."""
+EXPLORATION_STD = 0.5
+"""Stated for agents without a state-independent Gaussian: near that of trained PPO experts."""
 MAX_BYTES = 1 << 28
 FUNCTIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "tanh": torch.tanh,
@@ -76,6 +79,8 @@ class FileReader(Reader):
     Args:
         path: A path that the user named.
         normalizer: File of the agent's observation statistics; `none` if it has none; None to look beside the agent.
+        exploration_std: Standard deviation that an agent without a state-independent Gaussian is to explore with,
+            before its tanh, or in halves of the action range if it has none; None: `EXPLORATION_STD`.
 
     Raises:
         ValueError: The path names no agent or several, or the statistics cannot be read.
@@ -84,7 +89,10 @@ class FileReader(Reader):
     supported: ClassVar[str]
     """Supported agents, named at the end of error messages."""
 
-    def __init__(self, path: Path, normalizer: str | None = None) -> None:
+    def __init__(self, path: Path, normalizer: str | None = None, exploration_std: float | None = None) -> None:
+        if exploration_std is not None and not 0 < exploration_std < math.inf:
+            raise ValueError(f"--exploration_std {exploration_std} is not possible: use a number above 0.")
+        self.exploration_std = exploration_std
         self.path, self.statistics = self.find(path)
         if normalizer is not None:
             self.statistics = None if normalizer == NONE else Path(normalizer)
@@ -102,15 +110,23 @@ class FileReader(Reader):
         """Read settings and weights, and refuse those that a `ForeignAgent` cannot represent."""
 
     def agent(self, simulator: Simulator) -> ForeignAgent:
-        """Read the agent.
+        """Read the agent; the exploration std is stated here if it has no state-independent Gaussian.
 
         Raises:
-            ValueError: It is not a supported agent.
+            ValueError: It is not a supported agent, or it has a Gaussian of its own and another one is stated.
         """
         try:
-            return self._agent(simulator)
+            agent = self._agent(simulator)
         except ValueError as error:
             raise ValueError(f"{self.path} cannot be imported: {error}; {self.supported}.") from error
+        if agent.log_std is None:
+            return agent.with_stated_std(self.exploration_std or EXPLORATION_STD, simulator)
+        if self.exploration_std is not None:
+            raise ValueError(
+                f"--exploration_std {self.exploration_std} is not possible: {self.path} has a Gaussian of its own, the "
+                "same in every state; leave the option out."
+            )
+        return agent
 
     def policy(self, simulator: Simulator, generator: torch.Generator) -> ActorCritic:
         """See `Reader.policy`."""
@@ -155,6 +171,26 @@ def finite_tensors(content: Mapping[str, Any], name: str) -> dict[str, torch.Ten
     if bad or not content:
         raise ValueError(f"{name} should hold finite tensors only, but {', '.join(map(str, bad[:4])) or 'it is empty'}")
     return {str(key): value for key, value in content.items()}
+
+
+def require_bounds(bounds: Mapping[str, Sequence[float]], simulator: Simulator) -> None:
+    """Check that an agent's own bounds of actions, `low` and `high`, are the environment's.
+
+    Raises:
+        ValueError: They are not.
+    """
+    for name, edges in (("low", simulator.action_low), ("high", simulator.action_high)):
+        own = bounds[name]
+        if len(own) != len(edges):
+            raise ValueError(
+                f"it gives {len(own)} actions, but {simulator.env_id} takes {len(edges)}: name the environment it was "
+                "trained in with --env"
+            )
+        if any(not abs(number - edge) <= 1e-4 * max(1.0, abs(edge)) for number, edge in zip(own, edges, strict=True)):
+            raise ValueError(
+                f"its actions have the {name} bounds {[*own]}, those of {simulator.env_id} {edges.tolist()}: name the "
+                "environment it was trained in with --env"
+            )
 
 
 def reference_network(

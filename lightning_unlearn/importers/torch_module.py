@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from copy import deepcopy
-from typing import Literal
 
 import torch
 from tensordict import TensorDict
@@ -15,6 +14,7 @@ from torchrl.modules import Delta, IndependentNormal, TanhDelta, TanhNormal
 from lightning_unlearn.collectors.data import RolloutData
 from lightning_unlearn.envs.concepts import Concept
 from lightning_unlearn.envs.simulator import Simulator
+from lightning_unlearn.importers.agent import Squash
 from lightning_unlearn.importers.critic_warm_up import warm_up
 from lightning_unlearn.importers.reader import (
     LARGEST_DIFFERENCE,
@@ -32,7 +32,6 @@ STATES = 256
 """States on which an actor's own actions and the policy's are compared."""
 _DELTAS = (Delta, plain.Delta)
 _GAUSSIANS = (distributions.Normal, distributions.Independent, IndependentNormal, TanhNormal, TanhDelta, *_DELTAS)
-Squash = Literal["tanh", "none", "scale"]
 
 
 def wrap(

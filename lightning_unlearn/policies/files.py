@@ -49,6 +49,8 @@ class ModelCard:
     env_steps: int = -1
     note: str = ""
     """Free text, such as how the policy's editor was made."""
+    stated_std: float = 0.0
+    """Exploration std that was stated at import, since the agent has no state-independent Gaussian; 0: its own."""
 
     def __post_init__(self) -> None:
         """Refuse names that cannot be part of a file's name; audits name files after them (see `as_file_name`)."""
@@ -85,7 +87,8 @@ def save_policy(folder: Path, policy: ActorCritic, card: ModelCard) -> None:
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in policy.state_dict().items()}
     _require_finite(weights, folder)
     content = save(weights)
-    described = {"format": FORMAT, "policy": asdict(policy.config), "card": asdict(card)}
+    stored = {name: value for name, value in asdict(card).items() if value or name != "stated_std"}
+    described = {"format": FORMAT, "policy": asdict(policy.config), "card": stored}
     described["weights_sha256"] = hashlib.sha256(content).hexdigest()
     text = json.dumps(described, indent=2, allow_nan=False)
     folder.mkdir(parents=True, exist_ok=True)

@@ -73,12 +73,14 @@ def read_pt(path: Path, max_bytes: int) -> dict[str, Any]:
 
 
 def read_pt_stream(file: IO[bytes]) -> dict[str, Any]:
-    """Read the dict of an open `.pt` file, whose size the caller has bounded.
+    """Read the dict of an open `.pt` file, whose size the caller has bounded; entries of a tuple are called 0, 1, ….
 
     Raises:
         ValueError: It is damaged, or holds anything but tensors, numbers and texts in dicts.
     """
     content, file_bytes = _read(file, _WEIGHTS)
+    if isinstance(content, tuple):
+        content = {str(index): entry for index, entry in enumerate(content)}
     if not isinstance(content, Mapping):
         raise ValueError("it holds no dict")
     dicts = [content, *(entry for entry in content.values() if isinstance(entry, Mapping))]

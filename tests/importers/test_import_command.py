@@ -31,7 +31,8 @@ def test_an_agent_becomes_an_expert_that_a_method_starts_from(store, capsys):
     assert "--tracking_uri" not in printed
     assert URI in printed
     stored = registry.load_policy(URI)
-    assert (stored.card.method, stored.card.note) == ("unsafe", "imported from Stable-Baselines3 2.9.2, file agent.zip")
+    assert stored.card.method == "unsafe"
+    assert stored.card.note == "imported from Stable-Baselines3 2.9.2 (PPO), file agent.zip"
     states, expected = sb3_actions()
     torch.testing.assert_close(stored.policy.act(states), expected, rtol=0, atol=1e-5)
     (run,) = mlflow.search_runs(experiment_names=["SafetyPointGoal1-v0"], output_format="list")
@@ -150,6 +151,9 @@ BAD = {
     "no such environment": (["sb3", *AGENT, "--env", "SafetyPointGaol1-v0"], "SafetyPointGoal1-v0"),
     "another environment": (["sb3", *AGENT, "--env", "SafetyPointCircle1-v0"], "takes 60 observations.*--env"),
     "too short a warm-up": (["sb3", *AGENT, "--warm_up_rollouts", "1"], "at least 2"),
+    "an std of 0": (["sb3", *AGENT, "--exploration_std", "0"], "use a number above 0"),
+    "no number as std": (["sb3", *AGENT, "--exploration_std", "nan"], "exploration_std.*nan"),
+    "an std for a Gaussian": (["sb3", *AGENT, "--exploration_std", "0.2"], "Gaussian of its own.*leave the option out"),
     "a normaliser for omnisafe": (["omnisafe", "run", *AGENT[1:]], "leave --normalizer out"),
 }
 

@@ -86,8 +86,34 @@ def test_actions_are_scaled_to_the_environments_bounds(run, toy, monkeypatch):
     torch.testing.assert_close(policy.std, torch.tensor([-0.5]).exp())  # of the draw, before it is scaled
 
 
+OFF_POLICY = {"SACLag": ("gaussian_sac", 2), "TD3": ("mlp", 1), "DDPGPID": ("mlp", 1)}
+"""Algorithm → kind of actor, and how many numbers its network gives for an action."""
+
+
+@pytest.mark.parametrize("algorithm", OFF_POLICY)
+def test_an_off_policy_omnisafe_agent_does_the_same(run, toy, monkeypatch, algorithm):
+    """GaussianSACActor and MLPActor: tanh of the first half, or of all, and then ActionScale to [−1, 3]."""
+    monkeypatch.setattr(toy, "action_high", np.array([3.0]))
+    (folder, _, statistics), (kind, width) = run, OFF_POLICY[algorithm]
+    net = mlp([2, 9, 7, width], nn.ReLU)
+    weights = {f"net.{name}": value for name, value in net.state_dict().items()} | {"_log2": torch.tensor(2.0).log()}
+    torch.save({"pi": weights, "obs_normalizer": statistics}, folder / "torch_save" / "epoch-10.pt")
+    config = CONFIG | {"algo": algorithm, "model_cfgs": CONFIG["model_cfgs"] | {"actor_type": kind}}
+    (folder / "config.json").write_text(json.dumps(config))
+    reader = OmniSafe(folder, exploration_std=0.25)
+    policy = reader.policy(toy, torch.Generator().manual_seed(0))
+    states = torch.randn(100, 2)
+    raw = net(((states - statistics["_mean"]) / statistics["_std"]).clamp(-5, 5))[:, :1].tanh()
+    torch.testing.assert_close(policy.act(states), (1.0 + 2.0 * raw).detach())
+    assert require_same_actions(reader.reference(toy), policy, states.double()) < 1e-5
+    torch.testing.assert_close(policy.std, torch.tensor([0.25]))
+    assert reader.library == f"OmniSafe ({algorithm})"
+
+
 BAD_RUNS = {
     "another actor": (lambda c: c["model_cfgs"].update(actor_type="gaussian_sac"), "gaussian_sac"),
+    "a planner": (lambda c: (c.update(algo="LOOP"), c["model_cfgs"].update(actor_type="gaussian_sac")), "LOOP"),
+    "no network": (lambda c: (c.update(algo="TD3"), c["model_cfgs"].update(actor_type="mlp")), "no net.0.weight"),
     "another activation": (lambda c: c["model_cfgs"]["actor"].update(activation="identity"), "identity"),
     "no model": (lambda c: c.pop("model_cfgs"), "no configuration"),
 }
@@ -102,6 +128,7 @@ def test_unsupported_omnisafe_agents_are_refused(run, toy, change, message):
     with pytest.raises(ValueError, match=message) as refused:
         OmniSafe(folder).agent(toy)
     assert "PPO family" in str(refused.value)
+    assert "SAC, TD3 and DDPG" in str(refused.value)
 
 
 def test_a_normaliser_that_should_be_there_is_missed(run, toy):

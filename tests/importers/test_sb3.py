@@ -35,7 +35,7 @@ def test_shape_normaliser_and_critic_are_the_agents(goal):
     config = policy.config
     assert (config.hidden_sizes, config.critic_hidden_sizes, config.activation) == ([32, 24], [24, 16], "relu")
     assert (config.squash, config.critics, config.normaliser_clip) == ("none", "separate", 5.0)
-    assert reader.library == "Stable-Baselines3 2.9.2"
+    assert reader.library == "Stable-Baselines3 2.9.2 (PPO)"
     torch.testing.assert_close(policy.reward_value.weight, reader.agent(goal).critic[-1].weight)
     assert torch.equal(policy(torch.randn(3, 60)).cost_value, torch.zeros(3))
 
@@ -69,7 +69,7 @@ def test_what_is_not_in_the_weights_is_part_of_the_policy(toy, monkeypatch, name
 
 
 OVERLOOKED = {
-    "squash_output": lambda agent: replace(agent, unit_actions=False),
+    "squash_output": lambda agent: replace(agent, squash="none"),
     "offset": lambda agent: replace(agent, normaliser=replace(agent.normaliser, observation_dtype="float32")),
 }
 
@@ -137,7 +137,7 @@ UNSUPPORTED = {
     ),
     "discrete": ({"change_data": kind("action_space", "<class 'gymnasium.spaces.discrete.Discrete'>")}, "discrete"),
     "another algorithm": ({"change_data": lambda d: d.pop("clip_range")}, "another algorithm than PPO"),
-    "no mean": ({"change_weights": drop("action_net")}, "another algorithm than PPO"),
+    "no mean": ({"change_weights": drop("action_net")}, "action_net is no linear layer"),
     "gSDE": ({"change_data": lambda d: d.update(use_sde=True)}, "gSDE"),
     "own class": ({"change_data": lambda d: d["policy_class"].update(__module__="mine")}, "class of its own"),
     "own extractor": (
@@ -161,7 +161,8 @@ UNSUPPORTED = {
 def test_what_is_not_supported_is_refused_and_the_supported_named(goal, rewritten, changes, message):
     with pytest.raises(ValueError, match=message) as refused:
         imported(rewritten(**changes), goal)
-    assert "PPO agents with MlpPolicy" in str(refused.value)
+    assert "supported are PPO, A2C, SAC" in str(refused.value)
+    assert "MlpPolicy" in str(refused.value)
 
 
 def test_a_missing_vecnormalize_is_noticed(goal):
@@ -261,6 +262,19 @@ def test_another_configuration_is_refused_and_nothing_of_it_is_run(folder, conte
     with pytest.raises(ValueError, match="no configuration of rl-zoo3"):
         find(folder)
     assert not (folder / "sprung").exists()
+
+
+def test_a_folder_as_rl_zoo3_puts_it_on_the_hub(tmp_path):
+    (tmp_path / "sac-Line-v0").mkdir()
+    for file in ("sac-Line-v0.zip", "train_eval_metrics.zip", "vec_normalize.pkl", "replay.mp4"):
+        (tmp_path / file).touch()
+    (tmp_path / "args.yml").write_text(ARGS)
+    (tmp_path / "config.yml").write_text(CONFIG)
+    expected = tmp_path / "sac-Line-v0.zip", tmp_path / "vec_normalize.pkl"
+    assert find(tmp_path) == find(tmp_path / "sac-Line-v0.zip") == expected
+    (tmp_path / "config.yml").write_text(f"{CONFIG}  - - frame_stack\n    - 4\n")
+    with pytest.raises(ValueError, match="frame_stack"):
+        find(tmp_path / "sac-Line-v0.zip")
 
 
 @pytest.mark.parametrize("agents", [[], ["a.zip", "b.zip"]])
