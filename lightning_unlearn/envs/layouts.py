@@ -74,11 +74,9 @@ class ReposedWorld(_world.World):  # type: ignore[name-defined]
 
     def build(self) -> None:
         """Bring model and data to the state right after a compilation of the present layout and one `mj_forward`."""
-        if self.template.pictures:
-            super().build()
-        elif self.engine.model is None and self.template.model is None:
-            without_pictures = SimpleNamespace(**vars(_xmltodict) | {"unparse": _unparse_without_pictures})
-            with swapped(_world, "xmltodict", without_pictures):
+        if self.template.pictures or (self.engine.model is None and self.template.model is None):
+            unparse = partial(_unparse, pictures=self.template.pictures)
+            with swapped(_world, "xmltodict", SimpleNamespace(**vars(_xmltodict) | {"unparse": unparse})):
                 super().build()
             self.template.model = copy.copy(self.engine.model)
         elif self.engine.model is None:
@@ -116,12 +114,17 @@ class ReposedWorld(_world.World):  # type: ignore[name-defined]
             self.model.qpos_spring[start : start + 7] = np.r_[position, quaternion]
 
 
-def _unparse_without_pictures(document: dict[str, Any]) -> str:
-    """The scene's XML without textures: they take nearly all of the compile time and no part in the physics."""
-    asset = document["mujoco"]["asset"]
-    asset.pop("texture", None)
+def _unparse(document: dict[str, Any], pictures: bool = False) -> str:
+    """The scene's XML without textures: they take nearly all of the compile time and no part in the physics.
+
+    With pictures, only textures without a file are left out: release 1.0.0 lacks those of the Race tasks.
+    """
+    asset, folder = document["mujoco"]["asset"], Path(document["mujoco"]["compiler"]["@texturedir"])
+    there = [t for t in asset["texture"] if pictures and (folder / t.get("@file", "")).exists()]
+    asset["texture"] = there
     for material in asset["material"]:
-        material.pop("@texture", None)
+        if material.get("@texture") not in {texture.get("@name") for texture in there}:
+            material.pop("@texture", None)
     return _xmltodict.unparse(document)
 
 

@@ -8,6 +8,7 @@ import pytest
 from lightning_unlearn.envs import layouts
 from lightning_unlearn.envs.compat import make_task, safety_gymnasium, swapped
 from lightning_unlearn.envs.layouts import ModelTemplate, reset_world, sample_layout
+from lightning_unlearn.envs.navigation import NavigationSimulator
 
 CAMERAS = {
     "cam_mat0",
@@ -22,7 +23,7 @@ STATE = ("qpos", "qvel", "qacc", "qacc_warmstart", "xpos", "xmat", "sensordata",
 def compiled(task):
     """The task's layout, compiled afresh by the original World (without pictures, for speed)."""
     fresh = safety_gymnasium.world.World(task.agent, task._obstacles, task.world_info.world_config_dict)
-    stripped = SimpleNamespace(parse=layouts._xmltodict.parse, unparse=layouts._unparse_without_pictures)
+    stripped = SimpleNamespace(parse=layouts._xmltodict.parse, unparse=layouts._unparse)
     with swapped(layouts._world, "xmltodict", stripped):
         fresh.rebuild(state=False)  # with its second mj_forward, as at every reset but the first
     task.world.bind_engine()
@@ -118,3 +119,15 @@ def test_several_areas_are_drawn_as_the_original_does():
     assert sample_layout(ours)
     assert original.sample_layout()
     np.testing.assert_equal(ours.layout, original.layout)
+
+
+def test_pictures_that_the_release_lacks_are_left_out():
+    sim = NavigationSimulator("SafetyPointRace1-v0", 1, pictures=True)
+    sim.reset(seeds=[0])
+    model = sim.simulation()[0]
+    assert model.ntex == 1  # the sky
+    assert model.nmesh == 7
+    step = sim.step(np.zeros((1, 2)))
+    plain = NavigationSimulator("SafetyPointRace1-v0", 1)
+    plain.reset(seeds=[0])
+    np.testing.assert_array_equal(step.observation, plain.step(np.zeros((1, 2))).observation)

@@ -36,7 +36,7 @@ SHORT = [
 AGENTS = ("Point", "Car", "Racecar", "Doggo", "Ant")
 TASKS = ("Goal0", "Goal1", "Goal2", "Button1", "Button2", "Push1", "Push2", "Circle1", "Circle2", "Run0")
 TASKS += tuple(f"{family}{level}" for family in ("FadingEasy", "FadingHard", "Race") for level in range(3))
-WITHOUT_PICTURES = SimpleNamespace(parse=layouts._xmltodict.parse, unparse=layouts._unparse_without_pictures)
+WITHOUT_PICTURES = SimpleNamespace(parse=layouts._xmltodict.parse, unparse=layouts._unparse)
 
 
 class Pair:
