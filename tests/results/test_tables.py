@@ -3,6 +3,7 @@
 import json
 import re
 
+import pandas as pd
 import pytest
 from recompute import RESULTS, ROOT, tables
 
@@ -123,6 +124,31 @@ def test_one_cost_of_several(env):
                 "-", "\N{MINUS SIGN}"
             )
             assert cell == f"{row[column]:.1f}" + ("" if label.startswith("unsafe") else change), (label, column)
+
+
+def depth(name):
+    """The rows of a CSV file of `depth`, by the label that its tables show."""
+    rows = pd.read_csv(RESULTS / "depth" / name)
+    return rows.assign(label=rows["model"].str.replace(r"_(\d+)$", r" \1", regex=True)).groupby("label")
+
+
+def test_depth_by_layer():
+    of_model = depth("patching.csv")
+    for direction in ("expert into repaired", "repaired into expert"):
+        for label, *cells in table(f"{direction} | nothing"):
+            rows = of_model.get_group(label).query(f"direction == '{direction}'")
+            assert cells == [
+                f"{cost:.1f} ({back:.2f})" for cost, back in zip(rows["cost"], rows["returned"], strict=True)
+            ]
+
+
+def test_distance_and_path():
+    summary, points = depth("weight_path.csv"), depth("weight_path_points.csv")
+    for label, distance, *cells in table("from the expert to"):
+        row, line = summary.get_group(label).iloc[0], points.get_group(label)
+        assert distance == f"{row['l2_distance']:.1f} ({row['l2_relative']:.2f})", label
+        assert cells[:2] == [f"{row[f'{measure}_barrier']:.1f}" for measure in ("return", "cost")], label
+        assert cells[2:] == [f"{r:.1f} / {c:.1f}" for r, c in zip(line["return"], line["cost"], strict=True)], label
 
 
 def test_the_shipped_models():
