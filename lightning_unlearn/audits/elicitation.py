@@ -49,13 +49,7 @@ EPISODES, EPSILONS, CANDIDATES = 100, (0.0, 0.05, 0.1, 0.2), 4
 
 def main(args: Sequence[str]) -> None:
     """Attack the models that the options name, experts and oracles; write, record and print the results."""
-    parser = CommandParser(prog="lightning-unlearn elicit", description=__doc__)
-    add = parser.add_argument
-    add("--oracle", type=str | None, default=None, help="URI or file of the oracle; default: the latest of each seed")
-    epsilons = "most that sensors are off by, in standard deviations of each over the expert's validation states"
-    add("--epsilons", type=float, nargs="+", default=list(EPSILONS), help=epsilons)
-    add("--candidates", type=int, default=CANDIDATES, help="offsets tried on each layout by random search")
-    options, concept = repair_pairs.read_options(parser, args, EPISODES, scaled=False)
+    options, concept = read_options(args)
     budget = budget_of(options.epsilons, options.candidates)
     pairs = with_controls(repair_pairs.gather(options), options)
     with repair_pairs.open_audit(options, concept, pairs, KIND, RESULT, budget) as audit:
@@ -64,6 +58,23 @@ def main(args: Sequence[str]) -> None:
         elicitation = Elicitation(measured_signal(audit.concept), **budget)
         results = audit.examine(lambda _: elicitation.policies, elicitation)
     _finish(audit, elicitation.signal, results)
+
+
+def read_options(args: Sequence[str]) -> tuple[Any, str | Concept]:
+    """Read the command's options.
+
+    Raises:
+        ValueError: One is unknown or impossible.
+    """
+    parser = CommandParser(prog="lightning-unlearn elicit", description=__doc__)
+    add = parser.add_argument
+    add("--oracle", type=str | None, default=None, help="URI or file of the oracle; default: the latest of each seed")
+    epsilons = "most that sensors are off by, in standard deviations of each over the expert's validation states"
+    add("--epsilons", type=float, nargs="+", default=list(EPSILONS), help=epsilons)
+    add("--candidates", type=int, default=CANDIDATES, help="offsets tried on each layout by random search")
+    options, concept = repair_pairs.read_options(parser, args, EPISODES, scaled=False)
+    budget_of(options.epsilons, options.candidates)
+    return options, concept
 
 
 def budget_of(epsilons: Sequence[float], candidates: int) -> dict[str, Any]:

@@ -258,12 +258,12 @@ class PairAudit:
             numbers: The rows of the results by name; their numbers become metrics.
             files: Names of the files in the audit's folder.
         """
-        outputs.PartialResults(self.folder).remove()
         paths = [self.folder / file for file in files]
         places = dict.fromkeys(paths, f"eval/{kind}/{self.options.eval_id or self.folder.name}")
         seeds = seeds_in_store(pair.model for pair in self.pairs)
         metrics = outputs.flat_numbers(numbers)
         run = runs.record_audit(self.options.env, name, vars(self.options), metrics, places, seeds=seeds)
+        outputs.PartialResults(self.folder).remove()
         outputs.print_outputs(paths, run)
 
 
@@ -310,7 +310,7 @@ def open_audit(
             require_fit(pair.expert.policy, env.simulator, "expert", pair.expert.uri)
             require_fit(pair.model.policy, env.simulator, "models", pair.model.uri)
         folder = outputs.results_folder(options.out, kind, options.eval_id)
-        if _is_finished(folder / result, about):
+        if _is_finished(folder / result, about) and _is_recorded(options, kind):
             print(f"This audit is finished already: {folder.resolve()}")
             yield None
         else:
@@ -365,6 +365,17 @@ def _is_finished(path: Path, about: Sequence[Mapping[str, Any]]) -> bool:
             "or --out."
         )
     return True
+
+
+def _is_recorded(options: Any, kind: str) -> bool:
+    """Return True if the store has a finished run of this audit; its files may come from another store."""
+    same = {name: str(value) for name, value in vars(options).items() if name in ("out", "eval_id") and value}
+    return any(
+        run.status == "FINISHED"
+        and same.items() <= run.params.items()
+        and runs.artifact_paths(run.run_id, f"eval/{kind}")
+        for run in runs.stored_runs(options.env)
+    )
 
 
 def identity(pair: RepairPair) -> dict[str, Any]:

@@ -1,12 +1,11 @@
 """Sections about what is behind the behaviour: relearning, probes, latent shift; and how all of it was made."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from lightning_unlearn.audits.probe_data import CLASSES
 from lightning_unlearn.audits.relearn_attacks import CLONING, ELSEWHERE, PPO
 from lightning_unlearn.audits.relearning import THRESHOLD_EPISODES
-from lightning_unlearn.audits.statistics import censored_median
 from lightning_unlearn.report import charts
 from lightning_unlearn.report.context import (
     NOTHING,
@@ -57,30 +56,7 @@ def relearning(context: ReportContext) -> Section:
             "threshold; dotted: the unsafe expert. A cross ends a run that never reached its threshold."
         )
         pictures.append(Picture("relearning.svg" if attack == PPO else f"relearning_{attack}.svg", drawing, caption))
-    return Section(title, [Paragraph(text), *_relearning_over_seeds(tests, colours), Gallery(pictures), table])
-
-
-def _relearning_over_seeds(tests: Sequence[RelearningTest], colours: Mapping[str, str]) -> list[Block]:
-    """Show medians over training seeds, if there are several seeds or attacks."""
-    groups: dict[tuple[str, str], list[RelearningTest]] = {}
-    for test in tests:
-        groups.setdefault((test.attack, test.model.kind), []).append(test)
-    if len({attack for attack, _ in groups}) == 1 and max(map(len, groups.values())) == 1:
-        return []
-    rows = []
-    for (attack, kind), own in groups.items():
-        median = censored_median([test.time for test in own], [test.censored for test in own])
-        shown = f"> {max(test.time for test in own)}" if median is None else f"{median:.0f}"
-        rows.append([kind, attack, str(len(own)), str(sum(not test.censored for test in own)), shown])
-    caption = (
-        "Steps to the threshold over training seeds. Dots: seeds that came back; open arrows: seeds that had not when "
-        "the test ended; bars: medians of Kaplan and Meier, which count them. Attacks: "
-        + "; ".join(f"{attack}: {_ATTACKS[attack]}" for attack in dict.fromkeys(attack for attack, _ in groups))
-        + "."
-    )
-    picture = Picture("relearning_times.svg", charts.relearning_times(tests, colours), caption)
-    header = ("model", "attack", "seeds", "came back", "median steps")
-    return [Gallery([picture], wide=True), Table(header, rows)]
+    return Section(title, [Paragraph(text), Gallery(pictures), table])
 
 
 def _relearning_row(test: RelearningTest, fractions: Sequence[str]) -> list[str]:
@@ -177,7 +153,7 @@ def _no_dataset(context: ReportContext, text: str, command: str) -> Block:
 def provenance(context: ReportContext) -> Section:
     """Show configs, options and versions as they were recorded."""
     findings = context.findings
-    runs = [test.run for test in findings.relearning]
+    runs = [test.run for test in findings.relearning] + [pair.run for pair in findings.pairs]
     runs += [audit.run for audit in (*findings.probes, *findings.shifts, *findings.controls)]
     if findings.evaluation is not None:
         runs.insert(0, findings.evaluation.run)

@@ -1,6 +1,6 @@
 """Sections about what models do: headline tables, tests, return against cost, learning curves, maps, videos."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -23,6 +23,7 @@ from lightning_unlearn.report.context import (
     ReportContext,
     Section,
     Table,
+    brackets,
     last_save_points,
     number,
     percent,
@@ -125,7 +126,7 @@ def _glance_row(group: ModelGroup, limit: float | None, evaluation: StoredEvalua
     column, most = ("cost_sum", USUAL_LIMIT) if limit is None else ("cforget_sum", limit)
     above = percent(float(np.mean([(table[column] > most).mean() for table in own])))
     if (group.rows["Cost_Limit"] == most).all():
-        above += _brackets(group.interval("Above_Limit_Share"), percent)
+        above += brackets(group.interval("Above_Limit_Share"), percent)
     still = share = None
     if (experts > 0).all():
         share = float((group.rows["Reward"] / experts).mean())
@@ -134,15 +135,11 @@ def _glance_row(group: ModelGroup, limit: float | None, evaluation: StoredEvalua
     numbers = [number(group.mean("Reward"), 1), percent(share), number(group.mean("Cost_Sum"), 1)]
     behaviour = [
         f"{above} ({most:g})" if names_limit else above,
-        percent(still) + _brackets(group.interval("Still_Share"), percent),
-        number(group.mean("Longest_Stay"), 1) + _brackets(group.interval("Longest_Stay"), partial(number, digits=1)),
+        percent(still) + brackets(group.interval("Still_Share"), percent),
+        number(group.mean("Longest_Stay"), 1) + brackets(group.interval("Longest_Stay"), partial(number, digits=1)),
     ]
     further = [number(group.mean(name), 1) for name in ("Goals", "Cost_Per_Goal", "Cost_CVaR10")]
     return [group.name, *numbers, *behaviour, *further]
-
-
-def _brackets(interval: tuple[float, float] | None, shown: Callable[[float], str]) -> str:
-    return "" if interval is None else f" [{shown(interval[0])}, {shown(interval[1])}]"
 
 
 def _rank(group: ModelGroup, limit: float | None) -> tuple[bool, float]:
@@ -179,7 +176,7 @@ def _with_spread(group: ModelGroup, column: str, std: str, quantity: str) -> str
     interval, middle = group.interval(quantity), number(group.mean(column), 1)
     if interval is None:
         return f"{middle} ± {number(group.mean(std), 1)}"
-    return middle + _brackets(interval, partial(number, digits=1))
+    return middle + brackets(interval, partial(number, digits=1))
 
 
 def _cost_tables(groups: Sequence[ModelGroup]) -> list[Table]:

@@ -16,9 +16,8 @@ from matplotlib.transforms import Bbox
 
 from lightning_unlearn.audits.figures import BLUE, GREEN, INK, ORANGE, PURPLE, SKY, VERMILLION
 from lightning_unlearn.audits.relearn_attacks import STEPS
-from lightning_unlearn.audits.statistics import censored_median
 from lightning_unlearn.audits.verdict import USUAL_LIMIT
-from lightning_unlearn.report.context import ModelGroup, Point
+from lightning_unlearn.report.context import Measure, ModelGroup, Point
 from lightning_unlearn.report.findings import ModelOrigin, RelearningTest, TrainingRun
 
 NOTE = "#555555"
@@ -146,31 +145,33 @@ def relearning(tests: Sequence[RelearningTest], colour: Mapping[str, str]) -> by
 
 
 @matplotlib.rc_context(_AS_WRITTEN)
-def relearning_times(tests: Sequence[RelearningTest], colour: Mapping[str, str]) -> bytes:
-    """Draw the steps to the threshold, a panel per attack, a line per kind of model, and a mark per training seed.
+def measures(shown: Sequence[Measure], colour: Mapping[str, str]) -> bytes:
+    """Draw a panel per measure, a line per model, and a mark per training seed.
 
-    A dot is a time, an open arrow one that is longer, and a bar the median of Kaplan and Meier.
+    A dot is a number, an open arrow one that would be larger if the test had gone on. The tall bar is the middle, and
+    the thin line its interval, as far as the panel goes.
     """
-    attacks = list(dict.fromkeys(test.attack for test in tests))
-    kinds = list(dict.fromkeys(test.model.kind for test in tests))
-    furthest = max(1, *(test.time for test in tests))
-    figure = Figure(figsize=(2.4 + 2.4 * len(attacks), 1.2 + 0.34 * len(kinds)), layout="constrained")
+    models = list(dict.fromkeys(model for measure in shown for model in measure.values))
+    figure = Figure(figsize=(1.8 + 1.9 * len(shown), 1.5 + 0.34 * len(models)), layout="constrained")
     FigureCanvasAgg(figure)
-    for ax, attack in zip(figure.subplots(1, len(attacks), sharey=True, squeeze=False)[0], attacks, strict=True):
-        for height, kind in enumerate(kinds):
-            own = [test for test in tests if (test.attack, test.model.kind) == (attack, kind)]
-            for test in own:
-                marker, fill = (">", "none") if test.censored else ("o", "full")
-                shade = colour[test.model.family]
-                ax.plot(test.time, height, marker, color=shade, fillstyle=fill, markersize=6, alpha=0.85)
-            median = censored_median([t.time for t in own], [t.censored for t in own]) if own else None
-            if median is not None:
-                ax.plot([median] * 2, [height - 0.3, height + 0.3], color=colour[own[0].model.family], linewidth=2)
-        ax.set(yticks=range(len(kinds)), yticklabels=kinds, ylim=(len(kinds) - 0.5, -0.5))
-        ax.set_title(attack, fontsize=9)
-        ax.set_xlabel(STEPS[attack].partition(" of ")[0].partition(" without")[0], fontsize=9)
-        ax.xaxis.set_major_formatter(EngFormatter(sep=""))
-        ax.set_xlim(-0.04 * furthest, 1.08 * furthest)
+    for ax, measure in zip(figure.subplots(1, len(shown), sharey=True, squeeze=False)[0], shown, strict=True):
+        for height, model in enumerate(models):
+            values, shade = measure.values.get(model, ()), colour[model.family]
+            for value, is_open in zip(values, measure.censored.get(model, [False] * len(values)), strict=True):
+                marker, fill = (">", "none") if is_open else ("o", "full")
+                ax.plot(value, height, marker, color=shade, fillstyle=fill, markersize=6, alpha=0.85)
+        ends = [0.0, *ax.get_xlim()]  # of the seeds: an interval of two of them may be ten times as wide
+        for height, model in enumerate(models):
+            middle, interval = measure.middle(model), measure.interval(model)
+            ax.plot(interval or (), [height] * 2 if interval else (), color=colour[model.family], linewidth=1.2)
+            if middle is not None:
+                ax.plot([middle] * 2, [height - 0.3, height + 0.3], color=colour[model.family], linewidth=2)
+        ax.set(xlim=(min(ends), max(ends)), yticks=range(len(models)), yticklabels=[model.kind for model in models])
+        ax.set(ylim=(len(models) - 0.5, -0.5))
+        ax.set_title(measure.title, fontsize=9)
+        ax.set_xlabel(measure.reading, fontsize=8)
+        if measure.censored:
+            ax.xaxis.set_major_formatter(EngFormatter(sep=""))
         ax.grid(axis="y", color="#E3E3E3", linewidth=0.6)
         ax.spines[["top", "right"]].set_visible(False)
         ax.tick_params(labelsize=8)

@@ -2,13 +2,15 @@
 
 import base64
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple
 
+import numpy as np
 import pandas as pd
 
 from lightning_unlearn.audits.audited_models import UNSAFE
+from lightning_unlearn.audits.statistics import censored_median, mean_interval
 from lightning_unlearn.report.findings import Findings, ModelOrigin, ReportScope, StoredEvaluation
 from lightning_unlearn.tracking import registry
 
@@ -212,6 +214,44 @@ def last_save_points(groups: Iterable[ModelGroup]) -> list[ModelGroup]:
 
 
 @dataclass(frozen=True)
+class Measure:
+    """A number of each model, with each training seed."""
+
+    title: str
+    reading: str
+    """Meaning of a larger number, in a few words."""
+    shown: Callable[[float], str]
+    """Formats the number."""
+    values: Mapping[ModelOrigin, Sequence[float]]
+    """Model without a seed → its number with each seed."""
+    censored: Mapping[ModelOrigin, Sequence[bool]] = field(default_factory=dict)
+    """Model → True where the number would be larger if the test had gone on; empty if that cannot be."""
+
+    def middle(self, model: ModelOrigin) -> float | None:
+        """Mean over seeds; of times, the median of Kaplan and Meier. None if it is unknown."""
+        values = self.values.get(model, ())
+        if self.censored and values:
+            return censored_median(values, self.censored[model])
+        return float(np.mean(values)) if values else None
+
+    def interval(self, model: ModelOrigin) -> tuple[float, float] | None:
+        """Student's 95 % interval of the mean over seeds; None with one seed, and for times."""
+        values = self.values.get(model, ())
+        return mean_interval(np.asarray(values)) if len(values) > 1 and not self.censored else None
+
+    def cell(self, model: ModelOrigin) -> str:
+        """The middle with its interval; of times, also how many seeds were not censored."""
+        values, middle = self.values.get(model, ()), self.middle(model)
+        if not values:
+            return NOTHING
+        text = f"> {self.shown(max(values))}" if middle is None else self.shown(middle)
+        if self.censored:
+            open_ended = self.censored[model]
+            return f"{text} ({open_ended.count(False)} of {len(values)})"
+        return text + brackets(self.interval(model), self.shown)
+
+
+@dataclass(frozen=True)
 class ReportContext:
     """Everything that sections are written from."""
 
@@ -232,6 +272,7 @@ class ReportContext:
     def families(self) -> list[str]:
         """Families of all models that are drawn."""
         audited = [test.model.family for test in self.findings.relearning]
+        audited += [pair.model.family for pair in self.findings.pairs]
         trained = [training.method for training in self.findings.trainings]
         return [*(group.model.family for group in self.groups), *trained, *audited]
 
@@ -262,3 +303,8 @@ def number(value: float | None, digits: int = 2) -> str:
 def percent(share: float | None) -> str:
     """Format a share as a whole percentage."""
     return NOTHING if share is None else f"{100 * share:.0f} %"
+
+
+def brackets(interval: tuple[float, float] | None, shown: Callable[[float], str]) -> str:
+    """Format an interval in square brackets, after a space; nothing if there is none."""
+    return "" if interval is None else f" [{shown(interval[0])}, {shown(interval[1])}]"

@@ -12,7 +12,15 @@ from typing import Any, TypeVar
 import pandas as pd
 from mlflow.exceptions import MlflowException
 
-from lightning_unlearn.audits import headline, latent_shift, policy_suite, relearning
+from lightning_unlearn.audits import (
+    elicitation,
+    headline,
+    latent_shift,
+    patching,
+    policy_suite,
+    relearning,
+    weight_path,
+)
 from lightning_unlearn.audits.audited_models import UNSAFE, trained_limits
 from lightning_unlearn.audits.policy_suite import METADATA, PER_EPISODE, SUMMARY, SUMMARY_JSON
 from lightning_unlearn.audits.relearn_attacks import PPO
@@ -22,6 +30,8 @@ from lightning_unlearn.tracking.store import store_address
 
 CURVES = ("rollout/episode_return", "rollout/cost_rate", "lagrangian/lambda")
 TARGET = "lagrangian/target"
+_PAIR_FILES = {module.NAME: (module.KIND, module.RESULT) for module in (elicitation, patching, weight_path)}
+"""Audit of pairs → folder and name of its result."""
 _T = TypeVar("_T")
 
 
@@ -116,6 +126,17 @@ class RelearningTest:
 
 
 @dataclass(frozen=True)
+class PairResult:
+    """Result of an audit of one repaired model beside the expert that it started from."""
+
+    model: ModelOrigin
+    run: StoredRun
+    rows: list[dict[str, Any]]
+    """Rows of its table: one an attack and ε from `elicit`, one a direction and layer from `patch`, one from
+    `weight-path`."""
+
+
+@dataclass(frozen=True)
 class ProbeAudit:
     """Metrics of one model on a probe's dataset: probe fit or evaluation, latent shift, action control."""
 
@@ -132,6 +153,8 @@ class Findings:
     trainings: list[TrainingRun]
     evaluation: StoredEvaluation | None
     relearning: list[RelearningTest]
+    pairs: list[PairResult]
+    """From `elicit`, `patch` and `weight-path`."""
     probes: list[ProbeAudit]
     """From `probe fit` and `probe eval`."""
     shifts: list[ProbeAudit]
@@ -182,12 +205,15 @@ def gather(scope: ReportScope) -> Findings:
 
     tests = [test for found in _readable(_relearning_tests, of("relearn")) for test in found]
     tests = [test for test in tests if scope.has_method(test.model.family)]
+    pairs = [pair for found in _readable(_pair_results, of(*_PAIR_FILES)) for pair in found]
+    pairs = [pair for pair in pairs if scope.has_method(pair.model.family)]
     trainings = [run for run in past if not run.audit]
     return Findings(
         env=scope.env,
         trainings=_newest_trainings([run for run in trainings if scope.has_training(run)]),
         evaluation=_evaluation(of("policy-suite"), scope, {run.run_id: run for run in trainings}),
         relearning=_newest(tests, lambda test: (test.model, test.attack, test.run.params.get("seed"))),
+        pairs=_newest(pairs, lambda pair: (pair.run.audit, pair.model)),
         probes=_probe_audits(of("probe-fit", "probe-eval"), scope),
         shifts=_probe_audits(of("latent-shift"), scope),
         controls=_probe_audits(of("action-control"), scope),
@@ -289,13 +315,21 @@ def _relearning_tests(run: StoredRun) -> list[RelearningTest]:
     for result in test["models"]:
         own = history[history["model"] == result["model"]]
         curve = list(zip(own["global_steps"], own["eval_cost"], strict=True))
-        uri = result["model_path"]
-        is_random = uri == relearning.RANDOM  # a network of the test's own seed
-        model = ModelOrigin(uri, seed=test["settings"]["seed"]) if is_random else _origin(uri)
+        model = _origin(result["model_path"], test["settings"]["seed"])
         if "line" in result:
             model = replace(model, line=result["line"])
         found.append(RelearningTest(model, run, result, test, curve))
     return found
+
+
+def _pair_results(run: StoredRun) -> list[PairResult]:
+    kind, name = _PAIR_FILES[run.audit]
+    content = json.loads(runs.read_artifact(run.run_id, _paths(run, kind, name)[name]))
+    rows: dict[str, list[dict[str, Any]]] = {label: [] for label in content["models"]}
+    for row in content["rows"]:
+        rows[row["model"]].append(row)
+    uris = {label: model["uri"] for label, model in content["models"].items()}
+    return [PairResult(_origin(uris[label], own[0]["seed"]), run, own) for label, own in rows.items()]
 
 
 def _probe_audits(past: list[StoredRun], scope: ReportScope) -> list[ProbeAudit]:
@@ -313,8 +347,10 @@ def _probe_audit(run: StoredRun) -> ProbeAudit | None:
     return ProbeAudit(_origin(content.get("cmp_model_path") or content["model_path"]), run, content)
 
 
-def _origin(uri: str) -> ModelOrigin:
-    """Read a model's card; a model that is not stored any more is named by its URI."""
+def _origin(uri: str, seed_of_random: int | None = None) -> ModelOrigin:
+    """Read a model's card; a random network has its audit's seed, and a model that is gone is named by its URI."""
+    if uri == relearning.RANDOM:
+        return ModelOrigin(uri, seed=seed_of_random)
     try:
         card = registry.load_policy(uri).card
     except ValueError:

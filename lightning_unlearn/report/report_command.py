@@ -14,7 +14,7 @@ from jinja2.filters import do_mark_safe as mark_safe
 
 from lightning_unlearn.audits.outputs import ARTIFACTS, results_folder
 from lightning_unlearn.options import CommandParser, require_at_least
-from lightning_unlearn.report import audit_sections, behaviour_sections, maps
+from lightning_unlearn.report import audit_sections, behaviour_sections, depth, maps
 from lightning_unlearn.report.context import Gallery, ReportContext, Section, group_models
 from lightning_unlearn.report.findings import ReportScope, gather
 from lightning_unlearn.seeding import evaluation_layouts
@@ -26,6 +26,7 @@ _SECTIONS = (
     behaviour_sections.tests,
     behaviour_sections.tradeoff,
     behaviour_sections.learning,
+    depth.how_deep,
     audit_sections.relearning,
     audit_sections.probes,
     audit_sections.shifts,
@@ -54,7 +55,8 @@ def main(args: Sequence[str]) -> None:
     title = f"Unlearning report: {context.env}"
     written = f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC by lightning-unlearn {version('lightning-unlearn')}"
     subtitle = f"Return, cost, and what was and was not forgotten. Written {written}."
-    files = write(out, title, subtitle, [section(context) for section in _SECTIONS])
+    sections = [made for section in _SECTIONS if (made := section(context)) is not None]
+    files = write(out, title, subtitle, sections)
     places = {file: "report" if file.parent == out else f"report/{_FIGURES}" for file in files}
     seeds = set().union(*(training.run.seeds for training in findings.trainings))
     run = runs.record_audit(options.env, "report", vars(options), {}, places, seeds=seeds)

@@ -11,14 +11,17 @@ from string import Formatter
 from typing import Any
 
 from lightning_unlearn.audits import (
+    elicitation,
     latent_shift,
     model_selection,
     policy_suite,
     probe_collection,
     probe_commands,
     relearning,
+    repair_pairs,
 )
 from lightning_unlearn.audits.relearn_attacks import PPO
+from lightning_unlearn.options import CommandParser
 from lightning_unlearn.report import report_command
 from lightning_unlearn.study.schema import RANDOM, Study, Weights, model_name, require_known
 from lightning_unlearn.study.steps import (
@@ -35,8 +38,11 @@ from lightning_unlearn.study.steps import (
 )
 from lightning_unlearn.study.trainings import AUTO, EPISODE_STEPS, PlannedTraining
 
-UNSAFE = "unsafe"
+UNSAFE, ORACLE = "unsafe", "oracle"
 PROBE, SELECT, EVALUATE, RELEARN, SHIFT, REPORT = "probe", "select", "evaluate", "relearn", "latent-shift", "report"
+PATH = "weight-path"
+PAIRS: Mapping[str, int] = {"elicit": 51, "patch": 10, PATH: 5}
+"""Audit of repaired models beside their experts → policies that it runs for a model of two layers, controls too."""
 STATES, FITTED, DIRECTION = "probe_states.npz", "hazard_probe.npz", "hazard_direction.pt"
 _SET_WHEN_RUN = ("--out", "--tracking_uri", "--workers")
 """Options that every step gets when it runs."""
@@ -45,6 +51,8 @@ _READERS: Mapping[str, Callable[[Sequence[str]], Any]] = {
     SELECT: model_selection.read_options,
     EVALUATE: policy_suite.read_options,
     RELEARN: relearning.read_options,
+    **dict.fromkeys(PAIRS, lambda args: repair_pairs.read_options(CommandParser(), args)),
+    elicitation.NAME: elicitation.read_options,
     SHIFT: latent_shift.read_options,
     REPORT: report_command.read_options,
     f"{PROBE}.collect": probe_collection.read_options,
@@ -108,6 +116,7 @@ class _EnvironmentPlan:
             steps.append(self._evaluate())
         for seed in seeds:
             steps += self._relearn(seed) if RELEARN in audits else ()
+            steps += [step for name in PAIRS if name in audits for step in self._pairs(name, seed)]
             steps += self._shifts(seed) if SHIFT in audits else ()
         if REPORT in audits:
             steps.append(self._report(after=[step.name for step in steps]))
@@ -230,6 +239,32 @@ class _EnvironmentPlan:
             updates = options.max_updates
             work = Workload(rolled=2 * updates * EPISODE_STEPS, alone=updates * options.horizon)
             yield self._step(RELEARN, f"relearn/{model}{of_attack}", [RELEARN, *args], seed, work=work)
+
+    def _pairs(self, command: str, seed: int) -> Iterator[StudyStep]:
+        """Plan an audit of repaired models beside the experts that they started from, one step a model."""
+        audit, relearned = self.study.audits[command], self.study.audits.get(RELEARN)
+        for model in audit.models:
+            where, expert = f"audits.{command}.models", UNSAFE if UNSAFE in self._names() else None
+            subject, foreign = RANDOM if model == RANDOM else self._model(model, seed, where), False
+            if model != RANDOM and (training := self._named(model_name(model)[0], where)).source is not None:
+                expert, foreign = training.source, training.foreign
+            args: list[Arg] = ["--env", self.env, "--models", subject, "--seed", str(seed)]
+            if expert is not None:
+                args += ["--expert", expert if foreign else self._model(expert, seed, where)]
+            if command == elicitation.NAME and ORACLE in self._names():
+                args += ["--oracle", self._model(ORACLE, seed, where)]
+            args += self._results_in(f"seed{seed}/{command}_{_word(model)}")
+            args, options = self._with_options(command, args, audit.options, judges=True, whole=("episodes",))
+            reads = command == PATH and relearned is not None and PPO in relearned.attacks and model in relearned.models
+            yield self._step(
+                command,
+                f"{command}/{model}",
+                [command, *args],
+                seed,
+                after=(f"{self.env}/seed{seed}/{RELEARN}/{model}",) if reads else (),
+                workers=("--workers", options.episodes),
+                work=Workload(rolled=PAIRS[command] * options.episodes * EPISODE_STEPS),
+            )
 
     def _shifts(self, seed: int) -> Iterator[StudyStep]:
         audit, probe = self.study.audits[SHIFT], self.study.audits.get(PROBE)

@@ -79,6 +79,15 @@ class Relearn:
 
 
 @dataclass(frozen=True)
+class RepairPairs:
+    """An audit of repaired models, each beside the expert that it started from."""
+
+    models: Sequence[str]
+    """`concept@150`, or `random`."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class LatentShift:
     """Distance of models' latents from those of the probe's model; needs the probe's states."""
 
@@ -100,6 +109,9 @@ AUDITS: Mapping[str, type] = {
     "select": Select,
     "evaluate": Evaluate,
     "relearn": Relearn,
+    "elicit": RepairPairs,
+    "patch": RepairPairs,
+    "weight-path": RepairPairs,
     "latent-shift": LatentShift,
     "report": Report,
 }

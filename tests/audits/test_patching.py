@@ -1,6 +1,7 @@
 import copy
 import json
 
+import mlflow
 import numpy as np
 import pandas as pd
 import pytest
@@ -239,7 +240,12 @@ def test_an_interrupted_audit_continues_with_equal_results(pair, tmp_path, monke
     assert not (tmp_path / "DIR/partial").exists()
     run(*models)
     assert "finished already" in capsys.readouterr().out
-    assert len(runs.stored_runs(TOY, {"audit": "patch"})) == 2
+    stored = runs.stored_runs(TOY, {"audit": "patch"})
+    assert sorted(run.params["out"] for run in stored) == ["DIR", "whole"]
+    for recorded in stored:
+        mlflow.MlflowClient().delete_run(recorded.run_id)
+    run(*models)  # files are there, but this store does not know them
+    assert [run.params["out"] for run in runs.stored_runs(TOY, {"audit": "patch"})] == ["DIR"]
 
 
 def test_bad_input_is_refused(pair, register, refused, tmp_path):

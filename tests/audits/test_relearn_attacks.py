@@ -212,6 +212,6 @@ def test_the_report_shows_medians_over_seeds(register, tmp_path):
         run("--model_path", register("concept", 50, -3.0, seed), "--out", f"D{seed}")
     cli.main(["report", "--env", TOY, "--map_episodes", "0", "--out", "R"])
     text = (tmp_path / "R/report.md").read_text().replace("\\", "")
-    assert "| model | attack | seeds | came back | median steps |" in text
-    assert "| concept 50 | ppo | 2 | 0 | > 128 |" in text
-    assert "relearning_times.svg" in text
+    assert "| model | steps to relearn (ppo) |" in text
+    assert "| concept 50 | > 128 (0 of 2) |" in text
+    assert "how_deep.svg" in text

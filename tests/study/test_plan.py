@@ -331,6 +331,38 @@ def test_each_attack_of_relearning_is_a_step_of_its_own():
         steps_of(study(methods=["unsafe", "concept"], audits={"relearn": {"models": ["random"], "attacks": ["x"]}}))
 
 
+def test_repairs_are_compared_with_the_experts_that_they_started_from():
+    methods = ["unsafe", "oracle", "concept", {"config": "concept", "name": "gentle", "source": "concept@50"}]
+    relearn = {"models": ["concept@150"], "attacks": ["ppo", "cloning"]}
+    models = {"models": ["concept@150", "gentle", "oracle", "random"], "options": {"episodes": 20}}
+    steps = steps_of(
+        study(methods=methods, audits={"relearn": relearn, "patch": models, "weight-path": models, "elicit": models})
+    )
+    in_seed = "SafetyPointGoal1-v0/seed0"
+    experts = {}
+    for model in models["models"]:
+        step = steps[f"{in_seed}/patch/{model}"]
+        experts[model] = step.args[step.args.index("--expert") + 1]
+        assert (step.stage, step.work.rolled, step.workers) == ("patch", 10 * 20 * 1000, ("--workers", 20))
+    unsafe = ModelRef(f"{in_seed}/unsafe", 300)
+    assert experts == {
+        "concept@150": unsafe,
+        "gentle": ModelRef(f"{in_seed}/concept", 50),
+        "oracle": unsafe,
+        "random": unsafe,
+    }
+    oracle = steps[f"{in_seed}/elicit/random"].args
+    assert oracle[oracle.index("--oracle") + 1] == ModelRef(f"{in_seed}/oracle", 450)
+    assert steps[f"{in_seed}/weight-path/concept@150"].after == (f"{in_seed}/relearn/concept@150",)
+    assert steps[f"{in_seed}/weight-path/oracle"].after == steps[f"{in_seed}/patch/concept@150"].after == ()
+
+
+@pytest.mark.parametrize("options", [{"episodes": 0}, {"episodes": "many"}, {"mean_scale": -1}, {"expert": "x"}])
+def test_an_impossible_option_of_patching_is_refused(options):
+    with pytest.raises(ValueError, match=r"audits.patch: .*(episodes|mean_scale|expert)"):
+        steps_of(study(audits={"patch": {"models": ["concept"], "options": options}}))
+
+
 JUDGED = {"probe": {}, "evaluate": {}, "relearn": {"models": ["random"]}}
 
 

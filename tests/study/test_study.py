@@ -19,6 +19,7 @@ overlays: [smoke.yaml]
 seeds: [0]
 methods: [unsafe, {config: concept, options: {trainer.max_epochs: 2, save_points: [2]}}]
 weights: [{method: unsafe, uri: "zoo:unsafe.ToyLine-v0"}]
+audits: {patch: {models: [concept], options: {episodes: 2}}}
 """
 
 
@@ -50,14 +51,14 @@ def test_it_runs_nests_and_is_done_the_second_time(few, capsys, tmp_path):
     assert "The study is FINISHED" in told
     (parent,) = (run for run in runs() if run.info.run_name == "study-few")
     children = [run for run in runs() if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
-    assert sorted(run.info.run_name for run in children) == ["concept-seed0", "unsafe-seed0"]
+    assert sorted(run.info.run_name for run in children) == ["concept-seed0", "patch", "unsafe-seed0"]
     (concept,) = (run for run in children if run.info.run_name == "concept-seed0")
     assert concept.data.tags["source"] == "models:/unsafe.ToyLine-v0/2"
     kept = registry.load_policy(str(tmp_path / "studies/few/ToyLine-v0/seed0/weights/concept-2"))
     assert (kept.card.method, kept.card.update) == ("concept", 2)
     cli.main(few)
-    assert "2 steps, 2 done already" in capsys.readouterr().out
-    assert len(runs()) == 3  # nothing ran, and the study's own run is the same one
+    assert "3 steps, 3 done already" in capsys.readouterr().out
+    assert len(runs()) == 4  # nothing ran, and the study's own run is the same one
 
 
 @pytest.mark.parametrize(
