@@ -11,6 +11,7 @@ __all__ = [
     "evaluate",
     "extrapolate",
     "load_policy",
+    "meta_evaluation",
     "patch",
     "repair",
     "save_policy",

@@ -16,6 +16,7 @@ import torch
 
 from lightning_unlearn import fit
 from lightning_unlearn.audits.elicitation import elicit as elicit_behaviour
+from lightning_unlearn.audits.meta_evaluation import meta_evaluation
 from lightning_unlearn.audits.patching import patch as patch_policies
 from lightning_unlearn.audits.policy_comparison import evaluate as evaluate_episodes
 from lightning_unlearn.audits.policy_comparison import per_episode
@@ -41,6 +42,7 @@ __all__ = [
     "evaluate",
     "extrapolate",
     "load_policy",
+    "meta_evaluation",
     "patch",
     "repair",
     "save_policy",
