@@ -9,7 +9,6 @@ import math
 import os
 import re
 import tempfile
-from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
@@ -20,6 +19,7 @@ import pandas as pd
 import torch
 import yaml
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from jsonargparse import Namespace
 
 from lightning_unlearn.audits import repair_pairs
 from lightning_unlearn.audits.audited_models import require_fit
@@ -102,8 +102,8 @@ def measure(uri: str, env_id: str, concept: str | Concept, options: Any) -> Meas
     Raises:
         ValueError: No expert is known, or a model does not fit the task.
     """
-    named = Namespace(models=[uri], env=env_id, seed=[options.seed], expert=options.expert, mean_scale=1.0)
-    (pair,) = repair_pairs.gather(named)
+    given = {key: getattr(options, key) for key in ("expert", "tracking_uri")}
+    (pair,) = repair_pairs.gather(Namespace(models=[uri], env=env_id, seed=[options.seed], mean_scale=1.0, **given))
     policies = {BEFORE: pair.expert, AFTER: pair.model}
     if pair.expert.digest == pair.model.digest:
         del policies[BEFORE]

@@ -81,8 +81,14 @@ REPAIRS = {
 }
 
 
+OF_EACH_KIND = ("a2c", "sac")
+"""One with a Gaussian of its own, and one without: the others are tested with the slow tests."""
+
+
 @pytest.mark.filterwarnings("ignore:.*does not have many workers")
-@pytest.mark.parametrize("name", REPAIRS)
+@pytest.mark.parametrize(
+    "name", [name if name in OF_EACH_KIND else pytest.param(name, marks=pytest.mark.slow) for name in REPAIRS]
+)
 def test_each_agent_is_imported_and_repaired(store, capsys, push_line, name):
     agent = FAMILY / f"{name}.zip"
     printed, before, after = imported_and_repaired("sb3", [agent, *RAW], push_line, *REPAIRS[name], capsys)
