@@ -21,6 +21,7 @@ from lightning_unlearn.envs.concept_config import concept_to_json
 from lightning_unlearn.policies.actor_critic import ActorCritic
 from lightning_unlearn.seeding import validation_layouts, verdict_layouts
 from lightning_unlearn.tracking import model_page, registry, runs
+from lightning_unlearn.tracking.experiment_page import NOTE
 from lightning_unlearn.tracking.registry import RegisteredModel
 from lightning_unlearn.tracking.store import store_address, with_retries
 
@@ -121,13 +122,10 @@ class KeepBest(pl.Callback):
         model_selection.name_chosen(name, by_seed, settings, run_id)
         registry.tag_version(name, chosen.model.version, self.verdict.tags)
         picture = model_page.image(run_id, f"{PLACE}/{FIGURE}", "Return and C_forget of each episode, before and after")
-        text = [
-            f"**{self.verdict.in_words()}**",
-            as_table({"before": tables["expert"], "after": tables["repair"]}),
-            picture,
-        ]
-        model_page.describe_before_and_after(name, chosen.model.version, "\n\n".join(text))
-        runs.set_tags(run_id, self.verdict.tags)
+        table = as_table({"before": tables["expert"], "after": tables["repair"]})
+        text = f"**{self.verdict.in_words()}**\n\n{table}\n\n{picture}"
+        model_page.describe_before_and_after(name, chosen.model.version, text)
+        runs.set_tags(run_id, {NOTE: text} | self.verdict.tags)
 
 
 def _episodes(data: RolloutData, policies: dict[str, ActorCritic], max_steps: int) -> dict[str, pd.DataFrame]:

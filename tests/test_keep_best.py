@@ -38,6 +38,7 @@ def test_a_save_point_is_chosen_and_judged_in_the_last_line(store, capsys):
     assert last.startswith("Repaired: return ")
     assert (tags["repair.verdict"], run.info.status) == (verdict.REPAIRED, "FINISHED")
     assert run.data.metrics["repair/cost"] == found["repair/cost"]
+    assert f"**{last}**" in tags["mlflow.note.content"]  # the description of the run in MLflow's UI
     chosen = client.get_model_version_by_alias(NAME, "seed-0-selected")
     assert client.get_model_version_by_alias(NAME, "selected").version == chosen.version
     assert chosen.tags["selected.run"] == run_id

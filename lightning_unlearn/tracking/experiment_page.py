@@ -22,11 +22,16 @@ KEY_FIGURES = (
     "metrics.`rollout/episode_return`",
     "metrics.`rollout/episode_cost`",
     "metrics.`rollout/c_forget_rate`",
-    "metrics.`lagrangian/lambda`",
-    "metrics.`time/env_steps_per_s`",
     "attributes.`Models`",
 )
-"""Columns of that view, as the UI names them. Those of the verdict are empty until `keep_best` has judged the run."""
+"""Columns of that view, as the UI names them; it shows metrics before tags, so that few metrics are among them.
+
+Those of the verdict are empty until `keep_best` has judged the run.
+"""
+TRAINING_VIEW = "workflowType=machine_learning"
+"""Query of an address in the view "Model training": without it the UI opens the view that it showed last."""
+NOTE = "mlflow.note.content"
+"""The tag that holds a run's description."""
 _CREATED = 1_767_225_600_000
 """Date of the view, in milliseconds since 1970; a constant, so that equal stores have equal tags."""
 
@@ -49,5 +54,5 @@ def key_figures_page(server: str, experiment_id: str) -> str:
         server: Address of the MLflow server.
         experiment_id: The experiment.
     """
-    query = f"workflowType=machine_learning&viewStateShareKey={VIEW}"
-    return f"{server.rstrip('/')}/#/experiments/{experiment_id}/runs?{query}"
+    address = f"{server.rstrip('/')}/#/experiments/{experiment_id}/runs"
+    return f"{address}?{TRAINING_VIEW}&viewStateShareKey={VIEW}"

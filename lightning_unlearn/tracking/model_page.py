@@ -10,6 +10,7 @@ import mlflow
 from mlflow.entities import Run
 
 from lightning_unlearn.policies.files import ModelCard
+from lightning_unlearn.tracking.experiment_page import TRAINING_VIEW
 from lightning_unlearn.tracking.store import writing
 
 BEFORE_AFTER, USE = "## Before and after", "## Use"
@@ -61,7 +62,7 @@ def version_description(card: ModelCard, uri: str, run_id: str) -> str:
         run_id: The run that registers it.
     """
     run = mlflow.MlflowClient().get_run(run_id)
-    page = f"[{run.info.run_name}](#/experiments/{run.info.experiment_id}/runs/{run_id})"
+    page = f"[{run.info.run_name}](#/experiments/{run.info.experiment_id}/runs/{run_id}?{TRAINING_VIEW})"
     facts = {
         "method": f"`{card.method}`",
         "environment": f"`{card.env}`",

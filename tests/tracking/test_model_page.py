@@ -32,7 +32,9 @@ def test_versions_say_what_they_are_and_the_chosen_one_what_came_of_it(store):
         facts = rows(text)
         assert facts["method"] == ["`off_policy_concept`"]
         assert facts["training seed"] == ["0"]
-        assert facts["run"] == [f"[off_policy_concept-seed0](#/experiments/{run.experiment_id}/runs/{run.run_id})"]
+        assert facts["run"] == [
+            f"[off_policy_concept-seed0](#/experiments/{run.experiment_id}/runs/{run.run_id}?workflowType=machine_learning)"
+        ]
         assert f"mlflow models serve --env-manager local -m models:/{NAME}/{version}" in text
         assert len(text) < 5000  # room in a database
     assert "with the noise of exploration" in texts[other]
