@@ -67,7 +67,7 @@ def test_it_runs_nests_and_is_done_the_second_time(few, capsys, tmp_path):
         (("seeds: [0]", "seeds: [0, 0]"), "seeds: 0 is listed twice"),
         (("seeds: [0]", "seeds: [0]\nsedes: [0]"), "sedes"),
         (("seeds: [0]", "seeds: [0]\nseeds: [1]"), "few.yaml: seeds is listed twice"),
-        (("seeds: [0]", "seeds: [0]\naudits: {evalute: {}}"), "evalute"),
+        (("audits: {", "audits: {evalute: {}, "), "evalute"),
         (("zoo:unsafe.ToyLine-v0", "nowhere"), "nowhere"),
         (("name: few", "name: ../few"), "name: '../few' is not possible"),
     ],
