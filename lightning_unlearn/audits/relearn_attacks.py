@@ -19,7 +19,6 @@ from tqdm.auto import tqdm
 
 from lightning_unlearn import keys
 from lightning_unlearn.audits.policy_comparison import evaluate_in
-from lightning_unlearn.collectors import trajectories
 from lightning_unlearn.collectors.data import Experience, RolloutData
 from lightning_unlearn.collectors.trajectories import Trajectories
 from lightning_unlearn.envs.batched import BatchedEnv
@@ -30,7 +29,7 @@ from lightning_unlearn.methods.dual_head_ppo import DualHeadPPO
 from lightning_unlearn.methods.trajectory_decremental import TrajectoryDecremental
 from lightning_unlearn.options import require_at_least
 from lightning_unlearn.policies.actor_critic import ActorCritic
-from lightning_unlearn.seeding import SeedStreams, child, evaluation_layouts, torch_generator, training_seeds
+from lightning_unlearn.seeding import SeedStreams, evaluation_layouts, torch_generator, training_seeds
 
 PPO, CLONING, ELSEWHERE = "ppo", "cloning", "elsewhere"
 Attack = Literal["ppo", "cloning", "elsewhere"]
@@ -231,14 +230,7 @@ class _BenignCloning(TrajectoryDecremental):
 
     def _collect(self, collection: int) -> Trajectories:
         """Collect as the method does, and refuse an expert of whose episodes none is without the concept."""
-        streams = SeedStreams.of(self.seed)
-        collected = trajectories.collect(
-            self.data.more_environments,
-            self._acting_expert,
-            training_seeds(child(streams.environments, collection), self.dataset_episodes),
-            torch_generator(child(streams.policy_noise, collection)),
-            label="episodes of the expert",
-        )
+        collected = self._run_expert(collection, label="episodes of the expert")
         if not collected.kept:
             rate = float(collected.episodes[keys.EPISODE_C_FORGET].mean())
             raise ValueError(

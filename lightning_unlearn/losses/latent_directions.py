@@ -65,7 +65,7 @@ def mean_difference(latents: torch.Tensor, labels: torch.Tensor) -> torch.Tensor
 
 def probe_direction(latents: torch.Tensor, labels: torch.Tensor) -> ProbeDirection:
     """Fit a logistic regression to standardised latents, with balanced classes. Shapes: (N, H), (N,) bool."""
-    from sklearn.linear_model import LogisticRegression  # 11 MB and half a second, which no other method needs
+    from sklearn.linear_model import LogisticRegression  # 11 MB, which no other method needs
     from sklearn.preprocessing import StandardScaler
 
     require_both_classes(latents, labels)

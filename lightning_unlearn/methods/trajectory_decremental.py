@@ -223,15 +223,19 @@ class TrajectoryDecremental(GradientMethod):
             "decremental/transitions_retained": float(len(found.transitions)),
         }
 
-    def _collect(self, collection: int) -> Trajectories:
+    def _run_expert(self, collection: int, label: str) -> Trajectories:
+        """Collect the expert's episodes, with seeds of their own for each collection."""
         streams = SeedStreams.of(self.seed)
-        collected = trajectories.collect(
+        return trajectories.collect(
             self.data.more_environments,
             self._acting_expert,
             training_seeds(child(streams.environments, collection), self.dataset_episodes),
             torch_generator(child(streams.policy_noise, collection)),
-            label=f"collection {collection}",
+            label=label,
         )
+
+    def _collect(self, collection: int) -> Trajectories:
+        collected = self._run_expert(collection, label=f"collection {collection}")
         episodes, concept = len(collected.episodes), self.data.env.concept
         message = f"{episodes} episodes were collected with {self.source_uri or 'the expert'} in {self.data.env_id}, "
         if not collected.kept:
