@@ -72,11 +72,16 @@ class CommandParser(ArgumentParser):
         if not self.exit_on_error:
             super().error(message, ex)
         known = [name.removeprefix("--") for action in self._actions for name in action.option_strings]
-        raise ValueError(" ".join(message.split()) + suggestion(message, known)) from ex
+        text = " ".join(message.split())
+        if no_number := _NO_NUMBER.search(text):
+            text = f"--{no_number[1]} {no_number[2]} is not possible: use a number."
+        raise ValueError(text + suggestion(message, known)) from ex
 
 
 _UNKNOWN = re.compile(r"(?:[Oo]ption '|unrecognized arguments: --)([\w.]+)")
 """An unknown key in a parser's message; its other keys are known, and their values impossible."""
+_NO_NUMBER = re.compile(r"""Parser key "([\w.]+)": .*Expected a <class 'float'>.* value: (.+)""")
+"""The key and its value in the message about a float that is none, such as nan, which YAML reads as a text."""
 
 
 def suggestion(message: str, known: Sequence[str]) -> str:

@@ -16,6 +16,15 @@ def test_a_model_is_given_by_one_name_in_all_commands_or_by_its_published_one(pu
     assert published.removeprefix("--") in given
 
 
+@pytest.mark.parametrize("kind", [float, float | None])
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf", "much"])
+def test_what_is_no_number_is_refused_in_words(kind, value):
+    parser = CommandParser()
+    parser.add_argument("--std", type=kind)
+    with pytest.raises(ValueError, match=rf"^--std {value} is not possible: use a number\.$"):
+        parser.parse_args([f"--std={value}"])
+
+
 @pytest.mark.parametrize(("option", "near"), [("--modle", "model"), ("--model_pat", "model_path"), ("--mod", "model")])
 def test_the_nearest_option_is_suggested(option, near):
     parser = CommandParser()

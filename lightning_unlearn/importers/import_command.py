@@ -56,12 +56,12 @@ def main(args: Sequence[str]) -> None:
     streams = SeedStreams.of(options.seed)
     torch.set_num_threads(1)  # networks of this size gain nothing from more, and lose much on a busy machine
     started = time.perf_counter()
+    reader = _find(library, options)
     data = RolloutData(options.env, options.num_envs, options.horizon, concept, options.workers, options.seed)
     try:
         simulator = data.env.simulator  # an impossible environment is refused before a store is made
         store = open_store(options.tracking_uri)
         require_active_experiment(options.env)
-        reader = _find(library, options)
         policy, reference = reader.policy(simulator, torch_generator(streams.weights)), reader.reference(simulator)
         read_s, std = time.perf_counter() - started, reader.agent(simulator).stated_std
         print(f"Read {options.agent} of {reader.library} in {read_s:.1f} s.", flush=True)

@@ -152,7 +152,10 @@ BAD = {
     "another environment": (["sb3", *AGENT, "--env", "SafetyPointCircle1-v0"], "takes 60 observations.*--env"),
     "too short a warm-up": (["sb3", *AGENT, "--warm_up_rollouts", "1"], "at least 2"),
     "an std of 0": (["sb3", *AGENT, "--exploration_std", "0"], "use a number above 0"),
-    "no number as std": (["sb3", *AGENT, "--exploration_std", "nan"], "exploration_std.*nan"),
+    "nan as std": (["sb3", *AGENT, "--exploration_std", "nan"], "--exploration_std nan is not possible: use a number"),
+    "an infinite std": (["sb3", *AGENT, "--exploration_std", "inf"], "--exploration_std inf is not possible: use a"),
+    "YAML's infinite std": (["sb3", *AGENT, "--exploration_std", ".inf"], "use a number above 0"),
+    "a negative std": (["sb3", *AGENT, "--exploration_std", "-1"], "--exploration_std -1.0 .* use a number above 0"),
     "an std for a Gaussian": (["sb3", *AGENT, "--exploration_std", "0.2"], "Gaussian of its own.*leave the option out"),
     "a normaliser for omnisafe": (["omnisafe", "run", *AGENT[1:]], "leave --normalizer out"),
 }
