@@ -1,6 +1,7 @@
 """Speed of safety_gymnasium's and TorchRL's own vectorisation, each measured in a process of its own.
 
-The peers run the original environments with nothing but the import shim of `envs.compat`: forked workers inherit it.
+The peers run the original environments with nothing but the import shim of `envs.compat`, and without textures that
+release 1.0.0 lacks, those of the Race tasks: forked workers inherit both.
 Shapes: E environments, O observation size, A action size.
 """
 
@@ -23,6 +24,7 @@ import torch
 from lightning_unlearn.benchmark.measurement import PEER_ENVS, Measurement, Plan, seconds
 from lightning_unlearn.envs.batched import make_env
 from lightning_unlearn.envs.compat import make_original, original_vector
+from lightning_unlearn.envs.layouts import compiled
 from lightning_unlearn.policies.actor_critic import ActorCritic, PolicyConfig
 from lightning_unlearn.processes import cores
 
@@ -66,6 +68,7 @@ def in_own_process(
         return pool.submit(function, plan).result()
 
 
+@compiled(pictures=True)
 def vector_make(plan: Plan) -> list[Measurement]:
     """Measure `safety_gymnasium.vector.make` with 8 processes: stepping, collecting with the same policy, resets.
 
@@ -127,6 +130,7 @@ class _PlainLoop:
         return self._steps * PEER_ENVS / (time.perf_counter() - started)
 
 
+@compiled(pictures=True)
 def torchrl_parallel(plan: Plan) -> list[Measurement]:
     """Measure TorchRL's `SafetyGymnasiumEnv` in a `ParallelEnv` of 8 processes, with random actions."""
     warnings.simplefilter("ignore")

@@ -11,6 +11,8 @@ Source: `RandomGenerator.sample_layout`, `draw_placement` and `Builder.reset` of
 
 import copy
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
@@ -75,8 +77,7 @@ class ReposedWorld(_world.World):  # type: ignore[name-defined]
     def build(self) -> None:
         """Bring model and data to the state right after a compilation of the present layout and one `mj_forward`."""
         if self.template.pictures or (self.engine.model is None and self.template.model is None):
-            unparse = partial(_unparse, pictures=self.template.pictures)
-            with swapped(_world, "xmltodict", SimpleNamespace(**vars(_xmltodict) | {"unparse": unparse})):
+            with compiled(pictures=self.template.pictures):
                 super().build()
             self.template.model = copy.copy(self.engine.model)
         elif self.engine.model is None:
@@ -114,11 +115,19 @@ class ReposedWorld(_world.World):  # type: ignore[name-defined]
             self.model.qpos_spring[start : start + 7] = np.r_[position, quaternion]
 
 
-def _unparse(document: dict[str, Any], pictures: bool = False) -> str:
-    """The scene's XML without textures: they take nearly all of the compile time and no part in the physics.
+@contextmanager
+def compiled(*, pictures: bool) -> Iterator[None]:
+    """Context manager: all worlds are compiled with pictures, or without.
 
-    With pictures, only textures without a file are left out: release 1.0.0 lacks those of the Race tasks.
+    Without, no textures: they take nearly all of the compile time and no part in the physics. With pictures, only
+    textures whose file is missing are left out: release 1.0.0 lacks those of the Race tasks.
     """
+    unparse = partial(_unparse, pictures=pictures)
+    with swapped(_world, "xmltodict", SimpleNamespace(**vars(_xmltodict) | {"unparse": unparse})):
+        yield
+
+
+def _unparse(document: dict[str, Any], pictures: bool) -> str:
     asset, folder = document["mujoco"]["asset"], Path(document["mujoco"]["compiler"]["@texturedir"])
     there = [t for t in asset["texture"] if pictures and (folder / t.get("@file", "")).exists()]
     asset["texture"] = there

@@ -1,12 +1,10 @@
 """Layouts are drawn as the original draws them; a re-posed model equals a fresh compilation by the original World."""
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 
 from lightning_unlearn.envs import layouts
-from lightning_unlearn.envs.compat import make_task, safety_gymnasium, swapped
+from lightning_unlearn.envs.compat import make_task, safety_gymnasium
 from lightning_unlearn.envs.layouts import ModelTemplate, reset_world, sample_layout
 from lightning_unlearn.envs.navigation import NavigationSimulator
 
@@ -23,8 +21,7 @@ STATE = ("qpos", "qvel", "qacc", "qacc_warmstart", "xpos", "xmat", "sensordata",
 def compiled(task):
     """The task's layout, compiled afresh by the original World (without pictures, for speed)."""
     fresh = safety_gymnasium.world.World(task.agent, task._obstacles, task.world_info.world_config_dict)
-    stripped = SimpleNamespace(parse=layouts._xmltodict.parse, unparse=layouts._unparse)
-    with swapped(layouts._world, "xmltodict", stripped):
+    with layouts.compiled(pictures=False):
         fresh.rebuild(state=False)  # with its second mj_forward, as at every reset but the first
     task.world.bind_engine()
     return fresh
@@ -39,6 +36,15 @@ def different(first, second, names):
 def arrays(model):
     public = [name for name in dir(model) if not name.startswith("_")]
     return [name for name in public if isinstance(getattr(model, name), np.ndarray)]
+
+
+def test_the_original_race_runs_without_the_textures_that_the_release_lacks():
+    env = safety_gymnasium.make("SafetyPointRace1-v0")
+    with pytest.raises(ValueError, match="texture"):
+        env.reset()
+    with layouts.compiled(pictures=True):
+        assert np.isfinite(env.reset(seed=0)[0]).all()
+        assert env.unwrapped.task.model.ntex > 0  # of the others, as for all tasks
 
 
 @pytest.mark.parametrize(

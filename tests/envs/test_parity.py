@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from lightning_unlearn.envs import layouts
-from lightning_unlearn.envs.compat import safety_gymnasium, swapped
+from lightning_unlearn.envs.compat import safety_gymnasium
 from lightning_unlearn.envs.navigation import NavigationSimulator
 from lightning_unlearn.envs.parallel import ParallelSimulator
 from lightning_unlearn.envs.rules import Fading
@@ -36,7 +36,6 @@ SHORT = [
 AGENTS = ("Point", "Car", "Racecar", "Doggo", "Ant")
 TASKS = ("Goal0", "Goal1", "Goal2", "Button1", "Button2", "Push1", "Push2", "Circle1", "Circle2", "Run0")
 TASKS += tuple(f"{family}{level}" for family in ("FadingEasy", "FadingHard", "Race") for level in range(3))
-WITHOUT_PICTURES = SimpleNamespace(parse=layouts._xmltodict.parse, unparse=layouts._unparse)
 
 
 class Pair:
@@ -79,7 +78,7 @@ class Pair:
         np.testing.assert_array_equal(*observations)
         self.observation = observations[0]
         is_race = "Race" in self.sim.env_id.removeprefix("SafetyRacecar")
-        with swapped(layouts._world, "xmltodict", WITHOUT_PICTURES) if is_race else nullcontext():
+        with layouts.compiled(pictures=False) if is_race else nullcontext():
             firsts = [self.originals[row].reset(seed=seeds[row])[0] for row in rows]
         for row, first in zip(rows, firsts, strict=True):
             self._near(self.observation[row], first, "first observation")
