@@ -1,7 +1,7 @@
 """The `export folder` command: a model folder in the style of the Hugging Face Hub.
 
 It holds the weights (`policy.safetensors`, `policy.json`), the model card `README.md`, the training's `config.yaml`,
-the measured episodes (`episodes.csv`), a figure and two videos. `lightning_unlearn.load_policy` reads it, and so does
+the measured episodes (`episodes.csv`), a figure and a video. `lightning_unlearn.load_policy` reads it, and so does
 every option that names a model.
 """
 
@@ -25,14 +25,13 @@ from lightning_unlearn.audits import repair_pairs
 from lightning_unlearn.audits.audited_models import require_fit
 from lightning_unlearn.audits.figures import before_after_figure, save_png
 from lightning_unlearn.audits.outputs import add_store_option
-from lightning_unlearn.audits.policy_comparison import Evaluation, evaluate_in, median_episode, per_episode
+from lightning_unlearn.audits.policy_comparison import evaluate_in, median_episode, per_episode
 from lightning_unlearn.audits.statistics import mean_interval
-from lightning_unlearn.audits.top_view import drawn_frames, has_map
+from lightning_unlearn.audits.top_view import has_map
 from lightning_unlearn.audits.verdict import USUAL_LIMIT, Verdict, as_table, judge
-from lightning_unlearn.audits.videos import write_gif
-from lightning_unlearn.envs.batched import make_env
+from lightning_unlearn.audits.videos import Shot, VideoOptions, VideoRecorder
+from lightning_unlearn.envs.batched import BatchedEnv, make_env
 from lightning_unlearn.envs.concept_config import RECORDED, add_concept_option, parse_with_concept, resolve_concept
-from lightning_unlearn.envs.concepts import Concept
 from lightning_unlearn.exporters import hub
 from lightning_unlearn.options import CommandParser, require_at_least
 from lightning_unlearn.policies.files import ModelCard, StoredPolicy, save_policy
@@ -42,7 +41,7 @@ from lightning_unlearn.tracking.runs import StoredRun
 from lightning_unlearn.tracking.store import open_store
 
 BEFORE, AFTER = "before", "after"
-FIGURE = "before_after.png"
+FIGURE, VIDEO = "before_after.png", "episode"
 METRICS = {"reward": "return", "cforget_sum": "c_forget", "cost_sum": "cost", "episode_length": "steps"}
 """Column of the episodes → metric of the card's metadata, each the mean of an episode."""
 _NOT_PUBLISHED = ("tracking_uri", "resume")
@@ -55,8 +54,8 @@ class Measured:
 
     tables: dict[str, pd.DataFrame]
     """`before` and `after`; only `after` for a model that is its own expert."""
-    videos: dict[str, Evaluation]
-    """The same with scenes; empty if the task has no map."""
+    shots: list[Shot]
+    """The episode of each that the video shows: the one of the first's median cost."""
     verdict: Verdict | None
     """None without `before`."""
 
@@ -82,49 +81,55 @@ def main(args: Sequence[str]) -> None:
         raise ValueError(f"--env is missing: {uri} does not record its task.")
     stored = replace(stored, card=replace(stored.card, env=env_id))
     torch.set_num_threads(1)  # networks of this size gain nothing from more, and lose much on a busy machine
-    measured = measure(uri, env_id, resolve_concept(concept, [stored.card.concept]), options)
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=out.parent) as scratch:
-            write(Path(scratch, out.name), stored, uri, measured, options)
-            os.replace(Path(scratch, out.name), out)
-    except OSError as error:
-        raise ValueError(f"--out {options.out} cannot be written ({error.strerror}): name another folder.") from error
+    concept = resolve_concept(concept, [stored.card.concept])
+    with closing(make_env(env_id, options.episodes, concept, min(options.workers, options.episodes))) as env:
+        measured = measure(env, stored, uri, options)
+        try:
+            out.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=out.parent) as scratch:
+                write(Path(scratch, out.name), env, stored, uri, measured, options)
+                os.replace(Path(scratch, out.name), out)
+        except OSError as error:
+            reason = f"--out {options.out} cannot be written ({error.strerror}): name another folder."
+            raise ValueError(reason) from error
     print(f'{out}: {", ".join(sorted(file.name for file in out.iterdir()))}\n  load_policy("{out}")')
     print(measured.verdict.in_words() if measured.verdict else "The model is its own expert: there is no before.")
     if client is not None:
         print(hub.upload(client, out, options.push))
 
 
-def measure(uri: str, env_id: str, concept: str | Concept, options: Any) -> Measured:
+def measure(env: BatchedEnv, stored: StoredPolicy, uri: str, options: Any) -> Measured:
     """Run the model and the expert that its training started from.
 
     Raises:
         ValueError: No expert is known, or a model does not fit the task.
     """
     given = {key: getattr(options, key) for key in ("expert", "tracking_uri")}
-    (pair,) = repair_pairs.gather(Namespace(models=[uri], env=env_id, seed=[options.seed], mean_scale=1.0, **given))
+    task = {"env": stored.card.env, "mean_scale": 1.0}
+    (pair,) = repair_pairs.gather(Namespace(models=[uri], seed=[options.seed], **task, **given))
     policies = {BEFORE: pair.expert, AFTER: pair.model}
     if pair.expert.digest == pair.model.digest:
         del policies[BEFORE]
-    layouts = evaluation_layouts(options.episodes)
-    with closing(make_env(env_id, len(layouts), concept, min(options.workers, len(layouts)))) as env:
-        for model in policies.values():
-            require_fit(model.policy, env.simulator, "model", model.uri)
-        drawn = has_map(env.simulator.top_view())
-        found = {
-            name: evaluate_in(env, model.policy, layouts, keep_scenes=drawn, label=name)
-            for name, model in policies.items()
-        }
+    for model in policies.values():
+        require_fit(model.policy, env.simulator, "model", model.uri)
+    layouts, drawn = evaluation_layouts(options.episodes), has_map(env.simulator.top_view())
+    found = {
+        name: evaluate_in(env, model.policy, layouts, keep_scenes=drawn, label=name) for name, model in policies.items()
+    }
     tables = {name: per_episode(evaluation.episodes) for name, evaluation in found.items()}
+    shown = median_episode(next(iter(found.values())))
+    shots = [
+        Shot(f"{name}: {model.family or 'policy'}", model.policy, found[name].episodes, shown)
+        for name, model in policies.items()
+    ]
     run, limit = training_run(uri), options.cost_limit
     if limit is None:
         limit = USUAL_LIMIT if run is None or run.cost_limit is None else run.cost_limit
     verdict = judge(tables[AFTER], tables[BEFORE], limit) if BEFORE in tables else None
-    return Measured(tables, found if drawn else {}, verdict)
+    return Measured(tables, shots, verdict)
 
 
-def write(folder: Path, stored: StoredPolicy, uri: str, measured: Measured, options: Any) -> None:
+def write(folder: Path, env: BatchedEnv, stored: StoredPolicy, uri: str, measured: Measured, options: Any) -> None:
     """Write all files of the folder, which is made."""
     save_policy(folder, stored.policy, stored.card)
     config = yaml.safe_dump(training_config(stored, uri), sort_keys=False)
@@ -134,10 +139,14 @@ def write(folder: Path, stored: StoredPolicy, uri: str, measured: Measured, opti
     if measured.verdict is not None:
         figure = before_after_figure(measured.tables[BEFORE], measured.tables[AFTER], measured.verdict.cost_limit)
         save_png(figure, folder / FIGURE)
-    shown = median_episode(next(iter(measured.videos.values()))) if measured.videos else 0
-    for name, evaluation in measured.videos.items():
-        title = f"{name}: {stored.card.method or 'policy'}"
-        write_gif(folder / f"{name}.gif", drawn_frames(evaluation.episodes, shown, title))
+    try:
+        recorder = VideoRecorder(folder, stored.card.env, VideoOptions(), env.simulator)
+    except ValueError:
+        print(f"No video: MuJoCo cannot render here, and {stored.card.env} has no map to draw.")
+    else:
+        with closing(recorder):
+            recorder.write(VIDEO, measured.shots)
+        print(f"{VIDEO}.gif: {recorder.renderer}")
     (folder / "README.md").write_text(model_card(folder, stored, uri, measured, options), encoding="utf-8")
 
 

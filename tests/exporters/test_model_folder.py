@@ -4,6 +4,7 @@ import re
 import sys
 
 import huggingface_stub
+import imageio.v3 as iio
 import mlflow
 import numpy as np
 import pandas as pd
@@ -13,6 +14,7 @@ import yaml
 
 import lightning_unlearn as lu
 from lightning_unlearn import cli
+from lightning_unlearn.audits.videos import DRAWN_BY, VideoRecorder
 from lightning_unlearn.policies.files import ModelCard, save_policy
 from lightning_unlearn.tracking import registry
 
@@ -53,8 +55,10 @@ def test_a_repair_is_measured_beside_its_expert_and_loads_back(register, tmp_pat
     assert "limit 1;" in text
     assert "| an episode, mean of 4 | before | after |" in text
     assert {*re.findall(r"\]\((\w+\.\w+)\)", text)} <= {file.name for file in out.iterdir()}
-    assert (out / "before.gif").read_bytes()[:6] == (out / "after.gif").read_bytes()[:6] == b"GIF89a"
-    assert 'load_policy("out/m")' in capsys.readouterr().out
+    assert iio.imread(out / "episode.gif", index=0).shape[1] == 2 * 400 + 4  # side by side
+    printed = capsys.readouterr().out
+    assert f"episode.gif: {DRAWN_BY} (MuJoCo does not simulate it)" in printed
+    assert 'load_policy("out/m")' in printed
     assert [file.name for file in (tmp_path / "out").iterdir()] == ["m"]
 
 
@@ -78,7 +82,7 @@ def test_an_expert_and_a_file_that_records_little(store, pushed, tmp_path, capsy
     text = card(tmp_path / "out/m")[1]
     assert "nothing was unlearned" in text
     assert "| an episode, mean of 4 | after |" in text
-    assert not (tmp_path / "out/m/before.gif").exists()
+    assert iio.imread(tmp_path / "out/m/episode.gif", index=0).shape[1] == 400
     assert "there is no before" in capsys.readouterr().out
     note = "a | b\n# `heading`"
     save_policy(tmp_path / "mine", pushed(-1.0), ModelCard(note=note))
@@ -88,6 +92,16 @@ def test_an_expert_and_a_file_that_records_little(store, pushed, tmp_path, capsy
     assert "| exported from | `mine` |" in text
     assert metadata["model-index"][0]["results"][0]["metrics"][0]["args"] == {"episodes": 1, "interval_95": None}
     assert yaml.safe_load((tmp_path / "other/config.yaml").read_text())["card"]["env"] == TOY
+
+
+def test_without_renderer_and_map_there_is_no_video(store, monkeypatch, tmp_path, capsys):
+    def refuse(*_):
+        raise ValueError("it can be neither rendered nor drawn")
+
+    monkeypatch.setattr(VideoRecorder, "__init__", refuse)
+    export(f"zoo:unsafe.{TOY}")
+    assert f"No video: MuJoCo cannot render here, and {TOY} has no map" in capsys.readouterr().out
+    assert "episode.gif" not in card(tmp_path / "out/m")[1]
 
 
 def test_what_is_not_possible_is_refused_and_leaves_nothing(store, pushed, refused, tmp_path):
