@@ -10,7 +10,7 @@ from off_policy import imported_and_repaired, require_recorded
 from lightning_unlearn.importers.cleanrl import CleanRL
 
 CLEANRL = SB3.parent / "cleanrl_off_policy"
-SCRIPTS = ["sac_continuous_action", "td3_continuous_action"]
+SCRIPTS = ["sac_continuous_action", "td3_continuous_action", "ddpg_continuous_action"]
 
 
 def agent(script):

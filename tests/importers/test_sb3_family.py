@@ -19,7 +19,7 @@ from lightning_unlearn.importers.sb3 import StableBaselines3
 from lightning_unlearn.tracking import registry
 
 FIXTURES = SB3.parent
-FAMILY = FIXTURES / "sb3_family"
+FAMILY, ZOO = FIXTURES / "sb3_family", FIXTURES / "rl_zoo3" / "sac" / "PushLine-v0_1"
 RAW = ["--normalizer", "none"]
 SB3_AGENTS = {"sac": "SAC", "td3": "TD3", "ddpg": "DDPG", "tqc": "TQC", "a2c": "A2C", "normalised": "SAC"}
 
@@ -47,12 +47,11 @@ def test_the_policy_does_what_stable_baselines3_did(push, name):
 
 
 def test_a_folder_that_rl_zoo3_left_does_what_stable_baselines3_did(push):
-    run, content = FIXTURES / "rl_zoo3" / "sac" / "PushLine-v0_1", np.load(FIXTURES / "rl_zoo3" / "actions.npz")
-    reader = StableBaselines3(run)
-    assert (reader.path.name, reader.statistics) == ("PushLine-v0.zip", run / "PushLine-v0" / "vecnormalize.pkl")
+    content, reader = np.load(FIXTURES / "rl_zoo3" / "actions.npz"), StableBaselines3(ZOO)
+    assert (reader.path.name, reader.statistics) == ("PushLine-v0.zip", ZOO / "PushLine-v0" / "vecnormalize.pkl")
     policy = require_recorded(reader, push, *(torch.from_numpy(content[key]) for key in ("states", "actions")))
     assert policy.config.normalise_observation
-    best = StableBaselines3(run / "best_model.zip")
+    best = StableBaselines3(ZOO / "best_model.zip")
     assert (best.path.name, best.statistics) == ("best_model.zip", reader.statistics)
     assert require_same_actions(best.reference(push), best.policy(push, torch.Generator()), torch.randn(9, 4)) < 1e-5
 
@@ -100,6 +99,14 @@ def test_each_agent_is_imported_and_repaired(store, capsys, push_line, name):
 
 
 @pytest.mark.filterwarnings("ignore:.*does not have many workers")
+def test_the_agent_in_a_folder_of_rl_zoo3_is_imported_and_repaired(store, capsys, push_line):
+    printed, before, after = imported_and_repaired("sb3", [ZOO], push_line, "concept", [], capsys)
+    assert f"Found {ZOO / 'PushLine-v0.zip'} with {ZOO / 'PushLine-v0' / 'vecnormalize.pkl'}" in printed
+    states = torch.from_numpy(np.load(FIXTURES / "rl_zoo3" / "actions.npz")["states"])
+    assert (after.policy.act(states) - before.policy.act(states)).abs().max() > 1e-4
+
+
+@pytest.mark.filterwarnings("ignore:.*does not have many workers")
 def test_kl_columns_say_that_the_std_was_stated(store, capsys, push_line):
     options = ["--env", push_line, "--exploration_std", "0.25", *SMALL]
     cli.main(["import", "sb3", str(FAMILY / "sac.zip"), *RAW, *options])
@@ -111,17 +118,38 @@ def test_kl_columns_say_that_the_std_was_stated(store, capsys, push_line):
     assert note in capsys.readouterr().out
 
 
+def exported(name, push, path):
+    """Move all weights of an imported agent, write it into the agent's zip, and return the policy."""
+    reader = sb3_agent(name)
+    policy = reader.policy(push, torch.Generator().manual_seed(0)).requires_grad_(False)
+    for weight in policy.parameters():
+        weight += 0.05 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(0))
+    assert save_into(policy, reader, path) < 1e-5
+    return policy
+
+
 @pytest.mark.parametrize("name", ["sac", "td3", "tqc", "ddpg"])
 def test_a_repair_goes_back_into_the_agents_zip(push, tmp_path, name):
-    reader, states, new = sb3_agent(name), recorded(name)[0], tmp_path / "new.zip"
-    policy = reader.policy(push, torch.Generator().manual_seed(0))
-    before = policy.act(states)
-    with torch.no_grad():
-        for weight in policy.parameters():
-            weight += 0.05 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(0))
-    assert save_into(policy, reader, new) < 1e-5
-    assert (policy.act(states) - before).abs().max() > 0.02
+    states, new = recorded(name)[0], tmp_path / "new.zip"
+    policy = exported(name, push, new)
+    assert (policy.act(states) - recorded(name)[1].clamp(policy.action_low, policy.action_high)).abs().max() > 0.02
     torch.testing.assert_close(sb3_agent(name, new).policy(push, torch.Generator()).act(states), policy.act(states))
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # the library leaves the zip open
+@pytest.mark.parametrize("name", SB3_AGENTS)
+def test_the_library_itself_predicts_the_repaired_actions(push, tmp_path, name):
+    package = "sb3_contrib" if name == "tqc" else "stable_baselines3"
+    library = pytest.importorskip(package, reason=f"{package} is not installed")
+    states, policy = recorded(name)[0], exported(name, push, tmp_path / "new.zip")
+    unread = {"clip_range": 0.2, "lr_schedule": float}  # pickles that another version of the library may not know
+    agent = getattr(library, SB3_AGENTS[name]).load(tmp_path / "new.zip", device="cpu", custom_objects=unread)
+    seen = states.numpy()
+    if (known := sb3_agent(name).normaliser) is not None:
+        scaled = (states.double() - known.mean) / (known.variance + known.epsilon).sqrt()
+        seen = scaled.clamp(-known.clip, known.clip).float().numpy()
+    actions = torch.from_numpy(agent.predict(seen, deterministic=True)[0]).clamp(policy.action_low, policy.action_high)
+    torch.testing.assert_close(actions, policy.act(states), rtol=0, atol=1e-5)
 
 
 def drop(prefix):
