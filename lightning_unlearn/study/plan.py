@@ -41,8 +41,10 @@ from lightning_unlearn.study.trainings import AUTO, EPISODE_STEPS, PlannedTraini
 UNSAFE, ORACLE = "unsafe", "oracle"
 PROBE, SELECT, EVALUATE, RELEARN, SHIFT, REPORT = "probe", "select", "evaluate", "relearn", "latent-shift", "report"
 PATH = "weight-path"
-PAIRS: Mapping[str, int] = {"elicit": 51, "patch": 10, PATH: 5}
-"""Audit of repaired models beside their experts → policies that it runs for a model of two layers, controls too."""
+PAIRS: Mapping[str, int] = {"elicit": 17, "patch": 10, PATH: 5}
+"""Audit of repaired models beside their experts → policies that it runs for a model of two layers."""
+CONTROLS = 2
+"""Expert and oracle, which `elicit` attacks once for all models."""
 STATES, FITTED, DIRECTION = "probe_states.npz", "hazard_probe.npz", "hazard_direction.pt"
 _SET_WHEN_RUN = ("--out", "--tracking_uri", "--workers")
 """Options that every step gets when it runs."""
@@ -241,30 +243,42 @@ class _EnvironmentPlan:
             yield self._step(RELEARN, f"relearn/{model}{of_attack}", [RELEARN, *args], seed, work=work)
 
     def _pairs(self, command: str, seed: int) -> Iterator[StudyStep]:
-        """Plan an audit of repaired models beside the experts that they started from, one step a model."""
+        """Plan an audit of repaired models beside the experts that they started from.
+
+        It is one step a model. `elicit` takes all models of an expert in one, so that its controls are run once.
+        """
         audit, relearned = self.study.audits[command], self.study.audits.get(RELEARN)
+        relearned_too = relearned.models if command == PATH and relearned and PPO in relearned.attacks else ()
+        where, elicits, steps = f"audits.{command}.models", command == elicitation.NAME, dict[Any, list[str]]()
         for model in audit.models:
-            where, expert = f"audits.{command}.models", UNSAFE if UNSAFE in self._names() else None
-            subject, foreign = RANDOM if model == RANDOM else self._model(model, seed, where), False
-            if model != RANDOM and (training := self._named(model_name(model)[0], where)).source is not None:
-                expert, foreign = training.source, training.foreign
-            args: list[Arg] = ["--env", self.env, "--models", subject, "--seed", str(seed)]
-            if expert is not None:
-                args += ["--expert", expert if foreign else self._model(expert, seed, where)]
-            if command == elicitation.NAME and ORACLE in self._names():
+            steps.setdefault(self._expert(model, seed, where) if elicits else model, []).append(model)
+        for models in steps.values():
+            subjects = [RANDOM if model == RANDOM else self._model(model, seed, where) for model in models]
+            args: list[Arg] = ["--env", self.env, "--models", *subjects, "--seed", str(seed)]
+            if (expert := self._expert(models[0], seed, where)) is not None:
+                args += ["--expert", expert]
+            if elicits and ORACLE in self._names():
                 args += ["--oracle", self._model(ORACLE, seed, where)]
-            args += self._results_in(f"seed{seed}/{command}_{_word(model)}")
+            alone = "" if elicits and len(steps) == 1 else models[0]
+            args += self._results_in(f"seed{seed}/{command}{alone and '_'}{_word(alone)}")
             args, options = self._with_options(command, args, audit.options, judges=True, whole=("episodes",))
-            reads = command == PATH and relearned is not None and PPO in relearned.attacks and model in relearned.models
+            after = [f"{self.env}/seed{seed}/{RELEARN}/{model}" for model in models if model in relearned_too]
+            policies = PAIRS[command] * (len(models) + CONTROLS if elicits else 1)
             yield self._step(
                 command,
-                f"{command}/{model}",
+                f"{command}{alone and '/'}{alone}",
                 [command, *args],
                 seed,
-                after=(f"{self.env}/seed{seed}/{RELEARN}/{model}",) if reads else (),
+                after=tuple(after),
                 workers=("--workers", options.episodes),
-                work=Workload(rolled=PAIRS[command] * options.episodes * EPISODE_STEPS),
+                work=Workload(rolled=policies * options.episodes * EPISODE_STEPS),
             )
+
+    def _expert(self, model: str, seed: int, where: str) -> Arg | None:
+        """Return the model that a repair started from; None if the study does not make it."""
+        if model != RANDOM and (training := self._named(model_name(model)[0], where)).source is not None:
+            return training.source if training.foreign else self._model(training.source, seed, where)
+        return self._model(UNSAFE, seed, where) if UNSAFE in self._names() else None
 
     def _shifts(self, seed: int) -> Iterator[StudyStep]:
         audit, probe = self.study.audits[SHIFT], self.study.audits.get(PROBE)

@@ -351,8 +351,16 @@ def test_repairs_are_compared_with_the_experts_that_they_started_from():
         "oracle": unsafe,
         "random": unsafe,
     }
-    oracle = steps[f"{in_seed}/elicit/random"].args
-    assert oracle[oracle.index("--oracle") + 1] == ModelRef(f"{in_seed}/oracle", 450)
+    elicited = {name.partition("elicit/")[2]: step for name, step in steps.items() if step.stage == "elicit"}
+    assert list(elicited) == ["concept@150", "gentle"]  # one step an expert, so that its controls are run once
+    of_unsafe = elicited["concept@150"].args
+    named = of_unsafe.index("--models")
+    oracle = ModelRef(f"{in_seed}/oracle", 450)
+    assert of_unsafe[named + 1 : named + 4] == (ModelRef(f"{in_seed}/concept", 150), oracle, "random")
+    assert [of_unsafe[of_unsafe.index(option) + 1] for option in ("--expert", "--oracle")] == [unsafe, oracle]
+    assert elicited["concept@150"].work.rolled == 17 * (3 + 2) * 20 * 1000
+    alone = steps_of(study(methods=methods, audits={"elicit": {"models": ["concept@150", "random"]}}))
+    assert [name for name in alone if "elicit" in name] == [f"{in_seed}/elicit"]
     assert steps[f"{in_seed}/weight-path/concept@150"].after == (f"{in_seed}/relearn/concept@150",)
     assert steps[f"{in_seed}/weight-path/oracle"].after == steps[f"{in_seed}/patch/concept@150"].after == ()
 
