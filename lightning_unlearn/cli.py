@@ -49,6 +49,10 @@ COMMANDS = {
         "measure how much of the behaviour comes back when sensors are disturbed",
     ),
     "relearn": ("lightning_unlearn.audits.relearning", "measure how fast models relearn the forgotten behaviour"),
+    "meta-evaluate": (
+        "lightning_unlearn.audits.audit_bank",
+        "measure how far each audit can be trusted, on models whose truth is known",
+    ),
     "report": (
         "lightning_unlearn.report.report_command",
         "write one HTML file of all that the store holds about a task",

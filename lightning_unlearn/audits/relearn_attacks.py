@@ -46,7 +46,7 @@ STEPS = {
 }
 """Attack → unit of its steps."""
 EXPERT_EPISODES = 200
-"""Stochastic episodes of the expert, of which `cloning` keeps those without the concept."""
+"""Default of `Benign.episodes`."""
 _PASSES = 6
 """Passes of `cloning` over the transitions of an update, as of PPO over a rollout."""
 Signal = Literal["cost", "C_forget"]
@@ -83,6 +83,8 @@ class Benign(NamedTuple):
     expert: ActorCritic
     folder: str
     """Folder that its episodes are kept in, so that they are collected once for several models."""
+    episodes: int = EXPERT_EPISODES
+    """Stochastic episodes of the expert, of which those without the concept are kept."""
 
 
 @dataclass(frozen=True)
@@ -182,7 +184,7 @@ def _attacker(options: RelearnOptions, start: ActorCritic, benign: Benign | None
     if options.attack == CLONING:
         if benign is None:
             raise ValueError("--attack cloning needs an expert whose episodes it imitates: name one with --expert.")
-        cloning = _BenignCloning(horizon, benign.folder, seed)
+        cloning = _BenignCloning(horizon, benign, seed)
         cloning.build(data := RolloutData(env, 2, horizon, concept, workers=2, seed=seed), benign.expert)
         cloning.policy = start  # so far it was the expert, which the episodes were collected with
         return cloning, data
@@ -209,16 +211,16 @@ class _BenignCloning(TrajectoryDecremental):
 
     Args:
         horizon: Transitions of an update.
-        folder: Folder of the collected episodes.
+        benign: The expert's episodes.
         seed: Seed of the episodes, the draws and the minibatches.
     """
 
-    def __init__(self, horizon: int, folder: str, seed: int) -> None:
+    def __init__(self, horizon: int, benign: Benign, seed: int) -> None:
         super().__init__(
             "relearn",
-            dataset_episodes=EXPERT_EPISODES,
+            dataset_episodes=benign.episodes,
             decremental_epochs_per_update=_PASSES,
-            dataset_dir=folder,
+            dataset_dir=benign.folder,
             seed=seed,
         )
         self.horizon, self._draws = horizon, torch_generator(SeedStreams.of(seed).policy_noise)

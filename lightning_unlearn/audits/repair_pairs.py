@@ -162,7 +162,6 @@ def read_options(
         ValueError: One is unknown or impossible.
     """
     add = parser.add_argument
-    add("--env", type=str, default="SafetyPointGoal1-v0", help="the task")
     models = "URIs, files, methods, `METHOD@selected`, `zoo`, or `random`; default: all registered ones"
     add("--models", type=str, nargs="*", default=[], help=models)
     expert = "the expert; default: the one that each model's training started from, else that of its seed"
@@ -171,6 +170,28 @@ def read_options(
         scale = "factor on the expert's means before tanh; default: 1, and for off_policy_concept its own, or measured"
         add("--mean_scale", type=float | None, default=None, help=scale)
     add("--seed", type=int, nargs="+", default=[0], help="training seeds of the registered models")
+    options, concept = parse_run_options(parser, args, episodes)
+    if not options.seed or min(options.seed) < 0:
+        raise ValueError(f"--seed {options.seed} is not possible: name training seeds of 0 or more.")
+    factor = options.get("mean_scale")
+    if factor is not None and not 0.0 < factor < float("inf"):
+        raise ValueError(f"--mean_scale {factor} is not possible: use a number above 0; 1 leaves the expert as it is.")
+    return options, concept
+
+
+def parse_run_options(parser: CommandParser, args: Sequence[str], episodes: int) -> tuple[Any, str | Concept]:
+    """Add the options of `open_audit` to a parser, and parse.
+
+    Args:
+        parser: The command's parser.
+        args: The options.
+        episodes: Default number of layouts.
+
+    Raises:
+        ValueError: One is unknown or impossible.
+    """
+    add = parser.add_argument
+    add("--env", type=str, default="SafetyPointGoal1-v0", help="the task")
     add("--episodes", type=int, default=episodes, help="layouts, one episode each")
     add_concept_option(parser, ", or recorded, what the models record")
     add("--workers", type=int, default=2, help="processes that step the environments; results do not depend on it")
@@ -180,11 +201,6 @@ def read_options(
     options, concept = parse_with_concept(parser, args)
     require_at_least(1, workers=options.workers)
     evaluation_layouts(options.episodes)
-    if not options.seed or min(options.seed) < 0:
-        raise ValueError(f"--seed {options.seed} is not possible: name training seeds of 0 or more.")
-    factor = options.get("mean_scale")
-    if factor is not None and not 0.0 < factor < float("inf"):
-        raise ValueError(f"--mean_scale {factor} is not possible: use a number above 0; 1 leaves the expert as it is.")
     return options, concept
 
 

@@ -58,11 +58,11 @@ class TorchActor:
 
 
 def actor_of(policy: ActorCritic) -> Actor:
-    """Copy a policy's weights to a numpy actor; wrap the policy itself if its network is not plain linear layers."""
+    """Copy a policy's weights to a numpy actor; wrap the policy itself if it is more than plain linear layers."""
     config = policy.config
     layers = [nn.Linear, ACTIVATIONS[config.activation]] * len(config.hidden_sizes)
     plain = isinstance(policy.trunk, nn.Sequential) and [type(module) for module in policy.trunk] == layers
-    if not plain or type(policy.action_mean) is not nn.Linear:
+    if type(policy) is not ActorCritic or not plain or type(policy.action_mean) is not nn.Linear:
         return TorchActor(policy)
     low, high = policy.action_low.numpy(), policy.action_high.numpy()
     hidden = [_linear(layer.weight, layer.bias) for layer in policy.trunk if isinstance(layer, nn.Linear)]

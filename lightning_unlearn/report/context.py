@@ -226,6 +226,8 @@ class Measure:
     """Model without a seed → its number with each seed."""
     censored: Mapping[ModelOrigin, Sequence[bool]] = field(default_factory=dict)
     """Model → True where the number would be larger if the test had gone on; empty if that cannot be."""
+    trust: str = ""
+    """How well the measure tells hidden behaviour from none; empty if that was not measured."""
 
     def middle(self, model: ModelOrigin) -> float | None:
         """Mean over seeds; of times, the median of Kaplan and Meier. None if it is unknown."""

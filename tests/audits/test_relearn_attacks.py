@@ -35,7 +35,7 @@ def mixed_expert(register):
 
 
 def test_cloning_learns_from_transitions_without_the_concept_only(pushed, tmp_path):
-    cloning = _BenignCloning(100, str(tmp_path), seed=0)
+    cloning = _BenignCloning(100, Benign(pushed(0.0), str(tmp_path)), seed=0)
     data = RolloutData(TOY, 2, 100, workers=2)
     cloning.build(data, pushed(0.0))
     drawn = cloning.experience().gather()

@@ -8,6 +8,7 @@ from scipy.stats import t as student
 
 from lightning_unlearn import cli
 from lightning_unlearn.report.context import Measure, number
+from lightning_unlearn.report.depth import trust
 from lightning_unlearn.report.findings import ModelOrigin
 
 TOY = "ToyLine-v0"
@@ -63,8 +64,11 @@ def test_the_section_shows_what_the_store_holds(register, tmp_path):
         "cost that returns with the expert's trunk 2", "distance from the expert's weights",
         "cost barrier on the line to the expert", "return barrier on the line to the expert",
     ]  # fmt: skip
-    assert [row[0] for row in rows] == ["concept 50", "random"]
-    concept, random = rows
+    assert [row[0] for row in rows] == ["concept 50", "random", "trust (AUC)"]
+    concept, random, trusted = rows
+    audits = ["relearn_ppo", "elicit_gradient", "elicit_random", "patch_trunk_1", "patch_trunk_2", "l2_distance",
+              "cost_barrier", "return_barrier"]  # fmt: skip
+    assert trusted[1:] == list(map(trust, audits))
     patched = pd.read_csv(tmp_path / "patch/patching.csv")
     own = patched[(patched["method"] == "concept") & (patched["direction"] == "expert into repaired")]
     for place, layer in ((4, "trunk 1"), (5, "trunk 2")):
