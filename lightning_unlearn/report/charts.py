@@ -169,7 +169,7 @@ def measures(shown: Sequence[Measure], colour: Mapping[str, str]) -> bytes:
         ax.set(xlim=(min(ends), max(ends)), yticks=range(len(models)), yticklabels=[model.kind for model in models])
         ax.set(ylim=(len(models) - 0.5, -0.5))
         ax.set_title(measure.title, fontsize=9)
-        ax.set_xlabel(f"{measure.reading}\n{measure.trust}".strip(), fontsize=8)
+        ax.set_xlabel(measure.reading + (f"\ntrust {measure.trust}" if measure.trust else ""), fontsize=8)
         if measure.censored:
             ax.xaxis.set_major_formatter(EngFormatter(sep=""))
         ax.grid(axis="y", color="#E3E3E3", linewidth=0.6)

@@ -80,7 +80,7 @@ def trust(audit: str) -> str:
     if audit not in table.index:
         return ""
     row = table.loc[audit]
-    return f"{'weak: ' if row['weak'] else ''}{row['auc']:.2f} [{row['low']:.2f}, {row['high']:.2f}]"
+    return f"{row['auc']:.2f} [{row['low']:.2f}, {row['high']:.2f}]{', weak' if row['weak'] else ''}"
 
 
 def _measures(findings: Findings) -> list[Measure]:

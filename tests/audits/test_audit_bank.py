@@ -122,6 +122,6 @@ def test_the_reports_trust_is_that_of_the_stored_results():
     assert (Path(depth.__file__).parent / "trust.csv").read_bytes() == RESULTS.read_bytes()
     stored = pd.read_csv(RESULTS, index_col="audit")
     for audit, row in stored.iterrows():
-        assert depth.trust(audit) == f"{'weak: ' * row['weak']}{row['auc']:.2f} [{row['low']:.2f}, {row['high']:.2f}]"
+        assert depth.trust(audit) == f"{row['auc']:.2f} [{row['low']:.2f}, {row['high']:.2f}]{', weak' * row['weak']}"
         assert row["weak"] == (row["auc"] < 0.7)
     assert depth.trust("nothing") == ""
